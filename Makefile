@@ -1,0 +1,47 @@
+# make demo   sets everything up and runs the main job on a small real model
+# make test   sets everything up and runs the whole suite
+# make lint   formatting and style;  make bench   kernels against torch;  make clean
+#
+# PYTHON=python3.12 picks the interpreter, TORCH=torch==2.12.0 the torch to install where there is none.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0+cpu
+BIN = $(VENV)/bin
+INPUTS = setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python bench/demo.py
+
+test: $(VENV)/.installed lint
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh' 2>/dev/null || find csrc -type f)
+
+bench: $(VENV)/.installed
+	$(BIN)/python bench/linear.py
+
+# The virtual environment sees the system's packages when one of them is a torch that we can build on.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is too old; wanted Python >= 3.10 (PYTHON=...)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' || { echo "$(PYTHON) has no venv; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	if $(PYTHON) -c 'import torch, sys; sys.exit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11))' 2>/dev/null; \
+	  then $(PYTHON) -m venv --system-site-packages $(VENV); else $(PYTHON) -m venv $(VENV); fi
+
+# The pinned CPU build where pip can find it, else that version's default build.
+$(VENV)/.torch: | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q --upgrade "setuptools>=77" "cmake>=3.24" ninja
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -q $(TORCH) \
+	  || $(BIN)/python -m pip install -q $(patsubst %+cpu,%,$(TORCH))
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(INPUTS)
+	$(BIN)/python -m pip install -q --no-build-isolation -e '.[test,demo]'
+	@touch $@
+
+clean:
+	rm -rf build mpqkern/_C.so mpqkern.egg-info $(VENV)

@@ -1,0 +1,215 @@
+// conv2d as an implicit GEMM: patches are gathered tile by tile into the layout that the kernels take,
+// never as a whole. One input channel a group (depthwise) is convolved directly.
+#include <algorithm>
+#include <cstring>
+
+#include "buffer.h"
+#include "drivers.h"
+#include "parallel.h"
+
+namespace mpq {
+namespace {
+
+constexpr int64_t kDepth = 512;              // k's of a dequantized block
+constexpr int64_t kRows = 48;                // its output channels
+constexpr int64_t kTileFloats = 128 * 1024;  // patches of a tile: 512 KiB, a level 2 cache's worth
+constexpr int64_t kMinPanels = 4;            // but at least 128 pixels share each decoded weight
+constexpr int64_t kRows8 = 32;               // pixels of an 8-bit tile
+
+// A stretch of output pixels in one output row, at `lane` of its tile.
+struct Run {
+  int64_t lane, length, batch, y, x;
+};
+
+// Output pixels p0..p1, numbered over (batch, row, column), as runs; returns how many.
+int64_t split(const ConvArgs& a, int64_t p0, int64_t p1, Run* runs) {
+  int64_t count = 0;
+  for (int64_t p = p0; p < p1;) {
+    const int64_t x = p % a.out_width, row = p / a.out_width, length = std::min(p1 - p, a.out_width - x);
+    runs[count++] = {p - p0, length, row / a.out_height, row % a.out_height, x};
+    p += length;
+  }
+  return count;
+}
+
+// For one run and one kernel tap: where it reads the input, and which of its pixels fall inside.
+struct Reach {
+  const float* from;    // input of pixel `first`, channel 0
+  int64_t first, last;  // pixels first..last read the input, the others the padding
+  int64_t step;         // input elements from one pixel to the next
+};
+
+Reach reach(const ConvArgs& a, const Run& r, int64_t ky, int64_t kx) {
+  const int64_t y = r.y * a.stride[0] - a.padding[0] + ky * a.dilation[0];
+  const int64_t x = r.x * a.stride[1] - a.padding[1] + kx * a.dilation[1];  // of the run's first pixel
+  int64_t first = x < 0 ? ceil_div(-x, a.stride[1]) : 0;
+  int64_t last = x < a.width ? ceil_div(a.width - x, a.stride[1]) : 0;
+  if (y < 0 || y >= a.height) last = 0;
+  last = std::min(last, r.length);
+  first = std::min(first, last);
+  const int64_t column = x + first * a.stride[1];
+  const int64_t at = last > first ? r.batch * a.x_stride[0] + y * a.x_stride[2] + column * a.x_stride[3] : 0;
+  return {a.x + at, first, last, a.stride[1] * a.x_stride[3]};
+}
+
+// panel[k][lane] = the input that weight k of a channel group meets at each of up to 32 pixels.
+void gather(const ConvArgs& a, int64_t group, int64_t p0, int64_t p1, float* panel) {
+  const int64_t channels = a.in_channels / a.groups;
+  Run runs[kPanel];
+  const int64_t count = split(a, p0, p1, runs);
+  float* out = panel;
+  for (int64_t ky = 0; ky < a.kernel[0]; ++ky)
+    for (int64_t kx = 0; kx < a.kernel[1]; ++kx, out += channels * kPanel) {
+      if (p1 - p0 < kPanel) std::memset(out, 0, channels * kPanel * sizeof(float));
+      for (int64_t i = 0; i < count; ++i) {
+        const Reach s = reach(a, runs[i], ky, kx);
+        const float* in = s.from + group * channels * a.x_stride[1];
+        float* lane = out + runs[i].lane;
+        for (int64_t c = 0; c < channels; ++c, in += a.x_stride[1], lane += kPanel) {
+          for (int64_t j = 0; j < s.first; ++j) lane[j] = 0;
+          if (s.step == 1)
+            for (int64_t j = s.first; j < s.last; ++j) lane[j] = in[j - s.first];
+          else
+            for (int64_t j = s.first; j < s.last; ++j) lane[j] = in[(j - s.first) * s.step];
+          for (int64_t j = s.last; j < runs[i].length; ++j) lane[j] = 0;
+        }
+      }
+    }
+  std::memset(out, 0, (a.weight.kp - a.weight.k) * kPanel * sizeof(float));
+}
+
+// sums[j] of channel n at the pixels of `runs` -> y, with the bias.
+void scatter(const ConvArgs& a, int64_t n, const Run* runs, int64_t count, const float* sums, int64_t step) {
+  const float bias = a.bias ? a.bias[n] : 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const Run& r = runs[i];
+    float* y = a.y + r.batch * a.y_stride[0] + n * a.y_stride[1] + r.y * a.y_stride[2] + r.x * a.y_stride[3];
+    for (int64_t j = 0; j < r.length; ++j) y[j * a.y_stride[3]] = sums[(r.lane + j) * step] + bias;
+  }
+}
+
+void dense(const ConvArgs& a) {
+  const Packed& w = a.weight;
+  const int64_t rows = w.n / a.groups, pixels = a.pixels();
+  const int64_t panels = std::min(ceil_div(pixels, kPanel), std::max(kMinPanels, kTileFloats / (kPanel * w.kp)));
+  const int64_t tiles = ceil_div(pixels, panels * kPanel) * a.groups;
+  // With fewer tiles than threads the output channels are shared out too, and patches gathered twice.
+  const int64_t parts = std::min(ceil_div(rows, kRows), std::max<int64_t>(1, ceil_div(2 * thread_count(), tiles)));
+  const int64_t part_rows = ceil_div(rows, parts);
+  parallel_for(tiles * parts, 1, [&](int64_t begin, int64_t end) {
+    Buffer<float> patches(panels * kPanel * w.kp), block(kRows * kDepth), sums(kRows * panels * kPanel),
+        grid(2 * w.groups);
+    Buffer<Run> runs(panels * kPanel);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t tile = i / parts / a.groups, group = i / parts % a.groups, part = i % parts;
+      const int64_t p0 = tile * panels * kPanel, p1 = std::min(pixels, p0 + panels * kPanel);
+      const int64_t used = ceil_div(p1 - p0, kPanel), ld = used * kPanel, first = group * rows;
+      if (part == 0 || i == begin)
+        for (int64_t p = 0; p < used; ++p)
+          gather(a, group, p0 + p * kPanel, std::min(p1, p0 + (p + 1) * kPanel), patches + p * kPanel * w.kp);
+      const int64_t count = split(a, p0, p1, runs), stop = first + std::min(rows, (part + 1) * part_rows);
+      for (int64_t n0 = first + part * part_rows; n0 < stop; n0 += kRows) {
+        const int64_t n1 = std::min(stop, n0 + kRows);
+        for (int64_t k0 = 0; k0 < w.kp; k0 += kDepth) {
+          const int64_t k1 = std::min(w.kp, k0 + kDepth);
+          kernels().dequantize(w, n0, n1, k0, k1, block, kDepth, grid);
+          for (int64_t p = 0; p < used; ++p)
+            kernels().gemm(block, kDepth, n1 - n0, patches + (p * w.kp + k0) * kPanel, k1 - k0, sums + p * kPanel, ld,
+                           k0 == 0);
+        }
+        for (int64_t n = n0; n < n1; ++n) scatter(a, n, runs, count, sums + (n - n0) * ld, 1);
+      }
+    }
+  });
+}
+
+void depthwise(const ConvArgs& a) {
+  const Packed& w = a.weight;
+  const int64_t multiplier = w.n / a.groups;
+  parallel_for(a.batch * w.n, ceil_div(1 << 15, a.out_height * a.out_width * w.k + 1), [&](int64_t begin, int64_t end) {
+    Buffer<float> taps(w.kp), grid(2 * w.groups), line(a.out_width);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / w.n, n = i % w.n, channel = n / multiplier;
+      kernels().dequantize(w, n, n + 1, 0, w.kp, taps, w.kp, grid);
+      for (int64_t y = 0; y < a.out_height; ++y) {
+        const Run run{0, a.out_width, b, y, 0};
+        std::memset(line, 0, a.out_width * sizeof(float));
+        for (int64_t ky = 0; ky < a.kernel[0]; ++ky)
+          for (int64_t kx = 0; kx < a.kernel[1]; ++kx) {
+            const Reach s = reach(a, run, ky, kx);
+            kernels().axpy(taps[ky * a.kernel[1] + kx], s.from + channel * a.x_stride[1], s.step, line + s.first,
+                           s.last - s.first);
+          }
+        scatter(a, n, &run, 1, line, 1);
+      }
+    }
+  });
+}
+
+// 8-bit activations: the input is rounded once, channels last, so that a patch is a few copies.
+void quantized(const ConvArgs& a) {
+  const Packed& w = a.weight;
+  const int64_t rows = w.n / a.groups, channels = a.in_channels / a.groups, pixels = a.pixels();
+  const int64_t sample = a.in_channels * a.height * a.width;
+  Buffer<int8_t> q(a.batch * sample);
+  Buffer<float> scales(a.batch);
+  parallel_for(a.batch, 1, [&](int64_t begin, int64_t end) {
+    Buffer<float> image(sample);
+    for (int64_t b = begin; b < end; ++b) {
+      float* out = image;
+      for (int64_t y = 0; y < a.height; ++y)
+        for (int64_t x = 0; x < a.width; ++x)
+          for (int64_t c = 0; c < a.in_channels; ++c)
+            *out++ = a.x[b * a.x_stride[0] + c * a.x_stride[1] + y * a.x_stride[2] + x * a.x_stride[3]];
+      int32_t unused;
+      kernels().quantize_act(image, sample, sample, q + b * sample, scales + b, &unused);
+    }
+  });
+  const int64_t tiles = ceil_div(pixels, kRows8);
+  parallel_for(tiles * a.groups, 1, [&](int64_t begin, int64_t end) {
+    Buffer<int8_t> patch(kRows8 * w.kp);
+    Buffer<float> a_scale(kRows8 * w.groups), sums(kRows8 * rows), grid(8 * w.groups);
+    Buffer<int32_t> a_sum(kRows8 * w.groups);
+    Run runs[kRows8];
+    std::memset(patch, 0, kRows8 * w.kp);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t group = i % a.groups, p0 = i / a.groups * kRows8, p1 = std::min(pixels, p0 + kRows8);
+      const int64_t count = split(a, p0, p1, runs);
+      for (int64_t r = 0; r < count; ++r)
+        for (int64_t j = 0; j < runs[r].length; ++j) {
+          const Run& run = runs[r];
+          const int64_t m = run.lane + j;
+          int8_t* out = patch + m * w.kp;
+          for (int64_t ky = 0; ky < a.kernel[0]; ++ky)
+            for (int64_t kx = 0; kx < a.kernel[1]; ++kx, out += channels) {
+              const int64_t y = run.y * a.stride[0] - a.padding[0] + ky * a.dilation[0];
+              const int64_t x = (run.x + j) * a.stride[1] - a.padding[1] + kx * a.dilation[1];
+              if (y < 0 || y >= a.height || x < 0 || x >= a.width)
+                std::memset(out, 0, channels);
+              else
+                std::memcpy(out, q + run.batch * sample + (y * a.width + x) * a.in_channels + group * channels,
+                            channels);
+            }
+          for (int64_t g = 0; g < w.groups; ++g) {
+            int32_t total = 0;
+            for (int64_t k = g * w.group; k < std::min(w.kp, (g + 1) * w.group); ++k) total += patch[m * w.kp + k];
+            a_scale[m * w.groups + g] = scales[run.batch];
+            a_sum[m * w.groups + g] = total;
+          }
+        }
+      kernels().gemm_a8(w, group * rows, (group + 1) * rows, patch, a_scale, a_sum, p1 - p0, sums, rows, grid);
+      for (int64_t n = 0; n < rows; ++n) scatter(a, group * rows + n, runs, count, sums + n, rows);
+    }
+  });
+}
+
+}  // namespace
+
+void conv2d(const ConvArgs& a) {
+  if (a.pixels() == 0 || a.weight.n == 0) return;
+  if (a.act8) return quantized(a);
+  if (a.in_channels == a.groups) return depthwise(a);
+  dense(a);
+}
+
+}  // namespace mpq

@@ -1,0 +1,57 @@
+// Chooses the instruction set, once, from what the processor and the environment say.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace mpq {
+namespace {
+
+const Kernels* const* available() {  // best first, ends with null
+  static const Kernels* list[4] = {};
+  static const bool filled = [] {
+    int i = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();  // asks the operating system too: registers it does not save are not used
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512vnni"))
+      list[i++] = &avx512_kernels;
+    if (avx2) list[i++] = &avx2_kernels;
+#endif
+    list[i] = &scalar_kernels;
+    return true;
+  }();
+  (void)filled;
+  return list;
+}
+
+const Kernels* find(const char* name) {
+  const Kernels* const* list = available();
+  if (!name || !*name) return list[0];
+  for (int i = 0; i < 3 && list[i]; ++i)
+    if (!std::strcmp(list[i]->name, name)) return list[i];
+  return nullptr;
+}
+
+std::atomic<const Kernels*>& chosen() {
+  static std::atomic<const Kernels*> table = [] {
+    const Kernels* k = find(std::getenv("MPQKERN_ISA"));
+    return k ? k : available()[0];
+  }();
+  return table;
+}
+
+}  // namespace
+
+const Kernels& kernels() { return *chosen().load(std::memory_order_relaxed); }
+
+bool use_isa(const char* name) {
+  const Kernels* k = find(name);
+  if (k) chosen().store(k, std::memory_order_relaxed);
+  return k != nullptr;
+}
+
+}  // namespace mpq

@@ -1,0 +1,51 @@
+// Whole problems on raw pointers: split over threads, staged through the cache, handed to `kernels()`.
+#pragma once
+#include "kernels.h"
+
+namespace mpq {
+
+// y[M][N] = x[M][K] . weight^T + bias, x and y of one type. act8: activations rounded to 8 bits per row
+// and group of the weight, exact integer products.
+struct LinearArgs {
+  Packed weight;
+  const void* x = nullptr;
+  const float* bias = nullptr;  // [N] or null
+  void* y = nullptr;
+  Float type = Float::f32;
+  int64_t m = 0;
+  bool act8 = false;
+};
+void linear(const LinearArgs& args);
+
+// Strides are in elements, in the order batch, channel, row, column. act8: one scale a sample.
+struct ConvArgs {
+  Packed weight;
+  const float* x = nullptr;
+  const float* bias = nullptr;
+  float* y = nullptr;
+  int64_t batch, in_channels, height, width, out_height, out_width, groups;
+  int64_t kernel[2], stride[2], padding[2], dilation[2];
+  int64_t x_stride[4], y_stride[4];
+  bool act8 = false;
+
+  int64_t pixels() const { return batch * out_height * out_width; }
+};
+void conv2d(const ConvArgs& args);
+
+void pack(const uint8_t* codes, int64_t n, int64_t k, int bits, uint8_t* out);
+void unpack(const uint8_t* packed, int64_t n, int64_t k, int bits, uint8_t* out);
+void dequantize(const Packed& w, float* out);  // [N][K]
+
+// weight fp32 [N][K] -> packed codes, scales, zeros ([N][groups], or one when symmetric), squared errors
+// [N][groups]. Returns -1, or the first row that is not finite or too large for fp16 scales.
+struct QuantizeArgs {
+  const float* weight = nullptr;
+  int64_t n = 0, k = 0, group = 0;
+  QuantizeOptions how{};
+  uint8_t* packed = nullptr;
+  void *scales = nullptr, *zeros = nullptr;
+  float* errors = nullptr;
+};
+int64_t quantize(const QuantizeArgs& args);
+
+}  // namespace mpq

@@ -1,0 +1,79 @@
+// The CPU kernels: one table of functions for each instruction set, chosen once at run time.
+#pragma once
+#include <cstdint>
+
+#include "../packed.h"
+
+namespace mpq {
+
+enum class Float { f32, f16, bf16 };  // element type of activations, results, scales
+
+// One group's outcome of `quantize`.
+struct Grid {
+  float scale, zero;  // already rounded to the stored type
+  double error;       // sum of (weight - dequantized)^2
+};
+
+struct QuantizeOptions {
+  int bits;
+  bool symmetric;
+  bool mse;          // search the range that minimises the squared error, else min-max
+  bool half_scales;  // round scale and zero to fp16 before codes are chosen
+};
+
+// Columns that one call of `gemm` works on together; its panels are this wide.
+constexpr int64_t kPanel = 32;
+
+struct Kernels {
+  const char* name;
+
+  // dst[i] = float(src[i]), and back with round to nearest even.
+  void (*to_float)(const void* src, Float type, float* dst, int64_t count);
+  void (*from_float)(const float* src, Float type, void* dst, int64_t count);
+
+  // out[count] = the codes of one row from k = 0.
+  void (*unpack)(const uint8_t* row, int bits, uint8_t* out, int64_t count);
+
+  // out[(n - n0) * ld + k - k0] = scale * (code - zero) for rows n0..n1 and k0..k1; k0 is a multiple
+  // of 32, k1 one too or Kp. `grid` holds 2 * groups floats of scratch.
+  void (*dequantize)(const Packed& w, int64_t n0, int64_t n1, int64_t k0, int64_t k1, float* out, int64_t ld,
+                     float* grid);
+
+  // y[m * ldy + n - n0] = x[m] . w[n] for rows n0..n1: weights stay packed until they are in registers.
+  // x is fp32 [rows][Kp], zero past K. `grid` holds 8 * groups floats.
+  void (*gemv)(const Packed& w, int64_t n0, int64_t n1, const float* x, int64_t rows, float* y, int64_t ldy,
+               float* grid);
+
+  // c[n * ldc + j] (+)= sum over k of a[n * lda + k] * panel[k * kPanel + j], n < rows, j < kPanel;
+  // `first` overwrites c. a is dequantized weight, small enough to sit in the cache.
+  void (*gemm)(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t depth, float* c, int64_t ldc,
+               bool first);
+
+  // y[i] += a * x[i * step], the depthwise convolution's inner loop.
+  void (*axpy)(float a, const float* x, int64_t step, float* y, int64_t count);
+
+  // q[k] = round(x[k] * 127 / max|x|) over each group, scale = max|x| / 127, sum = sum of q.
+  void (*quantize_act)(const float* x, int64_t kp, int64_t group, int8_t* q, float* scale, int32_t* sum);
+
+  // y[m * ldy + n - n0] = sum over groups of sw * sa * (sum of code * q - zero * sum of q): integers
+  // exactly, the rest in fp64. q is int8 [rows][Kp]; a_scale and a_sum are [rows][groups].
+  void (*gemm_a8)(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const float* a_scale, const int32_t* a_sum,
+                  int64_t rows, float* y, int64_t ldy, float* grid);
+
+  // One group of `count` weights -> codes and grid. False when a weight is not finite or a scale
+  // does not fit its type.
+  bool (*quantize)(const float* w, int64_t count, const QuantizeOptions& how, uint8_t* codes, Grid* grid);
+};
+
+extern const Kernels scalar_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels;    // AVX2, FMA, F16C
+extern const Kernels avx512_kernels;  // AVX-512 F, BW, DQ, VL, VNNI
+#endif
+
+// The best table that this processor runs, or the lower one that MPQKERN_ISA or `use_isa` asked for.
+const Kernels& kernels();
+// Asks for "scalar", "avx2", "avx512" or "" (the best); false when unknown or not to be had here.
+bool use_isa(const char* name);
+
+}  // namespace mpq

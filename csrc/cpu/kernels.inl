@@ -1,0 +1,378 @@
+// The kernels, written once over `Isa` (a vec_*.h) and compiled once for each instruction set.
+// Everything is in an unnamed namespace: a weak symbol built with AVX-512 could otherwise be linked
+// into every processor's path.
+#include <cfloat>
+
+#include "kernels.h"
+
+namespace {
+
+using mpq::Float;
+using mpq::kBlock;
+using mpq::kPanel;
+using mpq::Packed;
+
+constexpr int kVecs = kBlock / Isa::kWidth;  // vectors that hold a block's 32 weights
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// ---- floating point types ---------------------------------------------------------------------
+
+void to_float(const void* src, Float type, float* dst, int64_t count) {
+  if (type == Float::f16) return Isa::halves_to_floats(static_cast<const uint16_t*>(src), dst, count);
+  if (type == Float::f32) {
+    std::memcpy(dst, src, count * sizeof(float));
+    return;
+  }
+  const uint16_t* s = static_cast<const uint16_t*>(src);
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = uint32_t(s[i]) << 16;
+    std::memcpy(dst + i, &bits, 4);
+  }
+}
+
+void from_float(const float* src, Float type, void* dst, int64_t count) {
+  if (type == Float::f16) return Isa::floats_to_halves(src, static_cast<uint16_t*>(dst), count);
+  if (type == Float::f32) {
+    std::memcpy(dst, src, count * sizeof(float));
+    return;
+  }
+  uint16_t* d = static_cast<uint16_t*>(dst);
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, src + i, 4);
+    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    const bool nan = (bits & 0x7fffffff) > 0x7f800000;
+    d[i] = uint16_t(nan ? 0x7fc0 : rounded);
+  }
+}
+
+// ---- one row's scales and zeros, as floats ------------------------------------------------------
+
+struct RowGrid {
+  const float *scale, *zero;
+  int step;  // 0 when one zero serves every group
+};
+
+// `scratch` holds 2 * groups floats; rows stored as fp32 are read in place.
+inline RowGrid row_grid(const Packed& w, int64_t n, float* scratch) {
+  const int64_t at = n * w.groups;
+  RowGrid g{scratch, scratch + w.groups, w.zero_each ? 1 : 0};
+  if (w.half) {
+    Isa::halves_to_floats(static_cast<const uint16_t*>(w.scales) + at, scratch, w.groups);
+    if (w.zeros)
+      Isa::halves_to_floats(static_cast<const uint16_t*>(w.zeros) + (w.zero_each ? at : 0), scratch + w.groups,
+                            w.zero_each ? w.groups : 1);
+  } else {
+    g.scale = static_cast<const float*>(w.scales) + at;
+    if (w.zeros) g.zero = static_cast<const float*>(w.zeros) + (w.zero_each ? at : 0);
+  }
+  if (!w.zeros) scratch[w.groups] = mpq::mid_zero(w.bits);
+  return g;
+}
+
+// ---- unpack, dequantize ---------------------------------------------------------------------------
+
+template <int BITS>
+void unpack_row(const uint8_t* row, uint8_t* out, int64_t count) {
+  constexpr int kBytes = kBlock * BITS / 8;
+  int64_t k = 0;
+  for (; k + kBlock <= count; k += kBlock)
+    Isa::store_codes(out + k, Isa::template codes<BITS>(row + k / kBlock * kBytes));
+  for (; k < count; ++k) out[k] = mpq::get_code(row, k, BITS);
+}
+
+void unpack(const uint8_t* row, int bits, uint8_t* out, int64_t count) {
+  if (bits == 2) unpack_row<2>(row, out, count);
+  if (bits == 4) unpack_row<4>(row, out, count);
+  if (bits == 8) unpack_row<8>(row, out, count);
+}
+
+template <int BITS>
+void dequantize_rows(const Packed& w, int64_t n0, int64_t n1, int64_t k0, int64_t k1, float* out, int64_t ld,
+                     float* scratch) {
+  constexpr int kBytes = kBlock * BITS / 8;
+  for (int64_t n = n0; n < n1; ++n, out += ld) {
+    const RowGrid g = row_grid(w, n, scratch);
+    for (int64_t k = k0; k < k1;) {
+      const int64_t i = k / w.group, end = smaller(k1, (i + 1) * w.group);
+      const typename Isa::template Decoder<BITS> decode(g.scale[i], g.zero[i * g.step]);
+      for (; k < end; k += kBlock) {
+        typename Isa::Vec v[kVecs];
+        decode(w.row(n) + k / kBlock * kBytes, v);
+        for (int b = 0; b < kVecs; ++b) Isa::store(out + k - k0 + b * Isa::kWidth, v[b]);
+      }
+    }
+  }
+}
+
+void dequantize(const Packed& w, int64_t n0, int64_t n1, int64_t k0, int64_t k1, float* out, int64_t ld,
+                float* scratch) {
+  if (w.bits == 2) dequantize_rows<2>(w, n0, n1, k0, k1, out, ld, scratch);
+  if (w.bits == 4) dequantize_rows<4>(w, n0, n1, k0, k1, out, ld, scratch);
+  if (w.bits == 8) dequantize_rows<8>(w, n0, n1, k0, k1, out, ld, scratch);
+}
+
+// ---- few rows of activations: decode weights in registers, multiply at once ------------------------
+
+// R weight rows (as many read streams) by C activation rows; every decoded vector serves C products.
+template <int BITS, int R, int C>
+inline void gemv_tile(const Packed& w, int64_t n, const RowGrid* grid, const float* x, float* y, int64_t ldy) {
+  constexpr int kBytes = kBlock * BITS / 8;
+  typename Isa::Vec acc[R][C];
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) acc[r][c] = Isa::zero();
+  const uint8_t* row[R];
+  for (int r = 0; r < R; ++r) row[r] = w.row(n + r);
+  for (int64_t i = 0, k = 0; i < w.groups; ++i) {
+    typename Isa::template Decoder<BITS> decode[R];
+    for (int r = 0; r < R; ++r) decode[r] = {grid[r].scale[i], grid[r].zero[i * grid[r].step]};
+    for (const int64_t end = smaller(w.kp, k + w.group); k < end; k += kBlock) {
+      for (int r = 0; r < R; ++r) {
+        typename Isa::Vec v[kVecs];
+        decode[r](row[r] + k / kBlock * kBytes, v);
+        for (int c = 0; c < C; ++c)
+          for (int b = 0; b < kVecs; ++b)
+            acc[r][c] = Isa::fma(v[b], Isa::load(x + c * w.kp + k + b * Isa::kWidth), acc[r][c]);
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) y[c * ldy + r] = Isa::sum(acc[r][c]);
+}
+
+template <int BITS, int R>
+inline void gemv_rows(const Packed& w, int64_t n, const float* x, int64_t rows, float* y, int64_t ldy, float* scratch) {
+  RowGrid grid[R];
+  for (int r = 0; r < R; ++r) grid[r] = row_grid(w, n + r, scratch + 2 * w.groups * r);
+  int64_t m = 0;
+  for (; m + 4 <= rows; m += 4) gemv_tile<BITS, R, 4>(w, n, grid, x + m * w.kp, y + m * ldy, ldy);
+  for (; m < rows; ++m) gemv_tile<BITS, R, 1>(w, n, grid, x + m * w.kp, y + m * ldy, ldy);
+}
+
+template <int BITS>
+void gemv_bits(const Packed& w, int64_t n0, int64_t n1, const float* x, int64_t rows, float* y, int64_t ldy,
+               float* scratch) {
+  int64_t n = n0;
+  if (rows < 4)  // one activation row: 4 streams hide the latency of the sums
+    for (; n + 4 <= n1; n += 4) gemv_rows<BITS, 4>(w, n, x, rows, y + n - n0, ldy, scratch);
+  for (; n + 2 <= n1; n += 2) gemv_rows<BITS, 2>(w, n, x, rows, y + n - n0, ldy, scratch);
+  for (; n < n1; ++n) gemv_rows<BITS, 1>(w, n, x, rows, y + n - n0, ldy, scratch);
+}
+
+void gemv(const Packed& w, int64_t n0, int64_t n1, const float* x, int64_t rows, float* y, int64_t ldy,
+          float* scratch) {
+  if (w.bits == 2) gemv_bits<2>(w, n0, n1, x, rows, y, ldy, scratch);
+  if (w.bits == 4) gemv_bits<4>(w, n0, n1, x, rows, y, ldy, scratch);
+  if (w.bits == 8) gemv_bits<8>(w, n0, n1, x, rows, y, ldy, scratch);
+}
+
+// ---- many rows: a dequantized block of weights against panels of 32 columns -------------------------
+
+template <int R>
+inline void gemm_tile(const float* a, int64_t lda, const float* panel, int64_t depth, float* c, int64_t ldc,
+                      bool first) {
+  constexpr int kWide = kPanel / Isa::kWidth;
+  typename Isa::Vec acc[R][kWide];
+  for (int r = 0; r < R; ++r)
+    for (int j = 0; j < kWide; ++j) acc[r][j] = first ? Isa::zero() : Isa::load(c + r * ldc + j * Isa::kWidth);
+  for (int64_t k = 0; k < depth; ++k) {
+    typename Isa::Vec b[kWide];
+    for (int j = 0; j < kWide; ++j) b[j] = Isa::load(panel + k * kPanel + j * Isa::kWidth);
+    for (int r = 0; r < R; ++r) {
+      const typename Isa::Vec s = Isa::set1(a[r * lda + k]);
+      for (int j = 0; j < kWide; ++j) acc[r][j] = Isa::fma(s, b[j], acc[r][j]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int j = 0; j < kWide; ++j) Isa::store(c + r * ldc + j * Isa::kWidth, acc[r][j]);
+}
+
+void gemm(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t depth, float* c, int64_t ldc,
+          bool first) {
+  int64_t n = 0;
+  for (; n + Isa::kGemmRows <= rows; n += Isa::kGemmRows)
+    gemm_tile<Isa::kGemmRows>(a + n * lda, lda, panel, depth, c + n * ldc, ldc, first);
+  for (; n < rows; ++n) gemm_tile<1>(a + n * lda, lda, panel, depth, c + n * ldc, ldc, first);
+}
+
+void axpy(float a, const float* x, int64_t step, float* y, int64_t count) {
+  if (step == 1)
+    for (int64_t i = 0; i < count; ++i) y[i] += a * x[i];
+  else
+    for (int64_t i = 0; i < count; ++i) y[i] += a * x[i * step];
+}
+
+// ---- 8-bit activations ------------------------------------------------------------------------------
+
+// Adding and taking away 1.5 * 2^23 rounds |v| < 2^22 to the nearest even integer, on every processor.
+inline float round_even(float v) { return (v + 12582912.0f) - 12582912.0f; }
+inline float clamp(float v, float lo, float hi) { return v < lo ? lo : v > hi ? hi : v; }
+inline bool finite(float v) { return v <= FLT_MAX && v >= -FLT_MAX; }
+
+void quantize_act(const float* x, int64_t kp, int64_t group, int8_t* q, float* scale, int32_t* sum) {
+  for (int64_t k0 = 0; k0 < kp; k0 += group, ++scale, ++sum) {
+    const int64_t k1 = smaller(kp, k0 + group);
+    float top = 0;
+    int bad = 0;
+    for (int64_t k = k0; k < k1; ++k) {
+      const float a = x[k] < 0 ? -x[k] : x[k];
+      top = a > top ? a : top;
+      bad |= !finite(a);
+    }
+    const float s = bad ? __builtin_nanf("") : top / 127.0f;  // infinities and NaN reach every result
+    int64_t total = 0;
+    for (int64_t k = k0; k < k1; ++k) {
+      const int32_t v = s > 0 ? int32_t(round_even(clamp(x[k] / s, -127.0f, 127.0f))) : 0;
+      q[k] = int8_t(v);
+      total += v;
+    }
+    *scale = s;
+    *sum = int32_t(total);
+  }
+}
+
+// Codes reach 255 and activations 127: 32768 products stay below 2^31.
+constexpr int64_t kExactSpan = 32768;
+
+template <int BITS, int R, int C>
+inline void a8_tile(const Packed& w, int64_t n, const RowGrid* grid, const int8_t* q, const float* a_scale,
+                    const int32_t* a_sum, float* y, int64_t ldy) {
+  constexpr int kBytes = kBlock * BITS / 8;
+  double result[R][C] = {};
+  for (int64_t i = 0, k = 0; i < w.groups; ++i) {
+    int64_t exact[R][C] = {};
+    for (const int64_t end = smaller(w.kp, k + w.group); k < end;) {
+      typename Isa::Sum acc[R][C];
+      for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) acc[r][c] = Isa::zero_sum();
+      for (const int64_t stop = smaller(end, k + kExactSpan); k < stop; k += kBlock)
+        for (int r = 0; r < R; ++r) {
+          const typename Isa::Codes codes = Isa::template codes<BITS>(w.row(n + r) + k / kBlock * kBytes);
+          for (int c = 0; c < C; ++c) acc[r][c] = Isa::template dot<BITS>(acc[r][c], codes, q + c * w.kp + k);
+        }
+      for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) exact[r][c] += Isa::total(acc[r][c]);
+    }
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < C; ++c) {
+        const double zero = grid[r].zero[i * grid[r].step],
+                     scale = double(grid[r].scale[i]) * a_scale[c * w.groups + i];
+        result[r][c] += scale * (double(exact[r][c]) - zero * a_sum[c * w.groups + i]);
+      }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) y[c * ldy + r] = float(result[r][c]);
+}
+
+template <int BITS, int R>
+inline void a8_rows(const Packed& w, int64_t n, const int8_t* q, const float* a_scale, const int32_t* a_sum,
+                    int64_t rows, float* y, int64_t ldy, float* scratch) {
+  RowGrid grid[R];
+  for (int r = 0; r < R; ++r) grid[r] = row_grid(w, n + r, scratch + 2 * w.groups * r);
+  auto at = [&](int64_t m, auto tile) {
+    tile(q + m * w.kp, a_scale + m * w.groups, a_sum + m * w.groups, y + m * ldy);
+  };
+  int64_t m = 0;
+  for (; m + 4 <= rows; m += 4) at(m, [&](auto... p) { a8_tile<BITS, R, 4>(w, n, grid, p..., ldy); });
+  for (; m < rows; ++m) at(m, [&](auto... p) { a8_tile<BITS, R, 1>(w, n, grid, p..., ldy); });
+}
+
+template <int BITS>
+void a8_bits(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const float* a_scale, const int32_t* a_sum,
+             int64_t rows, float* y, int64_t ldy, float* scratch) {
+  int64_t n = n0;
+  for (; n + 2 <= n1; n += 2) a8_rows<BITS, 2>(w, n, q, a_scale, a_sum, rows, y + n - n0, ldy, scratch);
+  for (; n < n1; ++n) a8_rows<BITS, 1>(w, n, q, a_scale, a_sum, rows, y + n - n0, ldy, scratch);
+}
+
+void gemm_a8(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const float* a_scale, const int32_t* a_sum,
+             int64_t rows, float* y, int64_t ldy, float* scratch) {
+  if (w.bits == 2) a8_bits<2>(w, n0, n1, q, a_scale, a_sum, rows, y, ldy, scratch);
+  if (w.bits == 4) a8_bits<4>(w, n0, n1, q, a_scale, a_sum, rows, y, ldy, scratch);
+  if (w.bits == 8) a8_bits<8>(w, n0, n1, q, a_scale, a_sum, rows, y, ldy, scratch);
+}
+
+// ---- quantize one group of a weight -----------------------------------------------------------------
+
+inline float stored(float v, bool half) {
+  if (!half) return v;
+  uint16_t h;
+  Isa::floats_to_halves(&v, &h, 1);
+  Isa::halves_to_floats(&h, &v, 1);
+  return v;
+}
+
+inline float code_of(float w, float scale, float zero, float top) {
+  return scale > 0 ? round_even(clamp(w / scale + zero, 0, top)) : round_even(clamp(zero, 0, top));
+}
+
+// Squared error of one grid: 8 running sums, which the compiler keeps in vector registers.
+inline float squared_error(const float* w, int64_t count, float scale, float zero, float top) {
+  float sums[8] = {};
+  int64_t k = 0;
+  for (; k + 8 <= count; k += 8)
+    for (int j = 0; j < 8; ++j) {
+      const float e = w[k + j] - scale * (code_of(w[k + j], scale, zero, top) - zero);
+      sums[j] += e * e;
+    }
+  for (; k < count; ++k) {
+    const float e = w[k] - scale * (code_of(w[k], scale, zero, top) - zero);
+    sums[0] += e * e;
+  }
+  return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+}
+
+// The range [lo, hi] shrunk to `fraction` of itself, as a scale and a zero of the stored type.
+inline void fit(float lo, float hi, float fraction, const mpq::QuantizeOptions& how, float* scale, float* zero) {
+  const float top = float(mpq::max_code(how.bits));
+  if (how.symmetric) {
+    *zero = top / 2;
+    *scale = stored((hi > -lo ? hi : -lo) * fraction / *zero, how.half_scales);
+  } else {
+    *scale = stored((hi - lo) * fraction / top, how.half_scales);
+    *zero = *scale > 0 ? stored(clamp(-lo * fraction / *scale, 0, top), how.half_scales) : 0;
+  }
+}
+
+// MSE search: fractions 1, 0.98, ... 0.2 of the full range; the first of equals wins.
+constexpr int kFractions = 41;
+constexpr float kFractionStep = 0.02f;
+
+bool quantize(const float* w, int64_t count, const mpq::QuantizeOptions& how, uint8_t* codes, mpq::Grid* grid) {
+  float lo = 0, hi = 0;  // the range always holds 0, so that zero lies in 0..top
+  int bad = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    lo = w[k] < lo ? w[k] : lo;
+    hi = w[k] > hi ? w[k] : hi;
+    bad |= !finite(w[k]);
+  }
+  const float top = float(mpq::max_code(how.bits));
+  float scale, zero;
+  fit(lo, hi, 1, how, &scale, &zero);
+  if (bad || !finite(scale)) return false;
+  if (how.mse) {
+    float best = squared_error(w, count, scale, zero, top);
+    for (int i = 1; i < kFractions; ++i) {
+      float s, z;
+      fit(lo, hi, 1 - float(i) * kFractionStep, how, &s, &z);
+      const float error = squared_error(w, count, s, z, top);
+      if (error < best) best = error, scale = s, zero = z;
+    }
+  }
+  double error = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    const float code = code_of(w[k], scale, zero, top);
+    codes[k] = uint8_t(int(code));
+    const double e = double(w[k]) - double(scale) * (double(code) - double(zero));
+    error += e * e;
+  }
+  *grid = {scale, zero, error};
+  return true;
+}
+
+}  // namespace
+
+#define MPQ_KERNELS(table, isa)                                                             \
+  const mpq::Kernels mpq::table = {isa,  to_float, from_float,   unpack,  dequantize, gemv, \
+                                   gemm, axpy,     quantize_act, gemm_a8, quantize}

@@ -1,0 +1,131 @@
+// linear: few rows of activations go through `gemv`, many through panels and `gemm`, 8-bit ones through
+// `gemm_a8`. The choice depends on shapes alone, so a result never depends on the number of threads.
+#include <algorithm>
+#include <cstring>
+
+#include "buffer.h"
+#include "drivers.h"
+#include "parallel.h"
+
+namespace mpq {
+namespace {
+
+// From here on, decoding once into the cache beats decoding in registers for every 4 rows.
+constexpr int64_t kGemmFrom = 12;
+constexpr int64_t kDepth = 512;          // k's of a dequantized block: kRows * kDepth floats stay in L2
+constexpr int64_t kRows = 48;            // a multiple of every ISA's tile height
+constexpr int64_t kMaxColumns = 512;     // activation rows staged at once
+constexpr int64_t kGrainMacs = 1 << 16;  // below this a second thread costs more than it saves
+
+// Rows of x as fp32 [m][Kp], zero past K; the caller's own memory when that is what it holds.
+const float* padded_rows(const LinearArgs& a, Buffer<float>& room) {
+  const Packed& w = a.weight;
+  if (a.type == Float::f32 && w.k == w.kp) return static_cast<const float*>(a.x);
+  const int64_t bytes = a.type == Float::f32 ? 4 : 2;
+  parallel_for(a.m, ceil_div(kGrainMacs, w.kp), [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) {
+      float* row = room + m * w.kp;
+      kernels().to_float(static_cast<const char*>(a.x) + m * w.k * bytes, a.type, row, w.k);
+      std::memset(row + w.k, 0, (w.kp - w.k) * sizeof(float));
+    }
+  });
+  return room;
+}
+
+// One result row's columns n0..n1, from fp32 sums.
+void finish(const LinearArgs& a, int64_t m, int64_t n0, int64_t n1, float* sums) {
+  if (a.bias)
+    for (int64_t n = n0; n < n1; ++n) sums[n - n0] += a.bias[n];
+  const int64_t bytes = a.type == Float::f32 ? 4 : 2;
+  char* y = static_cast<char*>(a.y) + (m * a.weight.n + n0) * bytes;
+  if (y != reinterpret_cast<char*>(sums)) kernels().from_float(sums, a.type, y, n1 - n0);
+}
+
+// Threads share out the weight's rows: kernel(n0, n1, sums, ld, scratch) leaves fp32 sums at
+// sums[m * ld + n - n0], which are finished here.
+template <class F>
+void by_rows(const LinearArgs& a, const F& kernel) {
+  const Packed& w = a.weight;
+  const bool direct = a.type == Float::f32;
+  const int64_t grain = ceil_div(ceil_div(kGrainMacs, a.m * w.kp), 4) * 4;
+  parallel_for(ceil_div(w.n, 4), std::max<int64_t>(1, grain / 4), [&](int64_t begin, int64_t end) {
+    const int64_t n0 = begin * 4, n1 = std::min(w.n, end * 4), ld = direct ? w.n : n1 - n0;
+    Buffer<float> scratch(8 * w.groups), room(direct ? 0 : a.m * ld);
+    float* sums = direct ? static_cast<float*>(a.y) + n0 : room;
+    kernel(n0, n1, sums, ld, scratch);
+    for (int64_t m = 0; m < a.m; ++m) finish(a, m, n0, n1, sums + m * ld);
+  });
+}
+
+// x[m0..m1] transposed into panels [ceil(rows / 32)][Kp][32]: k runs down, activation rows across.
+void make_panels(const float* x, int64_t kp, int64_t m0, int64_t m1, float* panels) {
+  const int64_t count = ceil_div(m1 - m0, kPanel), strips = ceil_div(kp, kDepth);
+  parallel_for(count * strips, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t p = i / strips, k0 = i % strips * kDepth, k1 = std::min(kp, k0 + kDepth);
+      const int64_t first = m0 + p * kPanel, rows = std::min(kPanel, m1 - first);
+      float* out = panels + p * kp * kPanel;
+      if (rows < kPanel) std::memset(out + k0 * kPanel, 0, (k1 - k0) * kPanel * sizeof(float));
+      for (int64_t k = k0; k < k1; k += kBlock)  // a 32 x 32 tile at a time: 8 KiB in, 4 KiB out
+        for (int64_t j = 0; j < rows; ++j)
+          for (int64_t b = 0; b < kBlock; ++b) out[(k + b) * kPanel + j] = x[(first + j) * kp + k + b];
+    }
+  });
+}
+
+void by_panels(const LinearArgs& a, const float* x) {
+  const Packed& w = a.weight;
+  const int64_t columns = std::min(kMaxColumns, ceil_div(a.m, kPanel) * kPanel);
+  Buffer<float> panels(columns * w.kp);
+  for (int64_t m0 = 0; m0 < a.m; m0 += columns) {
+    const int64_t m1 = std::min(a.m, m0 + columns), count = ceil_div(m1 - m0, kPanel), ld = count * kPanel;
+    make_panels(x, w.kp, m0, m1, panels);
+    parallel_for(ceil_div(w.n, kRows), 1, [&](int64_t begin, int64_t end) {
+      Buffer<float> block(kRows * kDepth), sums(kRows * ld), grid(2 * w.groups), row(kRows);
+      for (int64_t n0 = begin * kRows; n0 < std::min(w.n, end * kRows); n0 += kRows) {
+        const int64_t n1 = std::min(w.n, n0 + kRows);
+        for (int64_t k0 = 0; k0 < w.kp; k0 += kDepth) {
+          const int64_t k1 = std::min(w.kp, k0 + kDepth);
+          kernels().dequantize(w, n0, n1, k0, k1, block, kDepth, grid);
+          for (int64_t p = 0; p < count; ++p)
+            kernels().gemm(block, kDepth, n1 - n0, panels + (p * w.kp + k0) * kPanel, k1 - k0, sums + p * kPanel, ld,
+                           k0 == 0);
+        }
+        for (int64_t m = m0; m < m1; ++m) {
+          for (int64_t n = n0; n < n1; ++n) row[n - n0] = sums[(n - n0) * ld + m - m0];
+          finish(a, m, n0, n1, row);
+        }
+      }
+    });
+  }
+}
+
+}  // namespace
+
+void linear(const LinearArgs& a) {
+  const Packed& w = a.weight;
+  if (a.m == 0 || w.n == 0) return;
+  const bool in_place = a.type == Float::f32 && w.k == w.kp;
+  Buffer<float> room(in_place ? 0 : a.m * w.kp);
+  const float* x = padded_rows(a, room);
+  if (a.act8) {
+    Buffer<int8_t> q(a.m * w.kp);
+    Buffer<float> scale(a.m * w.groups);
+    Buffer<int32_t> sum(a.m * w.groups);
+    parallel_for(a.m, ceil_div(kGrainMacs, w.kp), [&](int64_t begin, int64_t end) {
+      for (int64_t m = begin; m < end; ++m)
+        kernels().quantize_act(x + m * w.kp, w.kp, w.group, q + m * w.kp, scale + m * w.groups, sum + m * w.groups);
+    });
+    by_rows(a, [&](int64_t n0, int64_t n1, float* y, int64_t ld, float* grid) {
+      kernels().gemm_a8(w, n0, n1, q, scale, sum, a.m, y, ld, grid);
+    });
+  } else if (a.m < kGemmFrom) {
+    by_rows(a, [&](int64_t n0, int64_t n1, float* y, int64_t ld, float* grid) {
+      kernels().gemv(w, n0, n1, x, a.m, y, ld, grid);
+    });
+  } else {
+    by_panels(a, x);
+  }
+}
+
+}  // namespace mpq

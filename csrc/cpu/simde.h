@@ -1,0 +1,25 @@
+// AVX-512 without such a processor, for tests: SIMDe carries the intrinsics out in plain C. Below, what
+// Debian's SIMDe 0.7.4 lacks.
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/x86/avx512.h>
+#include <simde/x86/f16c.h>
+#include <simde/x86/fma.h>
+
+#include <cstdint>
+
+static inline __m512 mpq_cvtepi32_ps(__m512i a) {
+  alignas(64) int32_t in[16];
+  alignas(64) float out[16];
+  _mm512_store_si512(in, a);
+  for (int i = 0; i < 16; ++i) out[i] = float(in[i]);
+  return _mm512_load_ps(out);
+}
+static inline __m512i mpq_cvtepu8_epi32(__m128i a) {
+  alignas(16) uint8_t in[16];
+  alignas(64) int32_t out[16];
+  _mm_store_si128(reinterpret_cast<__m128i*>(in), a);
+  for (int i = 0; i < 16; ++i) out[i] = in[i];
+  return _mm512_load_si512(out);
+}
+#define _mm512_cvtepi32_ps mpq_cvtepi32_ps
+#define _mm512_cvtepu8_epi32 mpq_cvtepu8_epi32

@@ -1,0 +1,123 @@
+// AVX2 + FMA + F16C. Included only by files built with those flags; everything here has internal
+// linkage, so that no other file can be handed code that its processor lacks.
+#ifdef MPQ_SIMDE
+#include "simde.h"
+#else
+#include <immintrin.h>
+#endif
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+struct Avx2 {
+  static constexpr int kWidth = 8;
+  using Vec = __m256;
+  static constexpr int kGemmRows = 3;  // x 4 vectors of a panel: 12 of the 16 registers
+
+  static Vec zero() { return _mm256_setzero_ps(); }
+  static Vec load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, Vec a) { _mm256_storeu_ps(p, a); }
+  static Vec set1(float x) { return _mm256_set1_ps(x); }
+  static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+  static float sum(Vec a) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
+
+  static __m256i word(const uint8_t* p) {  // 4 bytes in every lane
+    int32_t w;
+    std::memcpy(&w, p, 4);
+    return _mm256_set1_epi32(w);
+  }
+
+  // 32 codes of a block as 32 weights, scale * (code - zero).
+  template <int BITS>
+  struct Decoder {
+    __m256 scale, zero;
+    Decoder() = default;
+    Decoder(float s, float z) : scale(set1(s)), zero(set1(z)) {}
+    __m256 weights(__m256i code) const { return _mm256_mul_ps(scale, _mm256_sub_ps(_mm256_cvtepi32_ps(code), zero)); }
+    void operator()(const uint8_t* p, Vec out[4]) const {
+      if constexpr (BITS == 4) {
+        const __m256i shift = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28), mask = _mm256_set1_epi32(15);
+        for (int i = 0; i < 4; ++i) out[i] = weights(_mm256_and_si256(_mm256_srlv_epi32(word(p + 4 * i), shift), mask));
+      } else {
+        for (int i = 0; i < 4; ++i)
+          out[i] = weights(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8 * i))));
+      }
+    }
+  };
+
+  // 32 codes as bytes, and their exact dot product with 32 signed bytes.
+  using Codes = __m256i;
+  using Sum = __m256i;
+  static Sum zero_sum() { return _mm256_setzero_si256(); }
+  template <int BITS>
+  static Codes codes(const uint8_t* p) {
+    if constexpr (BITS == 2) {  // a byte to each 32-bit lane, its fields spread to the lane's bytes
+      const __m256i t = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+      const __m256i a = _mm256_or_si256(t, _mm256_slli_epi32(t, 6));
+      const __m256i b = _mm256_or_si256(_mm256_slli_epi32(t, 12), _mm256_slli_epi32(t, 18));
+      return _mm256_and_si256(_mm256_or_si256(a, b), _mm256_set1_epi8(3));
+    } else if constexpr (BITS == 4) {
+      const __m256i t = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+      return _mm256_and_si256(_mm256_or_si256(t, _mm256_slli_epi16(t, 4)), _mm256_set1_epi8(15));
+    } else {
+      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    }
+  }
+  template <int BITS>
+  static Sum dot(Sum s, Codes c, const int8_t* q) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q));
+    if constexpr (BITS == 8) {  // 255 * 127 * 2 overflows the 16 bits of maddubs: widen first
+      const __m256i even = _mm256_set1_epi16(255);
+      const __m256i x_even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), x_odd = _mm256_srai_epi16(x, 8);
+      s = _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_and_si256(c, even), x_even));
+      return _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_srli_epi16(c, 8), x_odd));
+    } else {  // 15 * 127 * 2 = 3810 fits
+      return _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_maddubs_epi16(c, x), _mm256_set1_epi16(1)));
+    }
+  }
+  static int32_t total(Sum s) {
+    __m128i t = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+    t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1)));
+  }
+  static void store_codes(uint8_t* out, Codes c) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), c); }
+
+  static void halves_to_floats(const uint16_t* src, float* dst, int64_t count) {
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8)
+      store(dst + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i))));
+    for (; i < count; ++i) dst[i] = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(src[i])));
+  }
+  static void floats_to_halves(const float* src, uint16_t* dst, int64_t count) {
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8)
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i), _mm256_cvtps_ph(load(src + i), 0));
+    for (; i < count; ++i) dst[i] = uint16_t(_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(src[i]), 0)));
+  }
+};
+
+// 2 bits: the four weights of a group sit in a register, and a permutation looks them up. Lanes 4..7
+// repeat 0..3, so the third index bit, which belongs to the next code, does not matter.
+template <>
+struct Avx2::Decoder<2> {
+  __m256 lut;
+  Decoder() = default;
+  Decoder(float s, float z)
+      : lut(_mm256_mul_ps(set1(s), _mm256_sub_ps(_mm256_setr_ps(0, 1, 2, 3, 0, 1, 2, 3), set1(z)))) {}
+  void operator()(const uint8_t* p, Vec out[4]) const {
+    const __m256i low = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14),
+                  high = _mm256_add_epi32(low, _mm256_set1_epi32(16));
+    for (int i = 0; i < 2; ++i) {
+      const __m256i w = word(p + 4 * i);
+      out[2 * i] = _mm256_permutevar8x32_ps(lut, _mm256_srlv_epi32(w, low));
+      out[2 * i + 1] = _mm256_permutevar8x32_ps(lut, _mm256_srlv_epi32(w, high));
+    }
+  }
+};
+
+}  // namespace

@@ -1,0 +1,84 @@
+// AVX-512 F, BW, DQ, VL and VNNI, on top of the AVX2 pieces. With MPQ_SIMDE the intrinsics are carried
+// out in plain C, so that this file can be tested on any processor.
+#include "vec_avx2.h"
+
+namespace {
+
+struct Avx512 : Avx2 {
+  static constexpr int kWidth = 16;
+  using Vec = __m512;
+  static constexpr int kGemmRows = 8;  // x 2 vectors of a panel: 16 of the 32 registers
+
+  static Vec zero() { return _mm512_setzero_ps(); }
+  static Vec load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
+  static Vec set1(float x) { return _mm512_set1_ps(x); }
+  static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  static float sum(Vec a) {
+    alignas(64) float half[16];  // through memory: SIMDe has no extractf32x8
+    _mm512_store_ps(half, a);
+    return Avx2::sum(_mm256_add_ps(Avx2::load(half), Avx2::load(half + 8)));
+  }
+
+  // 8 bits: convert; 2 and 4 bits: the group's weights sit in a register, looked up by a permutation
+  // that reads only the 4 low bits of each index.
+  template <int BITS>
+  struct Decoder {
+    __m512 scale, zero;
+    Decoder() = default;
+    Decoder(float s, float z) : scale(set1(s)), zero(set1(z)) {}
+    void operator()(const uint8_t* p, Vec out[2]) const {
+      for (int i = 0; i < 2; ++i) {
+        const __m512i code = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16 * i)));
+        out[i] = _mm512_mul_ps(scale, _mm512_sub_ps(_mm512_cvtepi32_ps(code), zero));
+      }
+    }
+  };
+
+  static __m512i lanes(int a, int b, int step) {  // a, a + step, ... in lanes 0..7, b, ... in 8..15
+    alignas(64) int32_t v[16];
+    for (int i = 0; i < 8; ++i) v[i] = a + i * step, v[8 + i] = b + i * step;
+    return _mm512_load_si512(v);
+  }
+  static __m512 table(float s, float z, int mask) {
+    alignas(64) float v[16];
+    for (int i = 0; i < 16; ++i) v[i] = float(i & mask);
+    return _mm512_mul_ps(set1(s), _mm512_sub_ps(_mm512_load_ps(v), set1(z)));
+  }
+
+  template <int BITS>
+  static Sum dot(Sum s, Codes c, const int8_t* q) {
+    return _mm256_dpbusd_epi32(s, c, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q)));
+  }
+};
+
+template <>
+struct Avx512::Decoder<2> {
+  __m512 lut;
+  Decoder() = default;
+  Decoder(float s, float z) : lut(table(s, z, 3)) {}
+  void operator()(const uint8_t* p, Vec out[2]) const {
+    const __m512i shift = lanes(0, 16, 2);
+    for (int i = 0; i < 2; ++i) {
+      int32_t w;
+      std::memcpy(&w, p + 4 * i, 4);
+      out[i] = _mm512_permutexvar_ps(_mm512_srlv_epi32(_mm512_set1_epi32(w), shift), lut);
+    }
+  }
+};
+
+template <>
+struct Avx512::Decoder<4> {
+  __m512 lut;
+  Decoder() = default;
+  Decoder(float s, float z) : lut(table(s, z, 15)) {}
+  void operator()(const uint8_t* p, Vec out[2]) const {
+    const __m512i shift = lanes(0, 0, 4);
+    const __m512i four = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    for (int i = 0; i < 2; ++i)  // lanes 0..7 take the block's word 2i, lanes 8..15 its word 2i + 1
+      out[i] = _mm512_permutexvar_ps(
+          _mm512_srlv_epi32(_mm512_permutexvar_epi32(lanes(2 * i, 2 * i + 1, 0), four), shift), lut);
+  }
+};
+
+}  // namespace

@@ -1,0 +1,107 @@
+// Plain C++ "vectors": runs anywhere; compilers turn the fixed-length loops into whatever they have.
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+struct Isa {
+  static constexpr int kWidth = 8;  // floats
+  struct Vec {
+    float v[kWidth];
+  };
+  static constexpr int kGemmRows = 2;
+
+  static Vec zero() { return Vec{}; }
+  static Vec load(const float* p) {
+    Vec r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
+  static void store(float* p, Vec a) { std::memcpy(p, a.v, sizeof a.v); }
+  static Vec set1(float x) {
+    Vec r;
+    for (float& e : r.v) e = x;
+    return r;
+  }
+  static Vec fma(Vec a, Vec b, Vec c) {
+    for (int i = 0; i < kWidth; ++i) c.v[i] += a.v[i] * b.v[i];
+    return c;
+  }
+  static float sum(Vec a) { return ((a.v[0] + a.v[4]) + (a.v[2] + a.v[6])) + ((a.v[1] + a.v[5]) + (a.v[3] + a.v[7])); }
+
+  // 32 codes of a block as 32 weights, scale * (code - zero).
+  template <int BITS>
+  struct Decoder {
+    float scale, zero;
+    Decoder() = default;
+    Decoder(float s, float z) : scale(s), zero(z) {}
+    void operator()(const uint8_t* p, Vec out[mpq::kBlock / kWidth]) const {
+      for (int i = 0; i < mpq::kBlock; ++i)
+        out[i / kWidth].v[i % kWidth] = scale * (float(mpq::get_code(p, i, BITS)) - zero);
+    }
+  };
+
+  // 32 codes as bytes, and their exact dot product with 32 signed bytes.
+  struct Codes {
+    uint8_t v[mpq::kBlock];
+  };
+  struct Sum {
+    int32_t v;
+  };
+  static Sum zero_sum() { return {0}; }
+  template <int BITS>
+  static Codes codes(const uint8_t* p) {
+    Codes c;
+    for (int i = 0; i < mpq::kBlock; ++i) c.v[i] = mpq::get_code(p, i, BITS);
+    return c;
+  }
+  template <int BITS>
+  static Sum dot(Sum s, const Codes& c, const int8_t* q) {
+    for (int i = 0; i < mpq::kBlock; ++i) s.v += int32_t(c.v[i]) * q[i];
+    return s;
+  }
+  static int32_t total(Sum s) { return s.v; }
+  static void store_codes(uint8_t* out, const Codes& c) { std::memcpy(out, c.v, sizeof c.v); }
+
+  static float half_to_float(uint16_t h) {
+    const uint32_t sign = uint32_t(h & 0x8000) << 16, rest = h & 0x7fff;
+    uint32_t bits;
+    float f;
+    if (rest >= 0x7c00) {
+      bits = sign | 0x7f800000 | (rest & 0x3ff) << 13;  // inf, NaN
+    } else if (rest >= 0x400) {
+      bits = sign | ((rest << 13) + (uint32_t(127 - 15) << 23));
+    } else {  // zero and subnormal: rest * 2^-24, exact in fp32
+      f = float(rest) * 0x1p-24f;
+      std::memcpy(&bits, &f, 4);
+      bits |= sign;
+    }
+    std::memcpy(&f, &bits, 4);
+    return f;
+  }
+  static uint16_t float_to_half(float f) {  // round to nearest even
+    uint32_t x;
+    std::memcpy(&x, &f, 4);
+    const uint32_t sign = x >> 16 & 0x8000, a = x & 0x7fffffff;
+    if (a > 0x7f800000) return uint16_t(sign | 0x7e00);
+    if (a >= 0x477ff000) return uint16_t(sign | 0x7c00);  // 65520 and above
+    if (a < 0x38800000) {                                 // below 2^-14: adding 0.5 leaves the fp16 bits
+      float t;
+      std::memcpy(&t, &a, 4);
+      t += 0.5f;
+      uint32_t r;
+      std::memcpy(&r, &t, 4);
+      return uint16_t(sign | (r - 0x3f000000));
+    }
+    const uint32_t odd = a >> 13 & 1;
+    return uint16_t(sign | ((a - (uint32_t(127 - 15) << 23) + 0xfff + odd) >> 13));
+  }
+  static void halves_to_floats(const uint16_t* src, float* dst, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) dst[i] = half_to_float(src[i]);
+  }
+  static void floats_to_halves(const float* src, uint16_t* dst, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) dst[i] = float_to_half(src[i]);
+  }
+};
+
+}  // namespace

@@ -1,0 +1,80 @@
+// pack, unpack, dequantize and quantize: weights in and out of the packed format, by rows.
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "buffer.h"
+#include "drivers.h"
+#include "parallel.h"
+
+namespace mpq {
+namespace {
+
+constexpr int64_t kGrain = 1 << 15;  // weights
+
+template <class F>
+void rows(int64_t n, int64_t k, const F& body) {
+  parallel_for(n, ceil_div(kGrain, std::max<int64_t>(k, 1)), body);
+}
+
+void pack_row(const uint8_t* codes, int64_t k, int bits, uint8_t* row) {
+  std::memset(row, 0, packed_bytes(padded(k), bits));
+  for (int64_t i = 0; i < k; ++i) or_code(row, i, bits, codes[i]);
+}
+
+}  // namespace
+
+void pack(const uint8_t* codes, int64_t n, int64_t k, int bits, uint8_t* out) {
+  const int64_t bytes = packed_bytes(padded(k), bits);
+  rows(n, k, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) pack_row(codes + i * k, k, bits, out + i * bytes);
+  });
+}
+
+void unpack(const uint8_t* packed, int64_t n, int64_t k, int bits, uint8_t* out) {
+  const int64_t bytes = packed_bytes(padded(k), bits);
+  rows(n, k, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) kernels().unpack(packed + i * bytes, bits, out + i * k, k);
+  });
+}
+
+void dequantize(const Packed& w, float* out) {
+  rows(w.n, w.kp, [&](int64_t begin, int64_t end) {
+    Buffer<float> grid(2 * w.groups), row(w.k == w.kp ? 0 : w.kp);
+    if (w.k == w.kp) return kernels().dequantize(w, begin, end, 0, w.kp, out + begin * w.k, w.k, grid);
+    for (int64_t n = begin; n < end; ++n) {
+      kernels().dequantize(w, n, n + 1, 0, w.kp, row, w.kp, grid);
+      std::memcpy(out + n * w.k, row, w.k * sizeof(float));
+    }
+  });
+}
+
+int64_t quantize(const QuantizeArgs& a) {
+  const int64_t groups = ceil_div(padded(a.k), a.group), bytes = packed_bytes(padded(a.k), a.how.bits);
+  const Float type = a.how.half_scales ? Float::f16 : Float::f32;
+  std::atomic<int64_t> bad{-1};
+  auto store = [&](void* base, int64_t at, float v) {
+    kernels().from_float(&v, type, static_cast<char*>(base) + at * (a.how.half_scales ? 2 : 4), 1);
+  };
+  rows(a.n, a.k, [&](int64_t begin, int64_t end) {
+    Buffer<uint8_t> codes(a.k);
+    for (int64_t n = begin; n < end; ++n) {
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t k0 = g * a.group, k1 = std::min(a.k, k0 + a.group);
+        Grid grid{};
+        if (!kernels().quantize(a.weight + n * a.k + k0, k1 - k0, a.how, codes + k0, &grid)) {
+          bad = n;
+          return;
+        }
+        store(a.scales, n * groups + g, grid.scale);
+        if (!a.how.symmetric) store(a.zeros, n * groups + g, grid.zero);
+        a.errors[n * groups + g] = float(grid.error);
+      }
+      pack_row(codes, a.k, a.how.bits, a.packed + n * bytes);
+    }
+  });
+  if (a.how.symmetric) store(a.zeros, 0, mid_zero(a.how.bits));
+  return bad;
+}
+
+}  // namespace mpq

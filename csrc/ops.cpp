@@ -1,0 +1,317 @@
+// torch.ops.mpqkern.*: every schema, and for CPU tensors every argument check and the way from tensors to
+// raw pointers. No arithmetic. LibTorch Stable ABI only, so one binary serves torch >= 2.11.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/drivers.h"
+#include "cpu/parallel.h"
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+namespace mpq {
+
+void run_parallel(int64_t count, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context) {
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+}
+int64_t thread_count() { return torch::stable::get_num_threads(); }
+
+}  // namespace mpq
+
+namespace {
+
+std::string shape_of(const Tensor& t) {
+  std::string s = "[";
+  for (int64_t i = 0; i < t.dim(); ++i) s += (i ? ", " : "") + std::to_string(t.size(i));
+  return s + "]";
+}
+
+bool is_float(ScalarType t) { return t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16; }
+
+mpq::Float float_type(ScalarType t) {
+  return t == ScalarType::Float ? mpq::Float::f32 : t == ScalarType::Half ? mpq::Float::f16 : mpq::Float::bf16;
+}
+
+void check_cpu(const char* op, const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cpu(), op, ": ", name, " is not on the CPU, but another argument is; wanted one device");
+}
+
+void check_bits(const char* op, int64_t bits) {
+  STD_TORCH_CHECK(bits == 2 || bits == 4 || bits == 8, op, ": bits=", bits, "; wanted 2, 4 or 8");
+}
+
+int64_t checked_group(const char* op, int64_t group_size, int64_t kp) {
+  STD_TORCH_CHECK(group_size >= 0 && group_size % mpq::kBlock == 0, op, ": group_size=", group_size,
+                  "; wanted a multiple of 32, or 0 for the whole row");
+  return group_size ? group_size : kp;
+}
+
+void check_act_bits(const char* op, const std::optional<int64_t>& act_bits) {
+  STD_TORCH_CHECK(!act_bits || *act_bits == 8, op, ": act_bits=", act_bits.value_or(0), "; wanted None or 8");
+}
+
+// A packed weight held by tensors: keeps contiguous copies alive while kernels use the pointers.
+struct HeldWeight {
+  Tensor codes, scales;
+  OptionalTensor zeros;
+  mpq::Packed view;
+};
+
+HeldWeight packed_weight(const char* op, const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros,
+                         int64_t bits, int64_t group_size, int64_t k) {
+  check_bits(op, bits);
+  check_cpu(op, "qweight", qweight);
+  check_cpu(op, "scales", scales);
+  STD_TORCH_CHECK(k > 0, op, ": k=", k, "; wanted at least 1");
+  mpq::Packed w;
+  w.bits = int(bits);
+  w.k = k;
+  w.kp = mpq::padded(k);
+  STD_TORCH_CHECK(qweight.dim() == 2 && qweight.scalar_type() == ScalarType::Byte &&
+                      qweight.size(1) == mpq::packed_bytes(w.kp, w.bits),
+                  op, ": qweight has shape ", shape_of(qweight), "; wanted uint8 [N, ", mpq::packed_bytes(w.kp, w.bits),
+                  "] for k=", k, " at bits=", bits);
+  w.n = qweight.size(0);
+  w.group = checked_group(op, group_size, w.kp);
+  w.groups = mpq::ceil_div(w.kp, w.group);
+  const ScalarType type = scales.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Half || type == ScalarType::Float, op,
+                  ": scales are neither float16 nor float32");
+  STD_TORCH_CHECK(scales.dim() == 2 && scales.size(0) == w.n && scales.size(1) == w.groups, op, ": scales has shape ",
+                  shape_of(scales), "; wanted [", w.n, ", ", w.groups, "] for k=", k, ", group_size=", group_size);
+  HeldWeight held{torch::stable::contiguous(qweight), torch::stable::contiguous(scales), {}, w};
+  held.view.half = type == ScalarType::Half;
+  if (zeros) {
+    check_cpu(op, "zeros", *zeros);
+    held.view.zero_each = zeros->numel() != 1;
+    STD_TORCH_CHECK(zeros->scalar_type() == type, op, ": zeros and scales differ in dtype; wanted the same");
+    STD_TORCH_CHECK(!held.view.zero_each || (zeros->dim() == 2 && zeros->size(0) == w.n && zeros->size(1) == w.groups),
+                    op, ": zeros has shape ", shape_of(*zeros), "; wanted [1] or [", w.n, ", ", w.groups, "]");
+    held.zeros = torch::stable::contiguous(*zeros);
+    held.view.zeros = held.zeros->const_data_ptr();
+  }
+  held.view.codes = static_cast<const uint8_t*>(held.codes.const_data_ptr());
+  held.view.scales = held.scales.const_data_ptr();
+  return held;
+}
+
+// The bias as contiguous fp32, or nothing.
+OptionalTensor float_bias(const char* op, const OptionalTensor& bias, int64_t n) {
+  if (!bias) return {};
+  check_cpu(op, "bias", *bias);
+  STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == n, op, ": bias has shape ", shape_of(*bias), "; wanted [", n,
+                  "]");
+  STD_TORCH_CHECK(is_float(bias->scalar_type()), op, ": bias is not float32, float16 or bfloat16");
+  return torch::stable::contiguous(torch::stable::to(*bias, ScalarType::Float));
+}
+
+const float* floats(const OptionalTensor& t) { return t ? static_cast<const float*>(t->const_data_ptr()) : nullptr; }
+
+Tensor pack_cpu(const Tensor& codes, int64_t bits) {
+  const char* op = "mpqkern::pack";
+  check_bits(op, bits);
+  STD_TORCH_CHECK(codes.dim() == 2 && codes.scalar_type() == ScalarType::Byte && codes.size(1) > 0, op,
+                  ": codes has shape ", shape_of(codes), "; wanted uint8 [N, K], K at least 1");
+  const Tensor c = torch::stable::contiguous(codes);
+  const int64_t n = c.size(0), k = c.size(1);
+  const auto* p = static_cast<const uint8_t*>(c.const_data_ptr());
+  for (int64_t i = 0; i < n * k; ++i)
+    STD_TORCH_CHECK(p[i] <= mpq::max_code(int(bits)), op, ": codes holds ", int(p[i]), "; wanted 0..",
+                    mpq::max_code(int(bits)), " at bits=", bits);
+  Tensor out = torch::stable::new_empty(c, {n, mpq::packed_bytes(mpq::padded(k), int(bits))});
+  mpq::pack(p, n, k, int(bits), static_cast<uint8_t*>(out.mutable_data_ptr()));
+  return out;
+}
+
+Tensor unpack_cpu(const Tensor& qweight, int64_t bits, int64_t k) {
+  const char* op = "mpqkern::unpack";
+  check_bits(op, bits);
+  STD_TORCH_CHECK(k > 0, op, ": k=", k, "; wanted at least 1");
+  const int64_t bytes = mpq::packed_bytes(mpq::padded(k), int(bits));
+  STD_TORCH_CHECK(qweight.dim() == 2 && qweight.scalar_type() == ScalarType::Byte && qweight.size(1) == bytes, op,
+                  ": qweight has shape ", shape_of(qweight), "; wanted uint8 [N, ", bytes, "] for k=", k,
+                  " at bits=", bits);
+  const Tensor q = torch::stable::contiguous(qweight);
+  Tensor out = torch::stable::new_empty(q, {q.size(0), k});
+  mpq::unpack(static_cast<const uint8_t*>(q.const_data_ptr()), q.size(0), k, int(bits),
+              static_cast<uint8_t*>(out.mutable_data_ptr()));
+  return out;
+}
+
+Tensor dequantize_cpu(const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros, int64_t bits,
+                      int64_t group_size, int64_t k) {
+  const HeldWeight w = packed_weight("mpqkern::dequantize", qweight, scales, zeros, bits, group_size, k);
+  Tensor out = torch::stable::new_empty(qweight, {w.view.n, k}, ScalarType::Float);
+  mpq::dequantize(w.view, static_cast<float*>(out.mutable_data_ptr()));
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_cpu(const Tensor& weight, int64_t bits, int64_t group_size,
+                                                        bool symmetric, std::string search, std::string scale_dtype) {
+  const char* op = "mpqkern::quantize";
+  check_bits(op, bits);
+  STD_TORCH_CHECK(weight.dim() == 2 && is_float(weight.scalar_type()) && weight.size(1) > 0, op, ": weight has shape ",
+                  shape_of(weight), "; wanted float32, float16 or bfloat16 [N, K], K at least 1");
+  STD_TORCH_CHECK(search == "minmax" || search == "mse", op, ": search='", search, "'; wanted 'minmax' or 'mse'");
+  STD_TORCH_CHECK(scale_dtype == "float16" || scale_dtype == "float32", op, ": scale_dtype='", scale_dtype,
+                  "'; wanted 'float16' or 'float32'");
+  const Tensor w = torch::stable::contiguous(torch::stable::to(weight, ScalarType::Float));
+  const int64_t n = w.size(0), k = w.size(1), kp = mpq::padded(k), group = checked_group(op, group_size, kp);
+  const int64_t groups = mpq::ceil_div(kp, group);
+  const bool half = scale_dtype == "float16";
+  const ScalarType type = half ? ScalarType::Half : ScalarType::Float;
+  Tensor packed = torch::stable::new_empty(w, {n, mpq::packed_bytes(kp, int(bits))}, ScalarType::Byte);
+  Tensor scales = torch::stable::new_empty(w, {n, groups}, type);
+  Tensor zeros = symmetric ? torch::stable::new_empty(w, {1}, type) : torch::stable::new_empty(w, {n, groups}, type);
+  Tensor errors = torch::stable::new_empty(w, {n, groups}, ScalarType::Float);
+  mpq::QuantizeArgs args;
+  args.weight = static_cast<const float*>(w.const_data_ptr());
+  args.n = n, args.k = k, args.group = group;
+  args.how = {int(bits), symmetric, search == "mse", half};
+  args.packed = static_cast<uint8_t*>(packed.mutable_data_ptr());
+  args.scales = scales.mutable_data_ptr();
+  args.zeros = zeros.mutable_data_ptr();
+  args.errors = static_cast<float*>(errors.mutable_data_ptr());
+  const int64_t bad = mpq::quantize(args);
+  STD_TORCH_CHECK(bad < 0, op, ": row ", bad, " of weight is not finite or too large for ", scale_dtype,
+                  " scales; wanted finite weights", half ? " (scale_dtype='float32' allows larger ones)" : "");
+  return {packed, scales, zeros, errors};
+}
+
+Tensor linear_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros,
+                  const OptionalTensor& bias, int64_t bits, int64_t group_size, std::optional<int64_t> act_bits) {
+  const char* op = "mpqkern::linear";
+  check_cpu(op, "x", x);
+  check_act_bits(op, act_bits);
+  STD_TORCH_CHECK(x.dim() >= 1 && is_float(x.scalar_type()), op, ": x has shape ", shape_of(x),
+                  "; wanted float32, float16 or bfloat16 [..., K]");
+  const int64_t k = x.size(x.dim() - 1);
+  const HeldWeight w = packed_weight(op, qweight, scales, zeros, bits, group_size, k);
+  const OptionalTensor b = float_bias(op, bias, w.view.n);
+  const Tensor rows = torch::stable::contiguous(x);
+  std::vector<int64_t> shape(x.dim());
+  int64_t m = 1;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) m *= shape[i] = x.size(i);
+  shape.back() = w.view.n;
+  Tensor y = torch::stable::new_empty(rows, shape);
+  mpq::LinearArgs args;
+  args.weight = w.view;
+  args.x = rows.const_data_ptr();
+  args.bias = floats(b);
+  args.y = y.mutable_data_ptr();
+  args.type = float_type(x.scalar_type());
+  args.m = m;
+  args.act8 = act_bits.has_value();
+  mpq::linear(args);
+  return y;
+}
+
+void check_pair(const char* op, const char* name, const std::vector<int64_t>& v, int64_t least) {
+  STD_TORCH_CHECK(v.size() == 2, op, ": ", name, " has ", v.size(), " numbers; wanted 2");
+  for (int64_t i : v) STD_TORCH_CHECK(i >= least, op, ": ", name, " holds ", i, "; wanted at least ", least);
+}
+
+// Channels last in, channels last out; everything else gives the default order.
+bool channels_last(const Tensor& x) {
+  if (x.is_contiguous()) return false;
+  int64_t want = 1;
+  for (int64_t d : {1, 3, 2, 0}) {
+    if (x.size(d) != 1 && x.stride(d) != want) return false;
+    want *= x.size(d);
+  }
+  return true;
+}
+
+Tensor conv2d_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros,
+                  const OptionalTensor& bias, int64_t bits, int64_t group_size, std::vector<int64_t> kernel_size,
+                  std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
+                  int64_t groups, std::optional<int64_t> act_bits) {
+  const char* op = "mpqkern::conv2d";
+  check_cpu(op, "x", x);
+  check_act_bits(op, act_bits);
+  STD_TORCH_CHECK(x.dim() == 4 && is_float(x.scalar_type()), op, ": x has shape ", shape_of(x),
+                  "; wanted float32, float16 or bfloat16 [batch, channels, height, width]");
+  check_pair(op, "kernel_size", kernel_size, 1);
+  check_pair(op, "stride", stride, 1);
+  check_pair(op, "padding", padding, 0);
+  check_pair(op, "dilation", dilation, 1);
+  STD_TORCH_CHECK(groups >= 1 && x.size(1) % groups == 0 && x.size(1) > 0, op, ": groups=", groups,
+                  "; wanted a divisor of x's ", x.size(1), " channels");
+  const int64_t k = kernel_size[0] * kernel_size[1] * (x.size(1) / groups);
+  const HeldWeight w = packed_weight(op, qweight, scales, zeros, bits, group_size, k);
+  STD_TORCH_CHECK(w.view.n % groups == 0, op, ": groups=", groups, "; wanted a divisor of qweight's ", w.view.n,
+                  " rows");
+  int64_t out[2];
+  for (int i = 0; i < 2; ++i) {
+    const int64_t span = x.size(2 + i) + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1;
+    STD_TORCH_CHECK(span >= 0, op, ": x has shape ", shape_of(x), ", padded smaller than the kernel; wanted at least ",
+                    dilation[i] * (kernel_size[i] - 1) + 1 - 2 * padding[i], " in dimension ", 2 + i);
+    out[i] = span / stride[i] + 1;
+  }
+  const OptionalTensor b = float_bias(op, bias, w.view.n);
+  const Tensor in = torch::stable::to(x, ScalarType::Float);
+  Tensor y =
+      torch::stable::empty({x.size(0), w.view.n, out[0], out[1]}, ScalarType::Float, std::nullopt, x.device(),
+                           std::nullopt, channels_last(x) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  mpq::ConvArgs args;
+  args.weight = w.view;
+  args.x = static_cast<const float*>(in.const_data_ptr());
+  args.bias = floats(b);
+  args.y = static_cast<float*>(y.mutable_data_ptr());
+  args.batch = x.size(0), args.in_channels = x.size(1), args.height = x.size(2), args.width = x.size(3);
+  args.out_height = out[0], args.out_width = out[1], args.groups = groups;
+  for (int i = 0; i < 2; ++i) {
+    args.kernel[i] = kernel_size[i], args.stride[i] = stride[i];
+    args.padding[i] = padding[i], args.dilation[i] = dilation[i];
+  }
+  for (int i = 0; i < 4; ++i) args.x_stride[i] = in.stride(i), args.y_stride[i] = y.stride(i);
+  args.act8 = act_bits.has_value();
+  mpq::conv2d(args);
+  return torch::stable::to(y, x.scalar_type());
+}
+
+// The name of the instruction set in use; `want` changes it first ("" leaves it, "best" undoes a choice).
+std::string isa(std::string want) {
+  if (!want.empty())
+    STD_TORCH_CHECK(mpq::use_isa(want == "best" ? "" : want.c_str()), "mpqkern::isa: want='", want,
+                    "' is unknown or not to be had on this processor; wanted 'scalar', 'avx2', 'avx512' or 'best'");
+  return mpq::kernels().name;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(mpqkern, m) {
+  m.def("pack(Tensor codes, int bits) -> Tensor");
+  m.def("unpack(Tensor qweight, int bits, int k) -> Tensor");
+  m.def("dequantize(Tensor qweight, Tensor scales, Tensor? zeros, int bits, int group_size, int k) -> Tensor");
+  m.def(
+      "quantize(Tensor weight, int bits, int group_size, bool symmetric, str search=\"minmax\", "
+      "str scale_dtype=\"float16\") -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "linear(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, int bits, int group_size, "
+      "int? act_bits=None) -> Tensor");
+  m.def(
+      "conv2d(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, int bits, int group_size, "
+      "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, int? act_bits=None) -> Tensor");
+  m.def("isa(str want=\"\") -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mpqkern, CPU, m) {
+  m.impl("pack", TORCH_BOX(&pack_cpu));
+  m.impl("unpack", TORCH_BOX(&unpack_cpu));
+  m.impl("dequantize", TORCH_BOX(&dequantize_cpu));
+  m.impl("quantize", TORCH_BOX(&quantize_cpu));
+  m.impl("linear", TORCH_BOX(&linear_cpu));
+  m.impl("conv2d", TORCH_BOX(&conv2d_cpu));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mpqkern, CompositeExplicitAutograd, m) { m.impl("isa", TORCH_BOX(&isa)); }

@@ -1,0 +1,37 @@
+"""Mixed-precision quantization for PyTorch: packed 2/4/8-bit weights that compute as they are.
+
+>>> import torch, mpqkern as mq
+>>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+>>> ledger = mq.swap_(model, {"0": mq.Scheme(4), "2": mq.Scheme(8)})
+>>> mq.verify(model, torch.randn(8, 64)).ok
+True
+"""
+
+from . import ops  # first: registers torch.ops.mpqkern
+from .capabilities import capabilities
+from .catalog import catalog
+from .checkpoint import load, save
+from .ledger import Ledger
+from .nn import PackedConv2d, PackedLinear, PackedModule, swap_, unswap_
+from .scheme import Layer, Scheme
+from .verify import Verification, verify
+from .version import __version__
+
+__all__ = [
+    "Layer",
+    "Ledger",
+    "PackedConv2d",
+    "PackedLinear",
+    "PackedModule",
+    "Scheme",
+    "Verification",
+    "__version__",
+    "capabilities",
+    "catalog",
+    "load",
+    "ops",
+    "save",
+    "swap_",
+    "unswap_",
+    "verify",
+]

@@ -1,0 +1,169 @@
+"""Which layers of a model can be packed, and why the others cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .scheme import Layer
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass
+class Candidate:
+    """A module that holds a weight to pack, all the names it goes by, and what stands against it."""
+
+    names: list[str]
+    module: nn.Module
+    reason: str | None  # None: it can be packed
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def kinds(self) -> list[str]:
+        """Type names, most specific first, for selecting by type."""
+        return [c.__name__ for c in type(self.module).__mro__ if c not in (nn.Module, object)]
+
+
+def candidates(model: nn.Module) -> list[Candidate]:
+    """Every Linear, Conv2d and lookalike of `model`, in order; a module under two names comes once."""
+    found: dict[int, Candidate] = {}
+    users = _weight_users(model)
+    for name, module in model.named_modules(remove_duplicate=False):
+        if id(module) in found:
+            found[id(module)].names.append(name)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)) or _is_hf_conv1d(module):
+            found[id(module)] = Candidate([name], module, _reason(model, name, module, users))
+    return list(found.values())
+
+
+def catalog(model: nn.Module, batch: Any = None) -> list[Layer]:
+    """The layers that can be packed; with a batch (tensor, tuple or dict), their multiply-adds too.
+
+    >>> catalog(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), torch.zeros(3, 4))
+    [Layer(name='0', kind='linear', weight_shape=(8, 4), params=32, macs=96)]
+    """
+    able = [c for c in candidates(model) if c.reason is None]
+    macs = _count_macs(model, able, batch) if batch is not None else {}
+    return [
+        Layer(
+            c.name, kind_of(c.module), tuple(c.module.weight.shape), c.module.weight.numel(), macs.get(c.name)
+        )
+        for c in able
+    ]
+
+
+def kind_of(module: nn.Module) -> str:
+    return "conv2d" if isinstance(module, nn.Conv2d) else "linear"
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """`model` on a batch given as a tensor, a tuple or list of arguments, or a dict of keywords."""
+    if isinstance(batch, dict):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+
+
+def _reason(model: nn.Module, name: str, module: nn.Module, users: dict[int, list[str]]) -> str | None:
+    if _is_hf_conv1d(module):
+        return "a transformers Conv1D keeps its weight as [in, out]; make it an nn.Linear to pack it"
+    base = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
+    kind = type(module)
+    if "parametrizations" in module._modules:
+        return "its weight is parametrized; remove the parametrization first"
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return "its weight is computed by a hook (weight_norm, spectral_norm); remove that first"
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        return "it is lazy and not yet initialised; run a batch through the model first"
+    if kind.forward is not base.forward or getattr(kind, "_conv_forward", None) is not getattr(
+        base, "_conv_forward", None
+    ):
+        return f"{kind.__name__} has a forward of its own"
+    if "forward" in vars(module):
+        return "its forward was replaced on the instance"
+    parent = model.get_submodule(name.rpartition(".")[0]) if name else None
+    if parent is None:
+        return "it is the model itself; wrap it, for instance in nn.Sequential, to swap it in place"
+    if isinstance(parent, nn.MultiheadAttention):
+        return "nn.MultiheadAttention reads its weights directly"
+    if type(weight) is not nn.Parameter:
+        return f"its weight is a {type(weight).__name__}, not a plain parameter"
+    if weight.dtype not in FLOATS:
+        return f"its weight is {weight.dtype}; wanted float32, float16 or bfloat16"
+    if weight.is_meta:
+        return "its weight is on the meta device and holds no numbers"
+    if weight.numel() == 0:
+        return "its weight is empty"
+    extra = [*module._modules, *module._buffers, *(set(module._parameters) - {"weight", "bias"})]
+    if extra:
+        return f"it holds {extra[0]!r} besides weight and bias, which the packed layer would lose"
+    others = [u for u in users.get(id(weight), []) if u != "linear"]
+    if others:
+        return f"its weight is shared with {others[0]}, which needs it in float"
+    return None
+
+
+def _weight_users(model: nn.Module) -> dict[int, list[str]]:
+    """Who else uses each parameter: "linear" for a packable place, else a name for the reader."""
+    users: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                plain = key == "weight" and type(module) in (nn.Linear, nn.Conv2d)
+                users.setdefault(id(parameter), []).append("linear" if plain else f"{name}.{key}")
+    return users
+
+
+def _is_hf_conv1d(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers")
+
+
+def _count_macs(model: nn.Module, layers: list[Candidate], batch: Any) -> dict[str, int]:
+    counts: dict[str, int] = {}
+
+    def counter(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            places = output.numel() // module.weight.shape[0]  # rows, or pixels of all samples
+            counts[name] = counts.get(name, 0) + places * module.weight.numel()
+
+        return hook
+
+    handles = [c.module.register_forward_hook(counter(c.name)) for c in layers]
+    try:
+        with evaluating(model):
+            call(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counts
+
+
+class evaluating:
+    """Context: no gradients, every module in eval mode; modes, gradients and RNG as found afterwards."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __enter__(self) -> None:
+        self._modes = list(self._training())
+        self._grad, self._rng = torch.is_grad_enabled(), torch.get_rng_state()
+        torch.set_grad_enabled(False)
+        for module, _ in self._modes:
+            module.training = False
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_grad_enabled(self._grad)
+        torch.set_rng_state(self._rng)
+        for module, training in self._modes:
+            module.training = training
+
+    def _training(self) -> Iterator[tuple[nn.Module, bool]]:
+        return ((module, module.training) for module in self.model.modules())

@@ -1,0 +1,205 @@
+"""save and load: a packed model as one safetensors file, plain tensors and a JSON note of the schemes.
+
+The note (header key "mpqkern") holds the format version, the scheme of each packed layer, and the names
+that share another's tensor. Loading builds the model on the meta device, puts packed layers in place and
+then hands out the file's tensors, so float weights of packed layers never exist.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import tensorfile
+from .nn import PackedModule
+from .nn.swap import PACKED, _carry_over, _replace
+from .scheme import Scheme
+from .tensorfile import FileError
+
+FORMAT_VERSION = 1
+
+
+def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
+    """Writes every parameter and buffer of `model`; returns the bytes of its tensors.
+
+    The file appears whole or not at all. Shared tensors are written once. Read it with `load`, or with any
+    safetensors reader.
+    """
+    for name, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise ValueError(
+                f"module {name!r} keeps extra state that is no tensor; wanted parameters and buffers only"
+            )
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for name, tensor in _state(model):
+        if tensor.is_meta:
+            raise ValueError(f"tensor {name!r} is on the meta device and holds no numbers")
+        key = (
+            (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+            if tensor.numel()
+            else (name,)
+        )
+        if key in first:
+            aliases[name] = first[key]
+        else:
+            first[key] = name
+            tensors[name] = tensor.detach()
+    layers = {
+        name: {"kind": _kind(module), "weight_shape": list(module.weight_shape), **module.scheme.to_dict()}
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, PackedModule)
+    }
+    note = {"format_version": FORMAT_VERSION, "layers": layers, "aliases": aliases}
+    return tensorfile.write(Path(path), tensors, {"format": "pt", "mpqkern": json.dumps(note)})
+
+
+def load(
+    make_model: Callable[[], nn.Module], path: str | os.PathLike[str], *, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """The model of `make_model()` with the packed layers and tensors of the file.
+
+    `make_model` is called under `torch.device("meta")`, where tensors take no memory; it returns the float
+    model that was packed. Raises `mpqkern.checkpoint.FileError` when the file is damaged or does not fit.
+    """
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise TypeError(
+            f"make_model is a {type(make_model).__name__}; wanted a function or class that makes the model"
+        )
+    with tensorfile.Reader(Path(path)) as file:
+        note = _note(file)
+        with torch.device("meta"):
+            model = make_model()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"make_model() returned a {type(model).__name__}; wanted an nn.Module")
+        _put_packed_layers(model, note["layers"], file)
+        places = list(_places(model))
+        _check_names(places, file, note["aliases"])
+        made: dict[str, Tensor] = {}
+        for name, owner, key, slot in places:
+            source = note["aliases"].get(name, name)
+            if source not in made:
+                tensor = file.tensor(source).to(device)
+                made[source] = (
+                    nn.Parameter(tensor, slot.requires_grad) if isinstance(slot, nn.Parameter) else tensor
+                )
+            table = owner._parameters if key in owner._parameters else owner._buffers
+            if isinstance(slot, nn.Parameter) != isinstance(made[source], nn.Parameter):
+                raise file.error(f"{name!r} shares {source!r}, but one is a parameter and one is not")
+            table[key] = made[source]
+    for module in model.modules():
+        if isinstance(module, PackedModule) and module.bias is not None:
+            module.dtype = module.bias.dtype
+    return model
+
+
+def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
+    """Every parameter and buffer, non-persistent ones too: a meta model could not make those itself."""
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for table in (module._parameters, module._buffers):
+            for key, tensor in table.items():
+                if tensor is not None:
+                    yield f"{prefix}.{key}" if prefix else key, module, key, tensor
+
+
+def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, tensor) for name, _, _, tensor in _places(model))
+
+
+def _kind(module: PackedModule) -> str:
+    return next(kind for kind, cls in PACKED.items() if isinstance(module, cls))
+
+
+def _note(file: tensorfile.Reader) -> dict[str, Any]:
+    text = file.metadata.get("mpqkern")
+    if text is None:
+        raise file.error("it has no mpqkern entry in its header; wanted a file written by mpqkern.save")
+    try:
+        note = json.loads(text)
+        version, layers, aliases = note["format_version"], note["layers"], note["aliases"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise file.error(
+            "its mpqkern entry cannot be read; wanted JSON with format_version, layers and aliases"
+        ) from None
+    if version != FORMAT_VERSION:
+        raise file.error(f"its format_version is {version!r}; wanted {FORMAT_VERSION}")
+    if not isinstance(layers, dict) or not isinstance(aliases, dict):
+        raise file.error("layers and aliases of its mpqkern entry are no objects")
+    for name, source in aliases.items():
+        if not isinstance(source, str) or source not in file.names or name in file.names:
+            raise file.error(f"it says that {name!r} shares {source!r}, which it does not hold")
+    return {"layers": layers, "aliases": aliases}
+
+
+def _put_packed_layers(model: nn.Module, layers: dict[str, Any], file: tensorfile.Reader) -> None:
+    places = []
+    made: dict[int, nn.Module] = {}
+    for name, entry in layers.items():
+        if not isinstance(entry, dict):
+            raise file.error(f"layer {name!r}: its entry is no object")
+        values = dict(entry)
+        kind, shape = values.pop("kind", None), values.pop("weight_shape", None)
+        try:
+            scheme = Scheme.from_dict(values)
+            scheme.require_packable()
+        except (ValueError, TypeError) as error:
+            raise file.error(f"layer {name!r}: {error}") from None
+        try:
+            old = model.get_submodule(name) if name else None
+        except AttributeError:
+            old = None
+        if old is None or kind not in PACKED:
+            raise file.error(
+                f"layer {name!r} of kind {kind!r} is not in the model that make_model() returned"
+            )
+        weight = old._parameters.get("weight")
+        if (
+            not isinstance(old, nn.Linear if kind == "linear" else nn.Conv2d)
+            or weight is None
+            or list(weight.shape) != shape
+        ):
+            found = "" if weight is None else f" {list(weight.shape)}"
+            raise file.error(
+                f"layer {name!r} is a {kind} {shape} in the file "
+                f"but a {type(old).__name__}{found} in the model"
+            )
+        if id(old) not in made:
+            made[id(old)] = PACKED[kind].empty_like(old, scheme)
+            _carry_over(old, made[id(old)])
+        places.append((name, old, made[id(old)]))
+    _replace(model, places, None)
+
+
+def _check_names(
+    places: list[tuple[str, nn.Module, str, Tensor]], file: tensorfile.Reader, aliases: dict[str, str]
+) -> None:
+    """Every tensor of the model is in the file with its shape, packed ones with their type, and no others."""
+    wanted = {name for name, *_ in places}
+    missing = sorted(wanted - file.names - set(aliases))
+    extra = sorted((file.names | set(aliases)) - wanted)
+    if missing or extra:
+        parts = [
+            f"{what} {', '.join(map(repr, names[:5]))}"
+            + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            for what, names in (("it lacks", missing), ("the model has no", extra))
+            if names
+        ]
+        raise file.error("; ".join(parts))
+    for name, owner, _, slot in places:
+        shape, dtype = file.shape_and_dtype(aliases.get(name, name))
+        exact = isinstance(owner, PackedModule) and not name.endswith("bias")
+        same_kind = dtype == slot.dtype if exact else dtype.is_floating_point == slot.is_floating_point()
+        if shape != tuple(slot.shape) or not same_kind:
+            raise file.error(
+                f"tensor {name!r} is {dtype} {list(shape)}; wanted {slot.dtype} {list(slot.shape)}"
+            )
+
+
+__all__ = ["FORMAT_VERSION", "FileError", "load", "save"]

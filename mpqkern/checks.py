@@ -1,0 +1,208 @@
+"""Argument checks of the ops, for the fake kernels and the plain path; csrc/ops.cpp has the compiled ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .scheme import BLOCK, PACKABLE_BITS, padded
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check(op: str, argument: str, value: object, good: bool, wanted: str) -> None:
+    if not good:
+        raise ValueError(f"mpqkern::{op}: {argument}={value}; wanted {wanted}")
+
+
+def check_codes(codes: Tensor, bits: int) -> None:
+    _bits("pack", bits)
+    _tensor(
+        "pack",
+        "codes",
+        codes,
+        codes.dtype == torch.uint8 and codes.dim() == 2 and codes.shape[1] > 0,
+        "uint8 [N, K], K at least 1",
+    )
+
+
+def check_code_values(codes: Tensor, bits: int) -> None:
+    top = int(codes.max()) if codes.numel() else 0
+    check("pack", "codes", f"...{top}...", top < 2**bits, f"0..{2**bits - 1} at bits={bits}")
+
+
+def check_packed(
+    op: str, qweight: Tensor, scales: Tensor | None, zeros: Tensor | None, bits: int, group_size: int, k: int
+) -> None:
+    _bits(op, bits)
+    _group(op, group_size)
+    check(op, "k", k, k > 0, "at least 1")
+    width = padded(k) * bits // 8
+    _tensor(
+        op,
+        "qweight",
+        qweight,
+        qweight.dtype == torch.uint8 and qweight.dim() == 2 and qweight.shape[1] == width,
+        f"uint8 [N, {width}] for k={k} at bits={bits}",
+    )
+    if scales is None:
+        return
+    shape = (qweight.shape[0], -(-padded(k) // (group_size or padded(k))))
+    _tensor(
+        op,
+        "scales",
+        scales,
+        scales.dtype in (torch.float16, torch.float32) and scales.shape == shape,
+        f"float16 or float32 {list(shape)} for k={k}, group_size={group_size}",
+    )
+    if zeros is not None:
+        _tensor(
+            op,
+            "zeros",
+            zeros,
+            zeros.dtype == scales.dtype and (zeros.numel() == 1 or zeros.shape == shape),
+            f"{scales.dtype} [1] or {list(shape)}",
+        )
+
+
+def check_quantize(weight: Tensor, bits: int, group_size: int, search: str, scale_dtype: str) -> None:
+    _bits("quantize", bits)
+    _group("quantize", group_size)
+    _tensor(
+        "quantize",
+        "weight",
+        weight,
+        weight.dtype in FLOATS and weight.dim() == 2 and weight.shape[1] > 0,
+        "float32, float16 or bfloat16 [N, K], K at least 1",
+    )
+    check("quantize", "search", repr(search), search in ("minmax", "mse"), "'minmax' or 'mse'")
+    check(
+        "quantize",
+        "scale_dtype",
+        repr(scale_dtype),
+        scale_dtype in ("float16", "float32"),
+        "'float16' or 'float32'",
+    )
+
+
+def check_finite(weight: Tensor, scale: Tensor, scale_dtype: str) -> None:
+    bad = ~(weight.isfinite().all(1) & scale.isfinite().flatten(1).all(1))
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise ValueError(
+            f"mpqkern::quantize: row {row} of weight is not finite or too large for {scale_dtype} scales; "
+            "wanted finite weights"
+            + (" (scale_dtype='float32' allows larger ones)" if scale_dtype == "float16" else "")
+        )
+
+
+def check_linear(
+    x: Tensor,
+    qweight: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+    act_bits: int | None,
+) -> None:
+    _tensor("linear", "x", x, x.dtype in FLOATS and x.dim() >= 1, "float32, float16 or bfloat16 [..., K]")
+    check_packed("linear", qweight, scales, zeros, bits, group_size, x.shape[-1])
+    _bias("linear", bias, qweight.shape[0])
+    check("linear", "act_bits", act_bits, act_bits in (None, 8), "None or 8")
+
+
+def check_conv(
+    x: Tensor,
+    qweight: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    act_bits: int | None,
+) -> tuple[int, int]:
+    """Checks everything and returns the size of the result's plane."""
+    op = "conv2d"
+    _tensor(
+        op,
+        "x",
+        x,
+        x.dtype in FLOATS and x.dim() == 4,
+        "float32, float16 or bfloat16 [batch, channels, height, width]",
+    )
+    for name, pair, least in (
+        ("kernel_size", kernel_size, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        check(op, name, list(pair), len(pair) == 2 and min(pair) >= least, f"2 numbers of at least {least}")
+    check(
+        op,
+        "groups",
+        groups,
+        groups >= 1 and x.shape[1] > 0 and x.shape[1] % groups == 0,
+        f"a divisor of x's {x.shape[1]} channels",
+    )
+    check_packed(
+        op, qweight, scales, zeros, bits, group_size, kernel_size[0] * kernel_size[1] * (x.shape[1] // groups)
+    )
+    check(
+        op,
+        "groups",
+        groups,
+        qweight.shape[0] % groups == 0,
+        f"a divisor of qweight's {qweight.shape[0]} rows",
+    )
+    _bias(op, bias, qweight.shape[0])
+    check(op, "act_bits", act_bits, act_bits in (None, 8), "None or 8")
+    height, width = (
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1
+        for i in (0, 1)
+    )
+    check(
+        op,
+        "x",
+        list(x.shape),
+        height > 0 and width > 0,
+        "height and width, padded, no smaller than the kernel",
+    )
+    return height, width
+
+
+def _bits(op: str, bits: int) -> None:
+    check(op, "bits", bits, bits in PACKABLE_BITS, "2, 4 or 8")
+
+
+def _group(op: str, group_size: int) -> None:
+    check(
+        op,
+        "group_size",
+        group_size,
+        group_size >= 0 and group_size % BLOCK == 0,
+        "a multiple of 32, or 0 for the whole row",
+    )
+
+
+def _bias(op: str, bias: Tensor | None, n: int) -> None:
+    if bias is not None:
+        _tensor(
+            op,
+            "bias",
+            bias,
+            bias.dtype in FLOATS and bias.dim() == 1 and bias.shape[0] == n,
+            f"float32, float16 or bfloat16 [{n}]",
+        )
+
+
+def _tensor(op: str, name: str, t: Tensor, good: bool, wanted: str) -> None:
+    if not good:
+        raise ValueError(
+            f"mpqkern::{op}: {name} is {t.dtype} {list(t.shape)}; wanted {wanted}".replace("torch.", "")
+        )

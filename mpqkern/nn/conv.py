@@ -1,0 +1,139 @@
+"""nn.Conv2d on a packed weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..scheme import Scheme
+from .module import PackedModule
+
+
+class PackedConv2d(PackedModule):
+    """`nn.Conv2d` whose weight stays packed; takes every stride, padding, dilation and group that it does.
+
+    >>> conv = torch.nn.Conv2d(8, 8, 3, padding="same", groups=8)
+    >>> PackedConv2d.from_float(conv, Scheme(8))(torch.randn(1, 8, 5, 5)).shape
+    torch.Size([1, 8, 5, 5])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        scheme: Scheme,
+        *,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] | str = (0, 0),
+        dilation: tuple[int, int] = (1, 1),
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        shape = (out_channels, in_channels // groups, *kernel_size)
+        super().__init__(scheme, shape, bias=bias, device=device, dtype=dtype)
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
+        self.padding, self.padding_mode = padding, padding_mode
+        self._op_padding, self._pad_before = _split_padding(kernel_size, padding, dilation, padding_mode)
+
+    @classmethod
+    def empty_like(cls, layer: nn.Conv2d, scheme: Scheme) -> PackedConv2d:
+        """The packed layer that `layer` would become, its buffers not yet filled."""
+        return cls(
+            layer.in_channels,
+            layer.out_channels,
+            scheme=scheme,
+            bias=layer.bias is not None,
+            device=layer.weight.device,
+            dtype=layer.weight.dtype,
+            **_geometry(layer),
+        )
+
+    @classmethod
+    def from_float(cls, layer: nn.Conv2d, scheme: Scheme, *, search: str = "minmax") -> PackedConv2d:
+        """Packs a copy of `layer`'s weight; `search` is "minmax" or "mse"."""
+        new = cls.empty_like(layer, scheme)
+        new.pack_(layer.weight, search)
+        if layer.bias is not None:
+            new.bias = layer.bias.detach().clone()
+        return new
+
+    def to_float(self) -> nn.Conv2d:
+        """An `nn.Conv2d` with the dequantized weight."""
+        new = nn.utils.skip_init(
+            nn.Conv2d,
+            self.in_channels,
+            self.out_channels,
+            bias=self.bias is not None,
+            device=self.qweight.device,
+            dtype=self.dtype,
+            **_geometry(self),
+        )
+        new.weight = nn.Parameter(self.dequantize())
+        if self.bias is not None:
+            new.bias = nn.Parameter(self.bias.clone())
+        return new
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._pad_before is not None:
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x = F.pad(x, self._pad_before, mode=mode)
+        batch = x if x.dim() == 4 else x.unsqueeze(0)
+        y = torch.ops.mpqkern.conv2d(
+            batch,
+            self.qweight,
+            self.scales,
+            self.zeros,
+            self.bias,
+            self.scheme.bits,
+            self.group_size,
+            self.kernel_size,
+            self.stride,
+            self._op_padding,
+            self.dilation,
+            self.groups,
+            self.scheme.act_bits,
+        )
+        return y if x.dim() == 4 else y.squeeze(0)
+
+    def extra_repr(self) -> str:
+        text = (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        )
+        for name, default in (
+            ("padding", (0, 0)),
+            ("dilation", (1, 1)),
+            ("groups", 1),
+            ("padding_mode", "zeros"),
+        ):
+            if getattr(self, name) != default:
+                text += f", {name}={getattr(self, name)}"
+        return f"{text}, bias={self.bias is not None}, {self._scheme_repr()}"
+
+
+def _geometry(layer: nn.Conv2d | PackedConv2d) -> dict[str, Any]:
+    names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return {name: getattr(layer, name) for name in names}
+
+
+def _split_padding(
+    kernel: tuple[int, int], padding: tuple[int, int] | str, dilation: tuple[int, int], mode: str
+) -> tuple[tuple[int, int], tuple[int, int, int, int] | None]:
+    """What the op pads (zeros, both sides alike) and what F.pad must pad before it, if anything."""
+    if padding == "valid":
+        padding = (0, 0)
+    if padding == "same":  # an odd total puts the extra one at the bottom and at the right
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        low, high = [t // 2 for t in total], [t - t // 2 for t in total]
+    else:
+        low = high = list(padding)
+    if mode == "zeros" and low == high:
+        return (low[0], low[1]), None
+    return (0, 0), (low[1], high[1], low[0], high[0])

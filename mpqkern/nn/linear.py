@@ -1,0 +1,87 @@
+"""nn.Linear on a packed weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..scheme import Scheme
+from .module import PackedModule
+
+
+class PackedLinear(PackedModule):
+    """`nn.Linear` whose weight stays packed: 2, 4 or 8 bits wherever it is stored.
+
+    >>> layer = PackedLinear.from_float(torch.nn.Linear(64, 10), Scheme(4))
+    >>> layer
+    PackedLinear(in_features=64, out_features=10, bias=True, bits=4, group_size=None, symmetric=True)
+    >>> layer(torch.randn(2, 64)).shape, layer.packed_bytes()
+    (torch.Size([2, 10]), 342)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        scheme: Scheme,
+        *,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(scheme, (out_features, in_features), bias=bias, device=device, dtype=dtype)
+        self.in_features, self.out_features = in_features, out_features
+
+    @classmethod
+    def empty_like(cls, layer: nn.Linear, scheme: Scheme) -> PackedLinear:
+        """The packed layer that `layer` would become, its buffers not yet filled."""
+        return cls(
+            layer.in_features,
+            layer.out_features,
+            scheme,
+            bias=layer.bias is not None,
+            device=layer.weight.device,
+            dtype=layer.weight.dtype,
+        )
+
+    @classmethod
+    def from_float(cls, layer: nn.Linear, scheme: Scheme, *, search: str = "minmax") -> PackedLinear:
+        """Packs a copy of `layer`'s weight; `search` is "minmax" or "mse"."""
+        new = cls.empty_like(layer, scheme)
+        new.pack_(layer.weight, search)
+        if layer.bias is not None:
+            new.bias = layer.bias.detach().clone()
+        return new
+
+    def to_float(self) -> nn.Linear:
+        """An `nn.Linear` with the dequantized weight."""
+        new = nn.utils.skip_init(
+            nn.Linear,
+            self.in_features,
+            self.out_features,
+            bias=self.bias is not None,
+            device=self.qweight.device,
+            dtype=self.dtype,
+        )
+        new.weight = nn.Parameter(self.dequantize())
+        if self.bias is not None:
+            new.bias = nn.Parameter(self.bias.clone())
+        return new
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mpqkern.linear(
+            x,
+            self.qweight,
+            self.scales,
+            self.zeros,
+            self.bias,
+            self.scheme.bits,
+            self.group_size,
+            self.scheme.act_bits,
+        )
+
+    def extra_repr(self) -> str:
+        sizes = (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
+        return f"{sizes}, {self._scheme_repr()}"

@@ -1,0 +1,99 @@
+"""What PackedLinear and PackedConv2d share: the packed buffers, their types, the readable weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .. import packed
+from ..scheme import Scheme
+
+
+class PackedModule(nn.Module):
+    """Holds a weight as `qweight`, `scales` and `zeros` (see mpqkern.packed), and an optional `bias`.
+
+    All four are buffers, so `state_dict` is plain tensors. Casting the module (`.half()`, `.to(dtype)`)
+    casts the bias, as for a float layer; codes, scales and zeros keep their types.
+    """
+
+    qweight: Tensor
+    scales: Tensor
+    zeros: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        weight_shape: tuple[int, ...],
+        *,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.weight_shape = tuple(weight_shape)
+        self.dtype = dtype or torch.get_default_dtype()
+        scale_dtype = getattr(torch, scheme.scale_dtype)
+        for name, shape in scheme.shapes(weight_shape).items():
+            kind = torch.uint8 if name == "qweight" else scale_dtype
+            self.register_buffer(name, torch.zeros(shape, dtype=kind, device=device))
+        values = torch.zeros(weight_shape[0], dtype=self.dtype, device=device) if bias else None
+        self.register_buffer("bias", values)
+
+    @property
+    def k(self) -> int:
+        """Weights in a row of the packed matrix."""
+        return math.prod(self.weight_shape[1:])
+
+    @property
+    def group_size(self) -> int:
+        """The ops' group size: 0 is the whole row."""
+        return self.scheme.group_size or 0
+
+    @torch.no_grad()
+    def pack_(self, weight: Tensor, search: str = "minmax") -> float:
+        """Quantizes a float weight into the buffers; returns the sum of squared errors."""
+        scheme = self.scheme
+        rows = packed.weight_rows(weight.detach()).contiguous()
+        if rows.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            rows = rows.float()
+        qweight, scales, zeros, errors = torch.ops.mpqkern.quantize(
+            rows, scheme.bits, self.group_size, scheme.symmetric, search, scheme.scale_dtype
+        )
+        self.qweight, self.scales, self.zeros = qweight, scales, zeros
+        return float(errors.double().sum())
+
+    def dequantize(self) -> Tensor:
+        """The weight as float, in the float layer's shape and the module's dtype."""
+        rows = torch.ops.mpqkern.dequantize(
+            self.qweight, self.scales, self.zeros, self.scheme.bits, self.group_size, self.k
+        )
+        return packed.weight_from_rows(rows, self.weight_shape).to(self.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dequantized weight, made anew at each access; read it, writing changes nothing."""
+        return self.dequantize()
+
+    def packed_bytes(self) -> int:
+        """Bytes of codes, scales and zeros."""
+        return sum(t.numel() * t.element_size() for t in (self.qweight, self.scales, self.zeros))
+
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> PackedModule:
+        kept = {name: getattr(self, name) for name in ("scales", "zeros")}
+        super()._apply(fn, recurse)
+        for name, old in kept.items():
+            new = getattr(self, name)
+            if new.dtype != old.dtype:  # a cast: follow it to its device only
+                setattr(self, name, old.to(new.device))
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.scales.device)).dtype
+        return self
+
+    def _scheme_repr(self) -> str:
+        s = self.scheme
+        text = f"bits={s.bits}, group_size={s.group_size}, symmetric={s.symmetric}"
+        return text + (f", act_bits={s.act_bits}" if s.act_bits else "")

@@ -1,0 +1,235 @@
+"""Registers torch.ops.mpqkern.*: the compiled kernels where they load, plain PyTorch everywhere else.
+
+Importing this never fails. CPU tensors meet the compiled kernels; every other device, and the CPU when the
+compiled part is missing, is served by mpqkern.plain.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import plain
+from .checks import check_codes, check_conv, check_linear, check_packed, check_quantize
+from .scheme import padded
+
+# csrc/ops.cpp defines the same; needed here only when that is missing.
+SCHEMAS = {
+    "pack": "(Tensor codes, int bits) -> Tensor",
+    "unpack": "(Tensor qweight, int bits, int k) -> Tensor",
+    "dequantize": "(Tensor qweight, Tensor scales, Tensor? zeros, int bits, int group_size, int k) -> Tensor",
+    "quantize": "(Tensor weight, int bits, int group_size, bool symmetric, "
+    'str search="minmax", str scale_dtype="float16") -> (Tensor, Tensor, Tensor, Tensor)',
+    "linear": "(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, "
+    "int bits, int group_size, int? act_bits=None) -> Tensor",
+    "conv2d": "(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, "
+    "int bits, int group_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, "
+    "int? act_bits=None) -> Tensor",
+}
+ISAS = ("plain", "scalar", "avx2", "avx512")  # what MPQKERN_ISA may ask for, slowest first
+
+
+def _load() -> str | None:
+    """Loads the compiled part; the reason when there is none."""
+    wanted = os.environ.get("MPQKERN_ISA", "")
+    if wanted and wanted not in ISAS:
+        warnings.warn(
+            f"MPQKERN_ISA={wanted!r}; wanted one of {', '.join(ISAS)}; using the best", stacklevel=3
+        )
+    if wanted == "plain":
+        return "MPQKERN_ISA=plain"
+    path = Path(os.environ.get("MPQKERN_LIBRARY") or Path(__file__).with_name("_C.so"))
+    reason = None if path.is_file() else f"{path} does not exist"
+    if reason is None:
+        try:
+            torch.ops.load_library(path)
+        except OSError as error:
+            reason = f"{path} does not load with torch {torch.__version__}: {error}"
+    if reason is not None:
+        warnings.warn(
+            f"mpqkern runs without its compiled kernels, slowly: {reason}. To build them, in a checkout, "
+            "with torch >= 2.11 and a C++ compiler installed: pip install --no-build-isolation .",
+            stacklevel=3,
+        )
+    return reason
+
+
+# None when the compiled kernels are in use, else why not.
+why_plain: str | None = _load()
+
+_library = torch.library.Library("mpqkern", "FRAGMENT")
+for _name, _schema in SCHEMAS.items():
+    if why_plain is not None:
+        _library.define(_name + _schema)
+    _library.impl(_name, getattr(plain, _name), "CompositeExplicitAutograd")
+
+
+def isa(want: str = "") -> str:
+    """The instruction set that CPU kernels use; `want` changes it first ("best" undoes that)."""
+    if why_plain is not None:
+        return "plain"
+    return torch.ops.mpqkern.isa(want)
+
+
+# ---- fake kernels: shapes and types without data, with any of the sizes symbolic ------------------
+
+
+@torch.library.register_fake("mpqkern::pack")
+def _(codes: Tensor, bits: int) -> Tensor:
+    check_codes(codes, bits)
+    return codes.new_empty(codes.shape[0], padded(codes.shape[1]) * bits // 8)
+
+
+@torch.library.register_fake("mpqkern::unpack")
+def _(qweight: Tensor, bits: int, k: int) -> Tensor:
+    check_packed("unpack", qweight, None, None, bits, 0, k)
+    return qweight.new_empty(qweight.shape[0], k)
+
+
+@torch.library.register_fake("mpqkern::dequantize")
+def _(qweight: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, group_size: int, k: int) -> Tensor:
+    check_packed("dequantize", qweight, scales, zeros, bits, group_size, k)
+    return qweight.new_empty(qweight.shape[0], k, dtype=torch.float32)
+
+
+@torch.library.register_fake("mpqkern::quantize")
+def _(weight, bits, group_size, symmetric, search="minmax", scale_dtype="float16"):  # type: ignore[no-untyped-def]
+    check_quantize(weight, bits, group_size, search, scale_dtype)
+    n, kp = weight.shape[0], padded(weight.shape[1])
+    groups = (kp + group_size - 1) // group_size if group_size else 1
+    dtype = getattr(torch, scale_dtype)
+    return (
+        weight.new_empty(n, kp * bits // 8, dtype=torch.uint8),
+        weight.new_empty(n, groups, dtype=dtype),
+        weight.new_empty(*((1,) if symmetric else (n, groups)), dtype=dtype),
+        weight.new_empty(n, groups, dtype=torch.float32),
+    )
+
+
+@torch.library.register_fake("mpqkern::linear")
+def _(x, qweight, scales, zeros, bias, bits, group_size, act_bits=None):  # type: ignore[no-untyped-def]
+    check_linear(x, qweight, scales, zeros, bias, bits, group_size, act_bits)
+    return x.new_empty(*x.shape[:-1], qweight.shape[0])
+
+
+@torch.library.register_fake("mpqkern::conv2d")
+def _(
+    x,
+    qweight,
+    scales,
+    zeros,
+    bias,
+    bits,
+    group_size,
+    kernel_size,
+    stride,
+    padding,
+    dilation,
+    groups,
+    act_bits=None,
+):  # type: ignore[no-untyped-def]
+    height, width = check_conv(
+        x,
+        qweight,
+        scales,
+        zeros,
+        bias,
+        bits,
+        group_size,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        groups,
+        act_bits,
+    )
+    form = torch.channels_last if plain.is_channels_last(x) else torch.contiguous_format
+    return torch.empty(
+        (x.shape[0], qweight.shape[0], height, width), dtype=x.dtype, device=x.device, memory_format=form
+    )
+
+
+# ---- gradients: with respect to activations and bias; packed weights are constants -----------------
+
+
+def _only_activations(ctx: Any, op: str) -> None:
+    if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
+        raise RuntimeError(
+            f"mpqkern::{op} has no gradient with respect to scales or zeros; "
+            "wanted them without requires_grad"
+        )
+
+
+def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, qweight, scales, zeros, bias, bits, group_size, _ = inputs
+    _only_activations(ctx, "linear")
+    ctx.save_for_backward(qweight, scales, *(() if zeros is None else (zeros,)))
+    ctx.weight = (bits, group_size, x.shape[-1])
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # With act_bits=8 this is the straight-through gradient: rounding counts as the identity.
+    qweight, scales, *zeros = ctx.saved_tensors
+    grad_x = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        w = torch.ops.mpqkern.dequantize(qweight, scales, zeros[0] if zeros else None, *ctx.weight)
+        grad_x = grad @ w.to(grad.dtype)
+    if ctx.needs_input_grad[4]:
+        grad_bias = (
+            grad.flatten(0, -2).sum(0).to(ctx.bias_dtype) if grad.dim() > 1 else grad.to(ctx.bias_dtype)
+        )
+    return grad_x, None, None, None, grad_bias, None, None, None
+
+
+def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    (x, qweight, scales, zeros, bias, bits, group_size, kernel_size, stride, padding, dilation, groups, _) = (
+        inputs
+    )
+    _only_activations(ctx, "conv2d")
+    ctx.save_for_backward(qweight, scales, *(() if zeros is None else (zeros,)))
+    ctx.shape = (qweight.shape[0], x.shape[1] // groups, *kernel_size)
+    ctx.weight = (bits, group_size, kernel_size[0] * kernel_size[1] * (x.shape[1] // groups))
+    ctx.x_shape = x.shape
+    ctx.geometry = (list(stride), list(padding), list(dilation), groups)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    qweight, scales, *zeros = ctx.saved_tensors
+    grad_x = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        rows = torch.ops.mpqkern.dequantize(qweight, scales, zeros[0] if zeros else None, *ctx.weight)
+        w = plain.packed.weight_from_rows(rows, ctx.shape).to(grad.dtype)
+        grad_x = torch.nn.grad.conv2d_input(ctx.x_shape, w, grad, *ctx.geometry)
+    if ctx.needs_input_grad[4]:
+        grad_bias = grad.sum((0, 2, 3)).to(ctx.bias_dtype)
+    return (grad_x, None, None, None, grad_bias, *[None] * 8)
+
+
+torch.library.register_autograd("mpqkern::linear", _linear_backward, setup_context=_linear_setup)
+torch.library.register_autograd("mpqkern::conv2d", _conv_backward, setup_context=_conv_setup)
+
+
+# ---- autocast: activations take the autocast type, weights keep their scales as they are -----------
+
+
+def _register_autocast(name: str, device: str, key: str) -> None:
+    op = getattr(torch.ops.mpqkern, name).default
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def cast(x: Tensor, *args: Any) -> Tensor:
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return op(x.to(torch.get_autocast_dtype(device)) if x.is_floating_point() else x, *args)
+
+    _library.impl(name, cast, key)
+
+
+for _name in ("linear", "conv2d"):
+    _register_autocast(_name, "cpu", "AutocastCPU")
+    _register_autocast(_name, "cuda", "AutocastCUDA")

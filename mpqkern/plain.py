@@ -1,0 +1,183 @@
+"""Every op in plain PyTorch: what runs without the compiled part and on devices that have no kernels yet.
+
+Same results as the kernels: integers and codes exactly, floats up to the order of their sums.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import packed
+from .checks import (
+    check_code_values,
+    check_codes,
+    check_conv,
+    check_finite,
+    check_linear,
+    check_packed,
+    check_quantize,
+)
+from .scheme import padded
+
+# The MSE search tries 1, 0.98, ... 0.2 of the full range.
+FRACTIONS = 41
+FRACTION_STEP = 0.02
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    check_codes(codes, bits)
+    check_code_values(codes, bits)
+    return packed.pack(codes, bits)
+
+
+def unpack(qweight: Tensor, bits: int, k: int) -> Tensor:
+    check_packed("unpack", qweight, None, None, bits, 0, k)
+    return packed.unpack(qweight, bits, k)
+
+
+def dequantize(
+    qweight: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, group_size: int, k: int
+) -> Tensor:
+    check_packed("dequantize", qweight, scales, zeros, bits, group_size, k)
+    return packed.dequantize(qweight, scales, zeros, bits, group_size, k)
+
+
+def quantize(
+    weight: Tensor,
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    search: str = "minmax",
+    scale_dtype: str = "float16",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_quantize(weight, bits, group_size, search, scale_dtype)
+    k = weight.shape[1]
+    size = group_size or padded(k)
+    dtype = getattr(torch, scale_dtype)
+    top = float(2**bits - 1)
+    # [N, groups, size]; the filling is 0, which every range holds, and is left out of the errors
+    w = F.pad(weight.float(), (0, -k % size)).unflatten(1, (-1, size))
+    real = F.pad(torch.ones(k, dtype=torch.bool, device=weight.device), (0, -k % size)).unflatten(
+        0, (-1, size)
+    )
+    lo, hi = w.amin(-1, keepdim=True).clamp(max=0), w.amax(-1, keepdim=True).clamp(min=0)
+
+    def fit(fraction: Tensor) -> tuple[Tensor, Tensor]:
+        if symmetric:
+            scale = (torch.maximum(hi, -lo) * fraction / (top / 2)).to(dtype).float()
+            return scale, torch.full_like(scale, top / 2)
+        scale = ((hi - lo) * fraction / top).to(dtype).float()
+        zero = torch.where(scale > 0, (-lo * fraction / scale).clamp(0, top), 0)
+        return scale, zero.to(dtype).float()
+
+    def codes_of(scale: Tensor, zero: Tensor) -> Tensor:
+        return (torch.where(scale > 0, w / scale, 0) + zero).clamp(0, top).round()
+
+    def error_of(scale: Tensor, zero: Tensor) -> Tensor:
+        difference = w.double() - scale.double() * (codes_of(scale, zero).double() - zero.double())
+        return (difference.square() * real).sum(-1, keepdim=True)
+
+    one = torch.ones((), device=weight.device)
+    scale, zero = fit(one)
+    check_finite(weight, scale, scale_dtype)
+    error = error_of(scale, zero)
+    if search == "mse":
+        for i in range(1, FRACTIONS):
+            s, z = fit(one - one * i * FRACTION_STEP)
+            e = error_of(s, z)
+            better = e < error
+            scale, zero, error = (torch.where(better, a, b) for a, b in ((s, scale), (z, zero), (e, error)))
+    codes = codes_of(scale, zero).flatten(1)[:, :k].to(torch.uint8)
+    zeros = (
+        torch.full((1,), top / 2, dtype=dtype, device=weight.device)
+        if symmetric
+        else zero.squeeze(-1).to(dtype)
+    )
+    return packed.pack(codes, bits), scale.squeeze(-1).to(dtype), zeros, error.squeeze(-1).float()
+
+
+def quantize_activations(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """fp32 [..., K] -> integers in -127..127 (as fp32) and their scales [..., groups].
+
+    A group that holds an infinity or NaN gets the scale NaN, so that it shows in every result.
+    """
+    k = x.shape[-1]
+    size = group_size or k
+    grouped = F.pad(x, (0, -k % size)).unflatten(-1, (-1, size))
+    top = grouped.abs().amax(-1, keepdim=True)
+    scale = torch.where(top.isfinite(), top / 127, torch.nan)
+    q = torch.where(scale > 0, grouped / scale, 0).clamp(-127, 127).round()
+    return q.flatten(-2)[..., :k], scale.squeeze(-1)
+
+
+def linear(
+    x: Tensor,
+    qweight: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+    act_bits: int | None = None,
+) -> Tensor:
+    check_linear(x, qweight, scales, zeros, bias, bits, group_size, act_bits)
+    w = packed.dequantize(qweight, scales, zeros, bits, group_size, x.shape[-1])
+    if act_bits is None:
+        return F.linear(x, w.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    q, scale = quantize_activations(x.float(), group_size)
+    spread = scale.double().repeat_interleave(group_size or x.shape[-1], -1)[..., : x.shape[-1]]
+    y = (q.double() * spread) @ w.double().T
+    return (y if bias is None else y + bias.double()).to(x.dtype)
+
+
+def conv2d(
+    x: Tensor,
+    qweight: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    act_bits: int | None = None,
+) -> Tensor:
+    check_conv(
+        x,
+        qweight,
+        scales,
+        zeros,
+        bias,
+        bits,
+        group_size,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        groups,
+        act_bits,
+    )
+    shape = (qweight.shape[0], x.shape[1] // groups, *kernel_size)
+    k = shape[1] * shape[2] * shape[3]
+    w = packed.weight_from_rows(packed.dequantize(qweight, scales, zeros, bits, group_size, k), shape)
+    form = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+    if act_bits is None:
+        y = F.conv2d(
+            x, w.to(x.dtype), None if bias is None else bias.to(x.dtype), stride, padding, dilation, groups
+        )
+    else:
+        q, scale = quantize_activations(x.float().flatten(1), 0)  # one scale a sample
+        image = (q.double() * scale.double()).view(x.shape)
+        y = F.conv2d(image, w.double(), None, stride, padding, dilation, groups)
+        y = (y if bias is None else y + bias.double().view(-1, 1, 1)).to(x.dtype)
+    return y.contiguous(memory_format=form)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether `conv2d` answers in channels-last order."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

@@ -1,0 +1,65 @@
+"""Builds mpqkern/_C.so with CMake; CMakeLists.txt says what is in it.
+
+Environment: MPQKERN_CUDA=AUTO|ON|OFF, MPQKERN_CUDA_ARCHS="80-real;90a-real", MAX_JOBS=2.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+HERE = Path(__file__).resolve().parent
+
+
+def torch_dir() -> Path:
+    """The installed torch, found without importing it.
+
+    pip's build isolation hides site-packages from imports, but the files are there. Asking for torch as a
+    build requirement would instead fetch the newest CUDA build, gigabytes, into a throw-away environment.
+    """
+    spec = importlib.util.find_spec("torch")
+    places = list(spec.submodule_search_locations) if spec else []
+    places += [f"{sysconfig.get_path(key)}/torch" for key in ("platlib", "purelib")]
+    for place in map(Path, places):
+        if (place / "include/torch/csrc/stable/library.h").is_file():
+            return place
+    raise SystemExit(
+        "mpqkern builds against an installed torch >= 2.11 and found none. Install it first, then: "
+        "pip install --no-build-isolation . (that needs setuptools, cmake and ninja beside it)"
+    )
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        out = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build = HERE / "build" / "cmake"  # kept between builds; pip's own build folder is not
+        settings = {
+            "MPQKERN_TORCH": torch_dir(),
+            "CMAKE_LIBRARY_OUTPUT_DIRECTORY": out,
+            "CMAKE_MAKE_PROGRAM": shutil.which("ninja"),  # under build isolation it moves each time
+        }
+        settings |= {k: os.environ[k] for k in ("MPQKERN_CUDA", "MPQKERN_CUDA_ARCHS") if k in os.environ}
+        define = [f"-D{key}={value}" for key, value in settings.items()]
+        jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
+        subprocess.check_call(["cmake", "-G", "Ninja", "-S", HERE, "-B", build, *define])
+        subprocess.check_call(["cmake", "--build", build, "--target", "_C", "-j", jobs])
+
+    def get_ext_filename(self, fullname: str) -> str:  # one file serves every Python: no version in its name
+        return fullname.replace(".", "/") + ".so"
+
+
+class AnyPython(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    ext_modules=[Extension("mpqkern._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPython},
+)
