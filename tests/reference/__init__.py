@@ -1,0 +1,61 @@
+"""Ten-line references: slow, obvious, and written without looking at the kernels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+U = 2.0**-24  # unit roundoff of fp32
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Each row as one big little-endian number, code k at bit k * bits, filled up to 32 codes."""
+    width = -(-codes.shape[1] // 32) * 32 * bits // 8
+    rows = []
+    for row in codes.tolist():
+        number = sum(code << (k * bits) for k, code in enumerate(row))
+        rows.append(list(number.to_bytes(width, "little")))
+    return torch.tensor(rows, dtype=torch.uint8).view(codes.shape[0], width)
+
+
+def dequantize(codes: Tensor, scales: Tensor, zeros: Tensor, group: int) -> Tensor:
+    """fp64 weights from codes, `group` 0 being the whole row."""
+    n, k = codes.shape
+    out = torch.zeros(n, k, dtype=torch.float64)
+    for i in range(k):
+        g = i // group if group else 0
+        zero = zeros.double() if zeros.numel() == 1 else zeros[:, g].double()
+        out[:, i] = scales[:, g].double() * (codes[:, i].double() - zero)
+    return out
+
+
+def linear_a8(x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor, group: int) -> Tensor:
+    """int8 activations per row and group, integer sums, fp64 around them."""
+    k = codes.shape[1]
+    y = torch.zeros(x.shape[0], codes.shape[0], dtype=torch.float64)
+    for g, start in enumerate(range(0, k, group or k)):
+        part = slice(start, min(k, start + (group or k)))
+        scale = x[:, part].abs().amax(1, keepdim=True) / 127
+        q = torch.where(scale > 0, x[:, part] / scale, 0).round().long()
+        dots, sums = q @ codes[:, part].long().T, q.sum(1, keepdim=True)
+        zero = zeros.double() if zeros.numel() == 1 else zeros[:, g].double()
+        y += scale.double() * scales[:, g].double() * (dots.double() - sums.double() * zero)
+    return y
+
+
+def conv(x: Tensor, w: Tensor, bias: Tensor | None, **how: object) -> Tensor:
+    return F.conv2d(x.double(), w.double(), None if bias is None else bias.double(), **how)
+
+
+def sum_bound(x: Tensor, w: Tensor, k: int) -> Tensor:
+    """fp32 sums of k products in any order: 6 sqrt(k) u sum |x||w| (Higham & Mary 2019)."""
+    return 6 * k**0.5 * U * F.linear(x.double().abs(), w.double().abs())
+
+
+def assert_within(got: Tensor, want: Tensor, bound: Tensor, dtype: torch.dtype = torch.float32) -> None:
+    """|got - want| <= bound + the rounding of the result (and of adding a bias) to its type."""
+    assert got.shape == want.shape and got.dtype == dtype
+    allowed = bound + torch.finfo(dtype).eps * want.abs() + torch.finfo(dtype).tiny
+    excess = ((got.double() - want).abs() / allowed).nan_to_num(torch.inf)
+    assert got.numel() == 0 or excess.max() <= 1, f"largest error is {float(excess.max()):.3g} of its bound"

@@ -1,0 +1,130 @@
+"""linear: fp32 sums within a derived bound, integer sums exactly, whatever the shape."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from . import reference
+
+BITS = (2, 4, 8)
+# Rows around the kernels' 4-row tiles, the step from register decoding to panels at 12, and a panel of 32.
+ROWS = (0, 1, 2, 3, 4, 5, 11, 12, 13, 31, 32, 33, 65)
+KS = (1, 31, 32, 33, 64, 96, 127, 130, 545)
+NS = (1, 2, 3, 5, 49, 97)
+
+
+def problem(
+    path: SimpleNamespace, n: int, k: int, bits: int, group: int, symmetric: bool
+) -> tuple[torch.Tensor, ...]:
+    """Codes with both extremes, scales, zeros, and the packed weight."""
+    q, scales, zeros, _ = path.quantize(torch.randn(n, k), bits, group, symmetric)
+    codes = path.unpack(q, bits, k)
+    codes[0, 0], codes[-1, -1] = 0, 2**bits - 1
+    return codes, path.pack(codes, bits), scales, zeros
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group,symmetric", [(0, True), (32, False), (128, True), (64, False)])
+def test_shapes(path: SimpleNamespace, bits: int, group: int, symmetric: bool) -> None:
+    for i, k in enumerate(KS):
+        for n in NS[i % 3 :: 3]:
+            codes, q, scales, zeros = problem(path, n, k, bits, group, symmetric)
+            w, bias = reference.dequantize(codes, scales, zeros, group), torch.randn(n)
+            for m in ROWS[i % 2 :: 2]:
+                x = torch.randn(m, k)
+                got = path.linear(x, q, scales, zeros, bias, bits, group)
+                want = x.double() @ w.T + bias
+                reference.assert_within(
+                    got, want, reference.sum_bound(x, w, k) + 2 * reference.U * (x.double().abs() @ w.abs().T)
+                )
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group,symmetric", [(0, True), (32, False), (64, True)])
+def test_int8_activations_are_exact(path: SimpleNamespace, bits: int, group: int, symmetric: bool) -> None:
+    for i, k in enumerate(KS):
+        n = NS[i % len(NS)]
+        codes, q, scales, zeros = problem(path, n, k, bits, group, symmetric)
+        bias = torch.randn(n)
+        for m in ROWS[1::2]:
+            x = torch.randn(m, k)
+            got = path.linear(x, q, scales, zeros, bias, bits, group, 8)
+            want = reference.linear_a8(x, codes, scales, zeros, group)
+            size = reference.dequantize(codes, scales, zeros, group).abs().sum(1) * x.abs().amax().double()
+            # integers are exact; plain rounds each weight once (2^-24), kernels only the sum and the bias
+            slack = reference.U * (size + bias.abs() if path.name == "plain" else want.abs() + bias.abs())
+            reference.assert_within(got, want + bias, slack)
+
+
+def test_int8_does_not_saturate(path: SimpleNamespace) -> None:
+    """All codes and activations at the top, where 16-bit pair sums of full-range bytes would overflow."""
+    for bits in BITS:
+        codes = torch.full((5, 70000), 2**bits - 1, dtype=torch.uint8)
+        q, scales = path.pack(codes, bits), torch.ones(5, 1)
+        x = torch.full((2, 70000), 3.0)
+        x[1] = -3.0
+        got = path.linear(x, q, scales, torch.zeros(1), None, bits, 0, 8)
+        want = torch.tensor([[1.0], [-1.0]]) * 3.0 * 70000 * (2**bits - 1)
+        assert torch.allclose(got, want.expand(2, 5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("m", [1, 7, 40, 400])
+def test_half_activations(path: SimpleNamespace, dtype: torch.dtype, m: int) -> None:
+    codes, q, scales, zeros = problem(path, 33, 130, 4, 32, False)
+    w, bias = reference.dequantize(codes, scales, zeros, 32), torch.randn(33, dtype=dtype)
+    x = torch.randn(m, 130).to(dtype)
+    got = path.linear(x, q, scales, zeros, bias, 4, 32)
+    want = x.double() @ w.T + bias.double()
+    # a path may round the weights to the activations' type
+    bound = reference.sum_bound(x, w, 130) + torch.finfo(dtype).eps / 2 * (x.double().abs() @ w.abs().T)
+    reference.assert_within(got, want, bound, dtype)
+
+
+def test_batch_dimensions_and_strides(path: SimpleNamespace) -> None:
+    _, q, scales, zeros = problem(path, 10, 45, 4, 32, True)
+    bias = torch.randn(20)[::2]
+    x = torch.randn(3, 45, 4).transpose(1, 2)  # not contiguous
+    want = path.linear(x.reshape(-1, 45), q, scales, zeros, bias.contiguous(), 4, 32)
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    assert torch.allclose(path.linear(x, q, scales, zeros, bias, 4, 32), want.view(3, 4, 10), **close)
+    assert torch.allclose(path.linear(x[0, 0], q, scales, zeros, bias, 4, 32), want[0], **close)
+    wide = torch.zeros(10, 2 * q.shape[1], dtype=torch.uint8)
+    wide[:, ::2] = q
+    assert torch.allclose(
+        path.linear(x, wide[:, ::2], scales.T.contiguous().T, zeros, bias, 4, 32),
+        want.view(3, 4, 10),
+        **close,
+    )
+    assert path.linear(x[:, :0], q, scales, zeros, bias, 4, 32).shape == (3, 0, 10)
+
+
+@pytest.mark.parametrize("m", [1, 20])
+@pytest.mark.parametrize("act_bits", [None, 8])
+def test_nan_and_infinity_reach_their_row_and_no_other(
+    path: SimpleNamespace, m: int, act_bits: int | None
+) -> None:
+    _, q, scales, zeros = problem(path, 6, 45, 4, 0, True)
+    for value in (torch.nan, torch.inf):
+        x = torch.randn(m + 1, 45)
+        x[0, 44] = value
+        y = path.linear(x, q, scales, zeros, None, 4, 0, act_bits)
+        assert not y[0].isfinite().any() and y[1:].isfinite().all()
+
+
+def test_results_do_not_depend_on_threads_or_repetition(path: SimpleNamespace) -> None:
+    _, q, scales, zeros = problem(path, 500, 300, 4, 64, False)
+    for m in (1, 5, 40):
+        for act_bits in (None, 8):
+            x = torch.randn(m, 300)
+            results = []
+            for threads in (1, 2, 3, 1):
+                torch.set_num_threads(threads)
+                results.append(path.linear(x, q, scales, zeros, None, 4, 64, act_bits))
+            if path.name != "plain":  # plain is torch's own matmul
+                assert all(torch.equal(results[0], r) for r in results[1:])
