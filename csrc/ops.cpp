@@ -110,7 +110,8 @@ OptionalTensor float_bias(const char* op, const OptionalTensor& bias, int64_t n)
   check_cpu(op, "bias", *bias);
   STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == n, op, ": bias has shape ", shape_of(*bias), "; wanted [", n,
                   "]");
-  STD_TORCH_CHECK(is_float(bias->scalar_type()), op, ": bias is not float32, float16 or bfloat16");
+  STD_TORCH_CHECK(is_float(bias->scalar_type()) || bias->scalar_type() == ScalarType::Double, op,
+                  ": bias is not of a float type; wanted floats");
   return torch::stable::contiguous(torch::stable::to(*bias, ScalarType::Float));
 }
 

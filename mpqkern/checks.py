@@ -196,8 +196,8 @@ def _bias(op: str, bias: Tensor | None, n: int) -> None:
             op,
             "bias",
             bias,
-            bias.dtype in FLOATS and bias.dim() == 1 and bias.shape[0] == n,
-            f"float32, float16 or bfloat16 [{n}]",
+            bias.dtype.is_floating_point and bias.dim() == 1 and bias.shape[0] == n,
+            f"floats [{n}]",
         )
 
 

@@ -70,7 +70,7 @@ def test_cases(path: SimpleNamespace, case: tuple, bits: int) -> None:
 def test_int8_activations(path: SimpleNamespace, case: tuple, bits: int) -> None:
     _, cout, groups, kernel, stride, padding, dilation, *_ = case
     how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    weight, w, k = problem(path, case, bits, 64, bits != 4)
+    weight, w, _ = problem(path, case, bits, 64, bits != 4)
     bias = torch.randn(cout)
     for x in images(case, 2):
         got = path.conv2d(x, *weight, bias, bits, 64, kernel, stride, padding, dilation, groups, 8)
@@ -85,7 +85,7 @@ def test_int8_activations(path: SimpleNamespace, case: tuple, bits: int) -> None
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_activations(path: SimpleNamespace, dtype: torch.dtype) -> None:
     case = CASES[1]
-    weight, w, k = problem(path, case, 4, 0, True)
+    weight, w, _ = problem(path, case, 4, 0, True)
     x = torch.randn(2, 16, 14, 13).to(dtype)
     got = path.conv2d(x, *weight, None, 4, 0, case[3], case[4], case[5], case[6], 1)
     how = {"stride": case[4], "padding": case[5], "dilation": case[6]}

@@ -82,6 +82,10 @@ class PackedConv2d(PackedModule):
         return new
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:  # the op sees only the padded width
+            raise ValueError(
+                f"x is {list(x.shape)}; wanted [batch, in_channels={self.in_channels}, height, width]"
+            )
         if self._pad_before is not None:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x = F.pad(x, self._pad_before, mode=mode)

@@ -69,6 +69,8 @@ class PackedLinear(PackedModule):
         return new
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:  # the op itself sees only the padded width
+            raise ValueError(f"x is {list(x.shape)}; wanted [..., in_features={self.in_features}]")
         return torch.ops.mpqkern.linear(
             x,
             self.qweight,
