@@ -46,6 +46,7 @@ class Check:
 class Verification:
     layers: tuple[Check, ...]
     end_to_end: Check
+    unreached: tuple[str, ...] = ()  # packed layers that the batch never came to: not checked
 
     @property
     def ok(self) -> bool:
@@ -57,6 +58,7 @@ class Verification:
             lines.append(
                 (c.name, f"{c.error:.2e}", f"{c.bound:.2e}", f"{c.worst:.3f}", "ok" if c.ok else "WRONG")
             )
+        lines += [(name, "", "", "", "not reached by this batch") for name in self.unreached]
         return table(lines, left=(0, 4))
 
 
@@ -98,9 +100,9 @@ def verify(model: nn.Module, batch: Any) -> Verification:
         packed = _tensors(_run(model, batch, layers, record))
         exact = _tensors(_run(model, batch, layers, None, shift=0.0))
         moved = [_tensors(_run(model, batch, layers, None, shift=s)) for s in (1.0, -1.0)]
-    missing = [name for name in layers if name not in worst]
-    checks = [worst.get(name) or Check(name, 0.0, 0.0, 0.0) for name in layers if name not in missing]
-    return Verification(tuple(checks), _end_to_end(packed, exact, moved))
+    checks = tuple(worst[name] for name in layers if name in worst)
+    unreached = tuple(name for name in layers if name not in worst)
+    return Verification(checks, _end_to_end(packed, exact, moved), unreached)
 
 
 def reference(module: PackedModule, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

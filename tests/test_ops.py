@@ -173,7 +173,7 @@ CONV_ERRORS = [  # argument's place, its spoilt value, the message
         torch.zeros(8, 6, 9),
         r"x .*; wanted float32, float16 or bfloat16 \[batch, channels, height, width\]",
     ),
-    (0, torch.zeros(2, 8, 6, 0), "x .*kernel"),
+    (0, torch.zeros(2, 8, 6, 0), "x.*kernel"),
     (7, (3,), "kernel_size"),
     (7, (3, 0), "kernel_size.*0"),
     (8, (0, 1), "stride.*0"),

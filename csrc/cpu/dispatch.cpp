@@ -8,18 +8,28 @@
 namespace mpq {
 namespace {
 
+#if defined(__x86_64__)
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool has_avx512() {
+#ifdef MPQ_SIMDE
+  return true;  // emulated
+#else
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+#endif
+}
+#endif
+
 const Kernels* const* available() {  // best first, ends with null
   static const Kernels* list[4] = {};
   static const bool filled = [] {
     int i = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();  // asks the operating system too: registers it does not save are not used
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512vnni"))
-      list[i++] = &avx512_kernels;
-    if (avx2) list[i++] = &avx2_kernels;
+    if (has_avx2() && has_avx512()) list[i++] = &avx512_kernels;
+    if (has_avx2()) list[i++] = &avx2_kernels;
 #endif
     list[i] = &scalar_kernels;
     return true;

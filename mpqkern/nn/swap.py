@@ -52,7 +52,7 @@ def swap_(
 
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     >>> print(swap_(model, {nn.Linear: 4, "2": Scheme(8, group_size=32)}).bytes)
-    3132
+    2860
     """
     if rounding not in ("minmax", "mse"):
         raise ValueError(f"rounding={rounding!r}; wanted 'minmax' or 'mse'")

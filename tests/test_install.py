@@ -1,0 +1,110 @@
+"""Importing, describing and forcing: what works with and without the compiled part."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import mpqkern as mq
+from mpqkern import ops
+from mpqkern.cli import main
+
+MISSING = {"MPQKERN_LIBRARY": "/nonexistent/_C.so"}
+USE = """
+import torch, mpqkern as mq
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 16, 5))
+mq.swap_(model, {"*": mq.Scheme(4, group_size=32)})
+x = torch.randn(2, 3, 6, 6)
+assert mq.verify(model, x).ok
+assert torch.compile(model, fullgraph=True, backend="aot_eager")(x).shape == (2, 5)
+model(x.requires_grad_()).sum().backward()
+print(mq.ops.isa())
+"""
+
+
+def run(code: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"MPQKERN_ISA": ""} | env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_without_the_compiled_part_everything_works_after_one_warning() -> None:
+    done = run(USE, MISSING)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "plain"
+    assert done.stderr.count("mpqkern runs without its compiled kernels") == 1
+    assert (
+        "/nonexistent/_C.so does not exist" in done.stderr
+        and "pip install --no-build-isolation ." in done.stderr
+    )
+
+
+def test_a_library_that_does_not_load_is_only_a_warning(tmp_path: Path) -> None:
+    bad = tmp_path / "_C.so"
+    bad.write_bytes(b"no library")
+    done = run(USE, {"MPQKERN_LIBRARY": str(bad)})
+    assert done.returncode == 0, done.stderr
+    assert f"does not load with torch {torch.__version__}" in done.stderr
+
+
+def test_plain_on_request_is_silent() -> None:
+    done = run(USE, {"MPQKERN_ISA": "plain"})
+    assert done.returncode == 0 and done.stdout.strip() == "plain" and "mpqkern" not in done.stderr
+
+
+@pytest.mark.skipif(ops.why_plain is not None, reason="no compiled kernels")
+def test_a_lower_isa_on_request() -> None:
+    assert (
+        run("import mpqkern; print(mpqkern.ops.isa())", {"MPQKERN_ISA": "scalar"}).stdout.strip() == "scalar"
+    )
+    unknown = run("import mpqkern; print(mpqkern.ops.isa())", {"MPQKERN_ISA": "sse"})
+    assert (
+        unknown.stdout.strip() == ops.isa()
+        and "MPQKERN_ISA='sse'; wanted one of plain, scalar" in unknown.stderr
+    )
+
+
+def test_importing_types_needs_no_torch() -> None:
+    package = Path(mq.__file__).parent
+    code = f"""
+import sys, importlib.util as u
+for name in ("scheme", "select"):
+    spec = u.spec_from_file_location("m_" + name, "{package}/" + name + ".py")
+    module = u.module_from_spec(spec); sys.modules[spec.name] = module; spec.loader.exec_module(module)
+assert "torch" not in sys.modules
+"""
+    assert run(code, {}).returncode == 0
+
+
+def test_capabilities_name_a_kernel_for_each_op_bits_and_device() -> None:
+    found = mq.capabilities()
+    rows = {(k["op"], k["bits"], k["device"]): k for k in found["kernels"]}
+    for op in ops.SCHEMAS:
+        for bits in (2, 4, 8):
+            assert rows[op, bits, "cpu"]["kernel"] == ops.isa()
+    assert found["torch"] == torch.__version__ and found["mpqkern"] == mq.__version__
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_cli(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env"]) == 0
+    assert torch.__version__ in (text := capsys.readouterr().out) and "conv2d" in text
+    assert main(["env", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["isa"] == ops.isa()
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+    done = subprocess.run(
+        [sys.executable, "-m", "mpqkern", "env", "--json"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["mpqkern"] == mq.__version__
