@@ -1,22 +1,16 @@
-// torch.ops.mpqkern.*: every schema, and for CPU tensors every argument check and the way from tensors to
-// raw pointers. No arithmetic. LibTorch Stable ABI only, so one binary serves torch >= 2.11.
+// torch.ops.mpqkern.*: every schema, and for CPU tensors the way from checked arguments to raw pointers. No
+// arithmetic. LibTorch Stable ABI only, so one binary serves torch >= 2.11.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
-#include <optional>
-#include <string>
+#include <array>
 #include <tuple>
 #include <vector>
 
 #include "cpu/drivers.h"
 #include "cpu/parallel.h"
+#include "op_checks.h"
 
 using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 namespace mpq {
 
@@ -29,85 +23,20 @@ int64_t thread_count() { return torch::stable::get_num_threads(); }
 
 namespace {
 
-std::string shape_of(const Tensor& t) {
-  std::string s = "[";
-  for (int64_t i = 0; i < t.dim(); ++i) s += (i ? ", " : "") + std::to_string(t.size(i));
-  return s + "]";
-}
-
 bool is_float(ScalarType t) { return t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16; }
 
 mpq::Float float_type(ScalarType t) {
   return t == ScalarType::Float ? mpq::Float::f32 : t == ScalarType::Half ? mpq::Float::f16 : mpq::Float::bf16;
 }
 
-void check_cpu(const char* op, const char* name, const Tensor& t) {
-  STD_TORCH_CHECK(t.is_cpu(), op, ": ", name, " is not on the CPU, but another argument is; wanted one device");
-}
-
-void check_bits(const char* op, int64_t bits) {
-  STD_TORCH_CHECK(bits == 2 || bits == 4 || bits == 8, op, ": bits=", bits, "; wanted 2, 4 or 8");
-}
-
-int64_t checked_group(const char* op, int64_t group_size, int64_t kp) {
-  STD_TORCH_CHECK(group_size >= 0 && group_size % mpq::kBlock == 0, op, ": group_size=", group_size,
-                  "; wanted a multiple of 32, or 0 for the whole row");
-  return group_size ? group_size : kp;
-}
-
 void check_act_bits(const char* op, const std::optional<int64_t>& act_bits) {
   STD_TORCH_CHECK(!act_bits || *act_bits == 8, op, ": act_bits=", act_bits.value_or(0), "; wanted None or 8");
 }
 
-// A packed weight held by tensors: keeps contiguous copies alive while kernels use the pointers.
-struct HeldWeight {
-  Tensor codes, scales;
-  OptionalTensor zeros;
-  mpq::Packed view;
-};
-
-HeldWeight packed_weight(const char* op, const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros,
-                         int64_t bits, int64_t group_size, int64_t k) {
-  check_bits(op, bits);
-  check_cpu(op, "qweight", qweight);
-  check_cpu(op, "scales", scales);
-  STD_TORCH_CHECK(k > 0, op, ": k=", k, "; wanted at least 1");
-  mpq::Packed w;
-  w.bits = int(bits);
-  w.k = k;
-  w.kp = mpq::padded(k);
-  STD_TORCH_CHECK(qweight.dim() == 2 && qweight.scalar_type() == ScalarType::Byte &&
-                      qweight.size(1) == mpq::packed_bytes(w.kp, w.bits),
-                  op, ": qweight has shape ", shape_of(qweight), "; wanted uint8 [N, ", mpq::packed_bytes(w.kp, w.bits),
-                  "] for k=", k, " at bits=", bits);
-  w.n = qweight.size(0);
-  w.group = checked_group(op, group_size, w.kp);
-  w.groups = mpq::ceil_div(w.kp, w.group);
-  const ScalarType type = scales.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Half || type == ScalarType::Float, op,
-                  ": scales are neither float16 nor float32");
-  STD_TORCH_CHECK(scales.dim() == 2 && scales.size(0) == w.n && scales.size(1) == w.groups, op, ": scales has shape ",
-                  shape_of(scales), "; wanted [", w.n, ", ", w.groups, "] for k=", k, ", group_size=", group_size);
-  HeldWeight held{torch::stable::contiguous(qweight), torch::stable::contiguous(scales), {}, w};
-  held.view.half = type == ScalarType::Half;
-  if (zeros) {
-    check_cpu(op, "zeros", *zeros);
-    held.view.zero_each = zeros->numel() != 1;
-    STD_TORCH_CHECK(zeros->scalar_type() == type, op, ": zeros and scales differ in dtype; wanted the same");
-    STD_TORCH_CHECK(!held.view.zero_each || (zeros->dim() == 2 && zeros->size(0) == w.n && zeros->size(1) == w.groups),
-                    op, ": zeros has shape ", shape_of(*zeros), "; wanted [1] or [", w.n, ", ", w.groups, "]");
-    held.zeros = torch::stable::contiguous(*zeros);
-    held.view.zeros = held.zeros->const_data_ptr();
-  }
-  held.view.codes = static_cast<const uint8_t*>(held.codes.const_data_ptr());
-  held.view.scales = held.scales.const_data_ptr();
-  return held;
-}
-
 // The bias as contiguous fp32, or nothing.
-OptionalTensor float_bias(const char* op, const OptionalTensor& bias, int64_t n) {
+OptionalTensor float_bias(const char* op, const Tensor& x, const OptionalTensor& bias, int64_t n) {
   if (!bias) return {};
-  check_cpu(op, "bias", *bias);
+  check_device(op, "bias", *bias, "x", x);
   STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == n, op, ": bias has shape ", shape_of(*bias), "; wanted [", n,
                   "]");
   STD_TORCH_CHECK(is_float(bias->scalar_type()) || bias->scalar_type() == ScalarType::Double, op,
@@ -119,9 +48,7 @@ const float* floats(const OptionalTensor& t) { return t ? static_cast<const floa
 
 Tensor pack_cpu(const Tensor& codes, int64_t bits) {
   const char* op = "mpqkern::pack";
-  check_bits(op, bits);
-  STD_TORCH_CHECK(codes.dim() == 2 && codes.scalar_type() == ScalarType::Byte && codes.size(1) > 0, op,
-                  ": codes has shape ", shape_of(codes), "; wanted uint8 [N, K], K at least 1");
+  check_codes(op, codes, bits);
   const Tensor c = torch::stable::contiguous(codes);
   const int64_t n = c.size(0), k = c.size(1);
   const auto* p = static_cast<const uint8_t*>(c.const_data_ptr());
@@ -135,12 +62,7 @@ Tensor pack_cpu(const Tensor& codes, int64_t bits) {
 
 Tensor unpack_cpu(const Tensor& qweight, int64_t bits, int64_t k) {
   const char* op = "mpqkern::unpack";
-  check_bits(op, bits);
-  STD_TORCH_CHECK(k > 0, op, ": k=", k, "; wanted at least 1");
-  const int64_t bytes = mpq::packed_bytes(mpq::padded(k), int(bits));
-  STD_TORCH_CHECK(qweight.dim() == 2 && qweight.scalar_type() == ScalarType::Byte && qweight.size(1) == bytes, op,
-                  ": qweight has shape ", shape_of(qweight), "; wanted uint8 [N, ", bytes, "] for k=", k,
-                  " at bits=", bits);
+  check_qweight(op, qweight, bits, k);
   const Tensor q = torch::stable::contiguous(qweight);
   Tensor out = torch::stable::new_empty(q, {q.size(0), k});
   mpq::unpack(static_cast<const uint8_t*>(q.const_data_ptr()), q.size(0), k, int(bits),
@@ -150,7 +72,8 @@ Tensor unpack_cpu(const Tensor& qweight, int64_t bits, int64_t k) {
 
 Tensor dequantize_cpu(const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros, int64_t bits,
                       int64_t group_size, int64_t k) {
-  const HeldWeight w = packed_weight("mpqkern::dequantize", qweight, scales, zeros, bits, group_size, k);
+  const HeldWeight w =
+      packed_weight("mpqkern::dequantize", "qweight", qweight, qweight, scales, zeros, bits, group_size, k);
   Tensor out = torch::stable::new_empty(qweight, {w.view.n, k}, ScalarType::Float);
   mpq::dequantize(w.view, static_cast<float*>(out.mutable_data_ptr()));
   return out;
@@ -188,21 +111,40 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_cpu(const Tensor& weight, in
   return {packed, scales, zeros, errors};
 }
 
+// Where torch's own product on the dequantized weight is faster than any kernel here: bf16 on processors
+// that multiply bf16 themselves, and weights so small that decoding them costs nothing.
+bool dense_wins(ScalarType type, int64_t m, const mpq::Packed& w) {
+  if (type == ScalarType::BFloat16 && mpq::multiplies_bf16()) return m >= 16;
+  return m >= 64 && w.n * w.kp <= 2048;
+}
+
+Tensor dense_linear(const Tensor& x, const mpq::Packed& w, const OptionalTensor& bias) {
+  const ScalarType type = x.scalar_type();
+  Tensor weight = torch::stable::new_empty(x, {w.n, w.k}, ScalarType::Float);
+  mpq::dequantize(w, static_cast<float*>(weight.mutable_data_ptr()));
+  if (type != ScalarType::Float) weight = torch::stable::to(weight, type);
+  const OptionalTensor b = bias ? OptionalTensor(torch::stable::to(*bias, type)) : bias;
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(x), from(weight), from(b)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 Tensor linear_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros,
                   const OptionalTensor& bias, int64_t bits, int64_t group_size, std::optional<int64_t> act_bits) {
   const char* op = "mpqkern::linear";
-  check_cpu(op, "x", x);
   check_act_bits(op, act_bits);
   STD_TORCH_CHECK(x.dim() >= 1 && is_float(x.scalar_type()), op, ": x has shape ", shape_of(x),
                   "; wanted float32, float16 or bfloat16 [..., K]");
   const int64_t k = x.size(x.dim() - 1);
-  const HeldWeight w = packed_weight(op, qweight, scales, zeros, bits, group_size, k);
-  const OptionalTensor b = float_bias(op, bias, w.view.n);
+  const HeldWeight w = packed_weight(op, "x", x, qweight, scales, zeros, bits, group_size, k);
+  const OptionalTensor b = float_bias(op, x, bias, w.view.n);
   const Tensor rows = torch::stable::contiguous(x);
   std::vector<int64_t> shape(x.dim());
   int64_t m = 1;
   for (int64_t i = 0; i + 1 < x.dim(); ++i) m *= shape[i] = x.size(i);
   shape.back() = w.view.n;
+  if (!act_bits && dense_wins(x.scalar_type(), m, w.view)) return dense_linear(rows, w.view, b);
   Tensor y = torch::stable::new_empty(rows, shape);
   mpq::LinearArgs args;
   args.weight = w.view;
@@ -237,7 +179,6 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, 
                   std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
                   int64_t groups, std::optional<int64_t> act_bits) {
   const char* op = "mpqkern::conv2d";
-  check_cpu(op, "x", x);
   check_act_bits(op, act_bits);
   STD_TORCH_CHECK(x.dim() == 4 && is_float(x.scalar_type()), op, ": x has shape ", shape_of(x),
                   "; wanted float32, float16 or bfloat16 [batch, channels, height, width]");
@@ -248,7 +189,7 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, 
   STD_TORCH_CHECK(groups >= 1 && x.size(1) % groups == 0 && x.size(1) > 0, op, ": groups=", groups,
                   "; wanted a divisor of x's ", x.size(1), " channels");
   const int64_t k = kernel_size[0] * kernel_size[1] * (x.size(1) / groups);
-  const HeldWeight w = packed_weight(op, qweight, scales, zeros, bits, group_size, k);
+  const HeldWeight w = packed_weight(op, "x", x, qweight, scales, zeros, bits, group_size, k);
   STD_TORCH_CHECK(w.view.n % groups == 0, op, ": groups=", groups, "; wanted a divisor of qweight's ", w.view.n,
                   " rows");
   int64_t out[2];
@@ -258,7 +199,7 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, 
                     dilation[i] * (kernel_size[i] - 1) + 1 - 2 * padding[i], " in dimension ", 2 + i);
     out[i] = span / stride[i] + 1;
   }
-  const OptionalTensor b = float_bias(op, bias, w.view.n);
+  const OptionalTensor b = float_bias(op, x, bias, w.view.n);
   const Tensor in = torch::stable::to(x, ScalarType::Float);
   Tensor y =
       torch::stable::empty({x.size(0), w.view.n, out[0], out[1]}, ScalarType::Float, std::nullopt, x.device(),

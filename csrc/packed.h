@@ -22,22 +22,28 @@
 #pragma once
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define MPQ_HD __host__ __device__
+#else
+#define MPQ_HD
+#endif
+
 namespace mpq {
 
 constexpr int64_t kBlock = 32;  // codes; no group boundary falls inside a block
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t padded(int64_t k) { return ceil_div(k, kBlock) * kBlock; }
-constexpr int64_t packed_bytes(int64_t kp, int bits) { return kp * bits / 8; }
-constexpr int max_code(int bits) { return (1 << bits) - 1; }
-constexpr float mid_zero(int bits) { return float(max_code(bits)) / 2; }
+MPQ_HD constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+MPQ_HD constexpr int64_t padded(int64_t k) { return ceil_div(k, kBlock) * kBlock; }
+MPQ_HD constexpr int64_t packed_bytes(int64_t kp, int bits) { return kp * bits / 8; }
+MPQ_HD constexpr int max_code(int bits) { return (1 << bits) - 1; }
+MPQ_HD constexpr float mid_zero(int bits) { return float(max_code(bits)) / 2; }
 
-inline uint8_t get_code(const uint8_t* row, int64_t k, int bits) {
+MPQ_HD inline uint8_t get_code(const uint8_t* row, int64_t k, int bits) {
   const int64_t bit = k * bits;
   return uint8_t(row[bit / 8] >> (bit % 8)) & max_code(bits);
 }
 
-inline void or_code(uint8_t* row, int64_t k, int bits, uint8_t code) {  // the place must hold 0
+MPQ_HD inline void or_code(uint8_t* row, int64_t k, int bits, uint8_t code) {  // the place must hold 0
   const int64_t bit = k * bits;
   row[bit / 8] |= uint8_t(code << (bit % 8));
 }
@@ -53,7 +59,7 @@ struct Packed {
   int64_t n = 0, k = 0, kp = 0;
   int64_t group = 0, groups = 0;
 
-  const uint8_t* row(int64_t i) const { return codes + i * packed_bytes(kp, bits); }
+  MPQ_HD const uint8_t* row(int64_t i) const { return codes + i * packed_bytes(kp, bits); }
 };
 
 }  // namespace mpq

@@ -64,9 +64,7 @@ def describe(found: dict[str, Any]) -> str:
         served.setdefault((k["op"], k["device"], k["kernel"], k["why"] or ""), []).append(str(k["bits"]))
     lines += [(op, device, " ".join(bits), kernel, why) for (op, device, kernel, why), bits in served.items()]
     return (
-        "\n".join(f"{key.ljust(width)}  {value}" for key, value in facts)
-        + "\n\n"
-        + table(lines, left=(0, 1, 2, 3, 4))
+        "\n".join(f"{key.ljust(width)}  {value}" for key, value in facts) + "\n\n" + table(lines, left=(0, 1, 2, 3, 4))
     )
 
 

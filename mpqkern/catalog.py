@@ -53,9 +53,7 @@ def catalog(model: nn.Module, batch: Any = None) -> list[Layer]:
     able = [c for c in candidates(model) if c.reason is None]
     macs = _count_macs(model, able, batch) if batch is not None else {}
     return [
-        Layer(
-            c.name, kind_of(c.module), tuple(c.module.weight.shape), c.module.weight.numel(), macs.get(c.name)
-        )
+        Layer(c.name, kind_of(c.module), tuple(c.module.weight.shape), c.module.weight.numel(), macs.get(c.name))
         for c in able
     ]
 

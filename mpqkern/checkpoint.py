@@ -33,20 +33,14 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
     """
     for name, module in model.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
-            raise ValueError(
-                f"module {name!r} keeps extra state that is no tensor; wanted parameters and buffers only"
-            )
+            raise ValueError(f"module {name!r} keeps extra state that is no tensor; wanted parameters and buffers only")
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
     for name, tensor in _state(model):
         if tensor.is_meta:
             raise ValueError(f"tensor {name!r} is on the meta device and holds no numbers")
-        key = (
-            (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-            if tensor.numel()
-            else (name,)
-        )
+        key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()) if tensor.numel() else (name,)
         if key in first:
             aliases[name] = first[key]
         else:
@@ -70,9 +64,7 @@ def load(
     model that was packed. Raises `mpqkern.checkpoint.FileError` when the file is damaged or does not fit.
     """
     if isinstance(make_model, nn.Module) or not callable(make_model):
-        raise TypeError(
-            f"make_model is a {type(make_model).__name__}; wanted a function or class that makes the model"
-        )
+        raise TypeError(f"make_model is a {type(make_model).__name__}; wanted a function or class that makes the model")
     with tensorfile.Reader(Path(path)) as file:
         note = _note(file)
         with torch.device("meta"):
@@ -87,9 +79,7 @@ def load(
             source = note["aliases"].get(name, name)
             if source not in made:
                 tensor = file.tensor(source).to(device)
-                made[source] = (
-                    nn.Parameter(tensor, slot.requires_grad) if isinstance(slot, nn.Parameter) else tensor
-                )
+                made[source] = nn.Parameter(tensor, slot.requires_grad) if isinstance(slot, nn.Parameter) else tensor
             table = owner._parameters if key in owner._parameters else owner._buffers
             if isinstance(slot, nn.Parameter) != isinstance(made[source], nn.Parameter):
                 raise file.error(f"{name!r} shares {source!r}, but one is a parameter and one is not")
@@ -156,9 +146,7 @@ def _put_packed_layers(model: nn.Module, layers: dict[str, Any], file: tensorfil
         except AttributeError:
             old = None
         if old is None or kind not in PACKED:
-            raise file.error(
-                f"layer {name!r} of kind {kind!r} is not in the model that make_model() returned"
-            )
+            raise file.error(f"layer {name!r} of kind {kind!r} is not in the model that make_model() returned")
         weight = old._parameters.get("weight")
         if (
             not isinstance(old, nn.Linear if kind == "linear" else nn.Conv2d)
@@ -167,8 +155,7 @@ def _put_packed_layers(model: nn.Module, layers: dict[str, Any], file: tensorfil
         ):
             found = "" if weight is None else f" {list(weight.shape)}"
             raise file.error(
-                f"layer {name!r} is a {kind} {shape} in the file "
-                f"but a {type(old).__name__}{found} in the model"
+                f"layer {name!r} is a {kind} {shape} in the file but a {type(old).__name__}{found} in the model"
             )
         if id(old) not in made:
             made[id(old)] = PACKED[kind].empty_like(old, scheme)
@@ -186,8 +173,7 @@ def _check_names(
     extra = sorted((file.names | set(aliases)) - wanted)
     if missing or extra:
         parts = [
-            f"{what} {', '.join(map(repr, names[:5]))}"
-            + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            f"{what} {', '.join(map(repr, names[:5]))}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             for what, names in (("it lacks", missing), ("the model has no", extra))
             if names
         ]
@@ -197,9 +183,7 @@ def _check_names(
         exact = isinstance(owner, PackedModule) and not name.endswith("bias")
         same_kind = dtype == slot.dtype if exact else dtype.is_floating_point == slot.is_floating_point()
         if shape != tuple(slot.shape) or not same_kind:
-            raise file.error(
-                f"tensor {name!r} is {dtype} {list(shape)}; wanted {slot.dtype} {list(slot.shape)}"
-            )
+            raise file.error(f"tensor {name!r} is {dtype} {list(shape)}; wanted {slot.dtype} {list(slot.shape)}")
 
 
 __all__ = ["FORMAT_VERSION", "FileError", "load", "save"]

@@ -76,13 +76,7 @@ def check_quantize(weight: Tensor, bits: int, group_size: int, search: str, scal
         "float32, float16 or bfloat16 [N, K], K at least 1",
     )
     check("quantize", "search", repr(search), search in ("minmax", "mse"), "'minmax' or 'mse'")
-    check(
-        "quantize",
-        "scale_dtype",
-        repr(scale_dtype),
-        scale_dtype in ("float16", "float32"),
-        "'float16' or 'float32'",
-    )
+    check("quantize", "scale_dtype", repr(scale_dtype), scale_dtype in ("float16", "float32"), "'float16' or 'float32'")
 
 
 def check_finite(weight: Tensor, scale: Tensor, scale_dtype: str) -> None:
@@ -130,11 +124,7 @@ def check_conv(
     """Checks everything and returns the size of the result's plane."""
     op = "conv2d"
     _tensor(
-        op,
-        "x",
-        x,
-        x.dtype in FLOATS and x.dim() == 4,
-        "float32, float16 or bfloat16 [batch, channels, height, width]",
+        op, "x", x, x.dtype in FLOATS and x.dim() == 4, "float32, float16 or bfloat16 [batch, channels, height, width]"
     )
     for name, pair, least in (
         ("kernel_size", kernel_size, 1),
@@ -150,29 +140,14 @@ def check_conv(
         groups >= 1 and x.shape[1] > 0 and x.shape[1] % groups == 0,
         f"a divisor of x's {x.shape[1]} channels",
     )
-    check_packed(
-        op, qweight, scales, zeros, bits, group_size, kernel_size[0] * kernel_size[1] * (x.shape[1] // groups)
-    )
-    check(
-        op,
-        "groups",
-        groups,
-        qweight.shape[0] % groups == 0,
-        f"a divisor of qweight's {qweight.shape[0]} rows",
-    )
+    check_packed(op, qweight, scales, zeros, bits, group_size, kernel_size[0] * kernel_size[1] * (x.shape[1] // groups))
+    check(op, "groups", groups, qweight.shape[0] % groups == 0, f"a divisor of qweight's {qweight.shape[0]} rows")
     _bias(op, bias, qweight.shape[0])
     check(op, "act_bits", act_bits, act_bits in (None, 8), "None or 8")
     height, width = (
-        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1
-        for i in (0, 1)
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
     )
-    check(
-        op,
-        "x",
-        list(x.shape),
-        height > 0 and width > 0,
-        "height and width, padded, no smaller than the kernel",
-    )
+    check(op, "x", list(x.shape), height > 0 and width > 0, "height and width, padded, no smaller than the kernel")
     return height, width
 
 
@@ -193,16 +168,10 @@ def _group(op: str, group_size: int) -> None:
 def _bias(op: str, bias: Tensor | None, n: int) -> None:
     if bias is not None:
         _tensor(
-            op,
-            "bias",
-            bias,
-            bias.dtype.is_floating_point and bias.dim() == 1 and bias.shape[0] == n,
-            f"floats [{n}]",
+            op, "bias", bias, bias.dtype.is_floating_point and bias.dim() == 1 and bias.shape[0] == n, f"floats [{n}]"
         )
 
 
 def _tensor(op: str, name: str, t: Tensor, good: bool, wanted: str) -> None:
     if not good:
-        raise ValueError(
-            f"mpqkern::{op}: {name} is {t.dtype} {list(t.shape)}; wanted {wanted}".replace("torch.", "")
-        )
+        raise ValueError(f"mpqkern::{op}: {name} is {t.dtype} {list(t.shape)}; wanted {wanted}".replace("torch.", ""))

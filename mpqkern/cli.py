@@ -11,9 +11,7 @@ from .version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="mpqkern", description="Packed 2/4/8-bit weights for PyTorch models."
-    )
+    parser = argparse.ArgumentParser(prog="mpqkern", description="Packed 2/4/8-bit weights for PyTorch models.")
     parser.add_argument("--version", action="version", version=f"mpqkern {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     env = commands.add_parser(

@@ -63,15 +63,7 @@ class Ledger:
             shape = "x".join(map(str, row.weight_shape))
             note = f"float: {row.reason}" if row.reason else ""
             lines.append(
-                (
-                    row.name,
-                    shape,
-                    str(row.scheme or "float"),
-                    f"{row.float_bytes:,}",
-                    f"{row.bytes:,}",
-                    error,
-                    note,
-                )
+                (row.name, shape, str(row.scheme or "float"), f"{row.float_bytes:,}", f"{row.bytes:,}", error, note)
             )
         ratio = f"{self.float_bytes / self.bytes:.2f}x smaller" if self.bytes else ""
         lines.append(("total", "", "", f"{self.float_bytes:,}", f"{self.bytes:,}", "", ratio))

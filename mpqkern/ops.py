@@ -38,9 +38,7 @@ def _load() -> str | None:
     """Loads the compiled part; the reason when there is none."""
     wanted = os.environ.get("MPQKERN_ISA", "")
     if wanted and wanted not in ISAS:
-        warnings.warn(
-            f"MPQKERN_ISA={wanted!r}; wanted one of {', '.join(ISAS)}; using the best", stacklevel=3
-        )
+        warnings.warn(f"MPQKERN_ISA={wanted!r}; wanted one of {', '.join(ISAS)}; using the best", stacklevel=3)
     if wanted == "plain":
         return "MPQKERN_ISA=plain"
     path = Path(os.environ.get("MPQKERN_LIBRARY") or Path(__file__).with_name("_C.so"))
@@ -118,35 +116,9 @@ def _(x, qweight, scales, zeros, bias, bits, group_size, act_bits=None):  # type
 
 
 @torch.library.register_fake("mpqkern::conv2d")
-def _(
-    x,
-    qweight,
-    scales,
-    zeros,
-    bias,
-    bits,
-    group_size,
-    kernel_size,
-    stride,
-    padding,
-    dilation,
-    groups,
-    act_bits=None,
-):  # type: ignore[no-untyped-def]
+def _(x, qweight, scales, zeros, bias, bits, group_size, kernel_size, stride, padding, dilation, groups, act_bits=None):  # type: ignore[no-untyped-def]
     height, width = check_conv(
-        x,
-        qweight,
-        scales,
-        zeros,
-        bias,
-        bits,
-        group_size,
-        kernel_size,
-        stride,
-        padding,
-        dilation,
-        groups,
-        act_bits,
+        x, qweight, scales, zeros, bias, bits, group_size, kernel_size, stride, padding, dilation, groups, act_bits
     )
     form = torch.channels_last if plain.is_channels_last(x) else torch.contiguous_format
     return torch.empty(
@@ -160,8 +132,7 @@ def _(
 def _only_activations(ctx: Any, op: str) -> None:
     if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
         raise RuntimeError(
-            f"mpqkern::{op} has no gradient with respect to scales or zeros; "
-            "wanted them without requires_grad"
+            f"mpqkern::{op} has no gradient with respect to scales or zeros; wanted them without requires_grad"
         )
 
 
@@ -181,16 +152,12 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         w = torch.ops.mpqkern.dequantize(qweight, scales, zeros[0] if zeros else None, *ctx.weight)
         grad_x = grad @ w.to(grad.dtype)
     if ctx.needs_input_grad[4]:
-        grad_bias = (
-            grad.flatten(0, -2).sum(0).to(ctx.bias_dtype) if grad.dim() > 1 else grad.to(ctx.bias_dtype)
-        )
+        grad_bias = grad.flatten(0, -2).sum(0).to(ctx.bias_dtype) if grad.dim() > 1 else grad.to(ctx.bias_dtype)
     return grad_x, None, None, None, grad_bias, None, None, None
 
 
 def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    (x, qweight, scales, zeros, bias, bits, group_size, kernel_size, stride, padding, dilation, groups, _) = (
-        inputs
-    )
+    (x, qweight, scales, zeros, bias, bits, group_size, kernel_size, stride, padding, dilation, groups, _) = inputs
     _only_activations(ctx, "conv2d")
     ctx.save_for_backward(qweight, scales, *(() if zeros is None else (zeros,)))
     ctx.shape = (qweight.shape[0], x.shape[1] // groups, *kernel_size)

@@ -27,9 +27,7 @@ def unpack(qweight: Tensor, bits: int, k: int) -> Tensor:
     return (fields & (2**bits - 1)).flatten(1)[:, :k].contiguous()
 
 
-def dequantize(
-    qweight: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, group_size: int, k: int
-) -> Tensor:
+def dequantize(qweight: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, group_size: int, k: int) -> Tensor:
     """fp32 weights [N, k]. `group_size` 0 is the whole row, `zeros` None the symmetric grid."""
     codes = unpack(qweight, bits, k).float()
     if zeros is None:

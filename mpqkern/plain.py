@@ -10,15 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import packed
-from .checks import (
-    check_code_values,
-    check_codes,
-    check_conv,
-    check_finite,
-    check_linear,
-    check_packed,
-    check_quantize,
-)
+from .checks import check_code_values, check_codes, check_conv, check_finite, check_linear, check_packed, check_quantize
 from .scheme import padded
 
 # The MSE search tries 1, 0.98, ... 0.2 of the full range.
@@ -37,20 +29,13 @@ def unpack(qweight: Tensor, bits: int, k: int) -> Tensor:
     return packed.unpack(qweight, bits, k)
 
 
-def dequantize(
-    qweight: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, group_size: int, k: int
-) -> Tensor:
+def dequantize(qweight: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, group_size: int, k: int) -> Tensor:
     check_packed("dequantize", qweight, scales, zeros, bits, group_size, k)
     return packed.dequantize(qweight, scales, zeros, bits, group_size, k)
 
 
 def quantize(
-    weight: Tensor,
-    bits: int,
-    group_size: int,
-    symmetric: bool,
-    search: str = "minmax",
-    scale_dtype: str = "float16",
+    weight: Tensor, bits: int, group_size: int, symmetric: bool, search: str = "minmax", scale_dtype: str = "float16"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_quantize(weight, bits, group_size, search, scale_dtype)
     k = weight.shape[1]
@@ -59,9 +44,7 @@ def quantize(
     top = float(2**bits - 1)
     # [N, groups, size]; the filling is 0, which every range holds, and is left out of the errors
     w = F.pad(weight.float(), (0, -k % size)).unflatten(1, (-1, size))
-    real = F.pad(torch.ones(k, dtype=torch.bool, device=weight.device), (0, -k % size)).unflatten(
-        0, (-1, size)
-    )
+    real = F.pad(torch.ones(k, dtype=torch.bool, device=weight.device), (0, -k % size)).unflatten(0, (-1, size))
     lo, hi = w.amin(-1, keepdim=True).clamp(max=0), w.amax(-1, keepdim=True).clamp(min=0)
 
     def fit(fraction: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,11 +73,7 @@ def quantize(
             better = e < error
             scale, zero, error = (torch.where(better, a, b) for a, b in ((s, scale), (z, zero), (e, error)))
     codes = codes_of(scale, zero).flatten(1)[:, :k].to(torch.uint8)
-    zeros = (
-        torch.full((1,), top / 2, dtype=dtype, device=weight.device)
-        if symmetric
-        else zero.squeeze(-1).to(dtype)
-    )
+    zeros = torch.full((1,), top / 2, dtype=dtype, device=weight.device) if symmetric else zero.squeeze(-1).to(dtype)
     return packed.pack(codes, bits), scale.squeeze(-1).to(dtype), zeros, error.squeeze(-1).float()
 
 
@@ -148,28 +127,14 @@ def conv2d(
     act_bits: int | None = None,
 ) -> Tensor:
     check_conv(
-        x,
-        qweight,
-        scales,
-        zeros,
-        bias,
-        bits,
-        group_size,
-        kernel_size,
-        stride,
-        padding,
-        dilation,
-        groups,
-        act_bits,
+        x, qweight, scales, zeros, bias, bits, group_size, kernel_size, stride, padding, dilation, groups, act_bits
     )
     shape = (qweight.shape[0], x.shape[1] // groups, *kernel_size)
     k = shape[1] * shape[2] * shape[3]
     w = packed.weight_from_rows(packed.dequantize(qweight, scales, zeros, bits, group_size, k), shape)
     form = torch.channels_last if is_channels_last(x) else torch.contiguous_format
     if act_bits is None:
-        y = F.conv2d(
-            x, w.to(x.dtype), None if bias is None else bias.to(x.dtype), stride, padding, dilation, groups
-        )
+        y = F.conv2d(x, w.to(x.dtype), None if bias is None else bias.to(x.dtype), stride, padding, dilation, groups)
     else:
         q, scale = quantize_activations(x.float().flatten(1), 0)  # one scale a sample
         image = (q.double() * scale.double()).view(x.shape)

@@ -120,8 +120,7 @@ class Reader:
         (length,) = struct.unpack("<Q", self._file.read(8))
         if length > min(size - 8, MAX_HEADER_BYTES):
             raise self.error(
-                f"its header claims {length} bytes of a file of {size}; "
-                "it is truncated or no safetensors file"
+                f"its header claims {length} bytes of a file of {size}; it is truncated or no safetensors file"
             )
         try:
             header = json.loads(self._file.read(length), object_pairs_hook=_unique)
@@ -138,9 +137,7 @@ class Reader:
         end = 0
         for name, (_, _, begin, stop) in sorted(self._entries.items(), key=lambda item: item[1][2:]):
             if begin != end:
-                raise self.error(
-                    f"tensor {name!r} begins at {begin}; wanted {end}, right after the one before"
-                )
+                raise self.error(f"tensor {name!r} begins at {begin}; wanted {end}, right after the one before")
             end = stop
         if end != size - self._data:
             raise self.error(

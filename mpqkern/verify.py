@@ -55,9 +55,7 @@ class Verification:
     def __str__(self) -> str:
         lines = [("layer", "error", "bound", "worst / bound", "")]
         for c in (*self.layers, self.end_to_end):
-            lines.append(
-                (c.name, f"{c.error:.2e}", f"{c.bound:.2e}", f"{c.worst:.3f}", "ok" if c.ok else "WRONG")
-            )
+            lines.append((c.name, f"{c.error:.2e}", f"{c.bound:.2e}", f"{c.worst:.3f}", "ok" if c.ok else "WRONG"))
         lines += [(name, "", "", "", "not reached by this batch") for name in self.unreached]
         return table(lines, left=(0, 4))
 
@@ -89,9 +87,7 @@ def verify(model: nn.Module, batch: Any) -> Verification:
         error, bound = error.masked_fill(strange, 0), bound.masked_fill(strange, 1)
         ratio = float((error / bound.clamp_min(1e-300)).max()) if error.numel() else 0.0
         check = Check(
-            name,
-            *((float(t.max()) if t.numel() else 0.0) for t in (error, bound)),
-            ratio if agree else torch.inf,
+            name, *((float(t.max()) if t.numel() else 0.0) for t in (error, bound)), ratio if agree else torch.inf
         )
         if name not in worst or check.worst > worst[name].worst:
             worst[name] = check
@@ -147,9 +143,7 @@ def _apply(module: PackedModule, x: Tensor, w: Tensor, bias: Tensor | None) -> T
         return F.linear(x, w, bias)
     assert isinstance(module, PackedConv2d)
     if module._pad_before is not None:
-        x = F.pad(
-            x, module._pad_before, mode="constant" if module.padding_mode == "zeros" else module.padding_mode
-        )
+        x = F.pad(x, module._pad_before, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
     return F.conv2d(x, w, bias, module.stride, module._op_padding, module.dilation, module.groups)
 
 
@@ -195,9 +189,7 @@ def _end_to_end(packed: list[Tensor], exact: list[Tensor], moved: list[list[Tens
     """Norms over the whole output: single entries of `moved` may cancel, their sum does not."""
 
     def distance(a: list[Tensor], b: list[Tensor]) -> float:
-        return max(
-            (float((x - y).norm() / max(1, x.numel()) ** 0.5) for x, y in zip(a, b, strict=True)), default=0.0
-        )
+        return max((float((x - y).norm() / max(1, x.numel()) ** 0.5) for x, y in zip(a, b, strict=True)), default=0.0)
 
     error = distance(packed, exact)
     bound = max(distance(m, exact) for m in moved)

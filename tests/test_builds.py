@@ -26,10 +26,13 @@ def sanitized() -> Path:
     build = ROOT / "build" / "sanitized"
     tools = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     settings = {
-        "MPQKERN_TORCH": Path(torch.__file__).parent, "MPQKERN_CUDA": "OFF", "MPQKERN_SANITIZE": "address,undefined",
-        "MPQKERN_SIMDE": "ON" if SIMDE else "OFF", "CMAKE_LIBRARY_OUTPUT_DIRECTORY": build / "out",
+        "MPQKERN_TORCH": Path(torch.__file__).parent,
+        "MPQKERN_CUDA": "OFF",
+        "MPQKERN_SANITIZE": "address,undefined",
+        "MPQKERN_SIMDE": "ON" if SIMDE else "OFF",
+        "CMAKE_LIBRARY_OUTPUT_DIRECTORY": build / "out",
         "CMAKE_BUILD_TYPE": "None",
-    }  # fmt: skip
+    }
     define = [f"-D{k}={v}" for k, v in settings.items()]
     for command in (["cmake", "-G", "Ninja", "-S", ROOT, "-B", build, *define], ["cmake", "--build", build]):
         done = subprocess.run(command, env=tools, capture_output=True, text=True, check=False)
@@ -38,30 +41,43 @@ def sanitized() -> Path:
 
 
 def runtime(name: str) -> str:
-    return subprocess.run(
-        [CXX, f"-print-file-name={name}"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    return subprocess.run([CXX, f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def run_sanitized(library: Path, *command: str, isa: str = "", log: Path) -> subprocess.CompletedProcess[str]:
     env = os.environ | {
-        "MPQKERN_LIBRARY": str(library), "MPQKERN_ISA": isa,
+        "MPQKERN_LIBRARY": str(library),
+        "MPQKERN_ISA": isa,
         "LD_PRELOAD": f"{runtime('libasan.so')} {runtime('libubsan.so')}",
         "ASAN_OPTIONS": f"detect_leaks=0,log_path={log}/asan",  # pytest's capture would swallow the report
         "UBSAN_OPTIONS": f"halt_on_error=1,print_stacktrace=1,log_path={log}/ubsan",
-    }  # fmt: skip
-    return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True, check=False
-    )
+    }
+    return subprocess.run([sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
 @needs_compiler
 @pytest.mark.slow
 def test_kernels_under_sanitizers_and_emulation(sanitized: Path, tmp_path: Path) -> None:
     """A reduced run of the kernel tests: those marked `sanitize`, on every instruction set."""
-    done = run_sanitized(sanitized, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "sanitize", "-k", "not plain",
-                         "--hypothesis-seed=0", "tests/test_packed.py", "tests/test_quantize.py", "tests/test_linear.py", "tests/test_conv.py",
-                         log=tmp_path)  # fmt: skip
+    done = run_sanitized(
+        sanitized,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "sanitize",
+        "-k",
+        "not plain",
+        "--hypothesis-seed=0",
+        "tests/test_packed.py",
+        "tests/test_quantize.py",
+        "tests/test_linear.py",
+        "tests/test_conv.py",
+        log=tmp_path,
+    )
     reports = "".join(p.read_text()[:4000] for p in tmp_path.iterdir())
     assert done.returncode == 0 and not reports, done.stdout[-3000:] + reports
     assert " passed" in done.stdout
@@ -106,11 +122,7 @@ def test_isa_files_export_their_table_and_nothing_weak(isa: str, flags: str, tmp
     out = tmp_path / "isa.o"
     source = ROOT / "csrc" / "cpu" / f"isa_{isa}.cpp"
     subprocess.run([CXX, "-std=c++20", "-O1", "-w", *flags.split(), "-c", source, "-o", out], check=True)
-    symbols = subprocess.run(
-        ["nm", "-C", out], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    exported = [
-        line.split(maxsplit=2)[-1] for line in symbols if " T " in line or " D " in line or " R " in line
-    ]
+    symbols = subprocess.run(["nm", "-C", out], capture_output=True, text=True, check=True).stdout.splitlines()
+    exported = [line.split(maxsplit=2)[-1] for line in symbols if " T " in line or " D " in line or " R " in line]
     assert exported == [f"mpq::{isa}_kernels"]
     assert not [line for line in symbols if any(f" {kind} " in line for kind in "WVu")]

@@ -105,9 +105,7 @@ def test_large_planes_share_work_over_threads(path: SimpleNamespace) -> None:
             results.append(path.conv2d(x, *weight, None, 4, 0, (3, 3), (1, 1), (1, 1), (1, 1), 1))
         sums = reference.conv(x.abs(), w.abs(), None, padding=1)
         for got in results:
-            reference.assert_within(
-                got, reference.conv(x, w, None, padding=1), (6 * k**0.5 + 2) * reference.U * sums
-            )
+            reference.assert_within(got, reference.conv(x, w, None, padding=1), (6 * k**0.5 + 2) * reference.U * sums)
         if path.name != "plain":
             assert torch.equal(*results)
 
@@ -117,9 +115,4 @@ def test_empty_batch(path: SimpleNamespace) -> None:
     weight, _, _ = problem(path, case, 4, 0, True)
     x = torch.randn(0, 3, 9, 10)
     for act_bits in (None, 8) if path.name != "plain" else (None,):
-        assert path.conv2d(x, *weight, None, 4, 0, (3, 3), (1, 1), (1, 1), (1, 1), 1, act_bits).shape == (
-            0,
-            8,
-            9,
-            10,
-        )
+        assert path.conv2d(x, *weight, None, 4, 0, (3, 3), (1, 1), (1, 1), (1, 1), 1, act_bits).shape == (0, 8, 9, 10)

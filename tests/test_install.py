@@ -43,10 +43,7 @@ def test_without_the_compiled_part_everything_works_after_one_warning() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "plain"
     assert done.stderr.count("mpqkern runs without its compiled kernels") == 1
-    assert (
-        "/nonexistent/_C.so does not exist" in done.stderr
-        and "pip install --no-build-isolation ." in done.stderr
-    )
+    assert "/nonexistent/_C.so does not exist" in done.stderr and "pip install --no-build-isolation ." in done.stderr
 
 
 def test_a_library_that_does_not_load_is_only_a_warning(tmp_path: Path) -> None:
@@ -64,14 +61,9 @@ def test_plain_on_request_is_silent() -> None:
 
 @pytest.mark.skipif(ops.why_plain is not None, reason="no compiled kernels")
 def test_a_lower_isa_on_request() -> None:
-    assert (
-        run("import mpqkern; print(mpqkern.ops.isa())", {"MPQKERN_ISA": "scalar"}).stdout.strip() == "scalar"
-    )
+    assert run("import mpqkern; print(mpqkern.ops.isa())", {"MPQKERN_ISA": "scalar"}).stdout.strip() == "scalar"
     unknown = run("import mpqkern; print(mpqkern.ops.isa())", {"MPQKERN_ISA": "sse"})
-    assert (
-        unknown.stdout.strip() == ops.isa()
-        and "MPQKERN_ISA='sse'; wanted one of plain, scalar" in unknown.stderr
-    )
+    assert unknown.stdout.strip() == ops.isa() and "MPQKERN_ISA='sse'; wanted one of plain, scalar" in unknown.stderr
 
 
 def test_importing_types_needs_no_torch() -> None:

@@ -16,9 +16,7 @@ KS = (1, 31, 32, 33, 64, 96, 127, 130, 545)
 NS = (1, 2, 3, 5, 49, 97)
 
 
-def problem(
-    path: SimpleNamespace, n: int, k: int, bits: int, group: int, symmetric: bool
-) -> tuple[torch.Tensor, ...]:
+def problem(path: SimpleNamespace, n: int, k: int, bits: int, group: int, symmetric: bool) -> tuple[torch.Tensor, ...]:
     """Codes with both extremes, scales, zeros, and the packed weight."""
     q, scales, zeros, _ = path.quantize(torch.randn(n, k), bits, group, symmetric)
     codes = path.unpack(q, bits, k)
@@ -97,18 +95,14 @@ def test_batch_dimensions_and_strides(path: SimpleNamespace) -> None:
     wide = torch.zeros(10, 2 * q.shape[1], dtype=torch.uint8)
     wide[:, ::2] = q
     assert torch.allclose(
-        path.linear(x, wide[:, ::2], scales.T.contiguous().T, zeros, bias, 4, 32),
-        want.view(3, 4, 10),
-        **close,
+        path.linear(x, wide[:, ::2], scales.T.contiguous().T, zeros, bias, 4, 32), want.view(3, 4, 10), **close
     )
     assert path.linear(x[:, :0], q, scales, zeros, bias, 4, 32).shape == (3, 0, 10)
 
 
 @pytest.mark.parametrize("m", [1, 20])
 @pytest.mark.parametrize("act_bits", [None, 8])
-def test_nan_and_infinity_reach_their_row_and_no_other(
-    path: SimpleNamespace, m: int, act_bits: int | None
-) -> None:
+def test_nan_and_infinity_reach_their_row_and_no_other(path: SimpleNamespace, m: int, act_bits: int | None) -> None:
     _, q, scales, zeros = problem(path, 6, 45, 4, 0, True)
     for value in (torch.nan, torch.inf):
         x = torch.randn(m + 1, 45)

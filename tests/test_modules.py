@@ -99,10 +99,7 @@ def test_casts_touch_the_bias_and_the_reported_weight_only() -> None:
         before = packed.weight.clone()
         for cast in (torch.float16, torch.bfloat16, torch.float32):
             packed.to(cast)
-            assert (
-                packed.scales.dtype == packed.zeros.dtype == torch.float32
-                and packed.qweight.dtype == torch.uint8
-            )
+            assert packed.scales.dtype == packed.zeros.dtype == torch.float32 and packed.qweight.dtype == torch.uint8
             assert packed.bias.dtype == packed.weight.dtype == cast
             assert packed(x.to(cast)).dtype == cast
         assert torch.equal(packed.half().float().weight, before)

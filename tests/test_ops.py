@@ -97,9 +97,7 @@ def test_autocast_casts_activations_and_leaves_the_weight_alone() -> None:
 
 
 def both(x: torch.Tensor, image: torch.Tensor, w: tuple, cw: tuple) -> torch.Tensor:
-    return (
-        mpq.linear(x, *w, None, 4, GROUP).sum() + mpq.conv2d(image, *cw, None, 4, GROUP, *CONV).relu().sum()
-    )
+    return mpq.linear(x, *w, None, 4, GROUP).sum() + mpq.conv2d(image, *cw, None, 4, GROUP, *CONV).relu().sum()
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
@@ -168,11 +166,7 @@ def test_linear_errors_name_argument_value_and_wish(change: dict, message: str) 
 
 
 CONV_ERRORS = [  # argument's place, its spoilt value, the message
-    (
-        0,
-        torch.zeros(8, 6, 9),
-        r"x .*; wanted float32, float16 or bfloat16 \[batch, channels, height, width\]",
-    ),
+    (0, torch.zeros(8, 6, 9), r"x .*; wanted float32, float16 or bfloat16 \[batch, channels, height, width\]"),
     (0, torch.zeros(2, 8, 6, 0), "x.*kernel"),
     (7, (3,), "kernel_size"),
     (7, (3, 0), "kernel_size.*0"),

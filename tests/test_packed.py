@@ -16,16 +16,12 @@ from . import reference
 BITS = (2, 4, 8)
 # every N and K around the block of 32 and well past it, and larger ones now and then
 SIZES = st.integers(1, 130) | st.integers(131, 700)
-SETTINGS = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def codes_for(n: int, k: int, bits: int, seed: int = 0) -> torch.Tensor:
     """Random codes with both extremes present."""
-    codes = torch.randint(
-        0, 2**bits, (n, k), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
-    )
+    codes = torch.randint(0, 2**bits, (n, k), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     codes[0, 0], codes[-1, -1] = 0, 2**bits - 1
     return codes
 

@@ -15,9 +15,7 @@ BITS = (2, 4, 8)
 GRIDS = [(g, s) for g in (0, 32, 128) for s in (True, False)]
 
 
-def unpacked(
-    path: SimpleNamespace, w: torch.Tensor, bits: int, group: int, *rest: object
-) -> tuple[torch.Tensor, ...]:
+def unpacked(path: SimpleNamespace, w: torch.Tensor, bits: int, group: int, *rest: object) -> tuple[torch.Tensor, ...]:
     q, scales, zeros, errors = path.quantize(w, bits, group, *rest)
     codes = path.unpack(q, bits, w.shape[1])
     return codes, scales, zeros, errors, reference.dequantize(codes, scales, zeros, group)
@@ -26,9 +24,7 @@ def unpacked(
 @pytest.mark.sanitize
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("group,symmetric", GRIDS)
-def test_minmax_rounds_to_the_nearest_code(
-    path: SimpleNamespace, bits: int, group: int, symmetric: bool
-) -> None:
+def test_minmax_rounds_to_the_nearest_code(path: SimpleNamespace, bits: int, group: int, symmetric: bool) -> None:
     w = torch.randn(7, 150)
     codes, scales, zeros, errors, back = unpacked(path, w, bits, group, symmetric)
     step = scales.double().repeat_interleave(group or 160, 1)[:, :150]
@@ -43,16 +39,12 @@ def test_minmax_rounds_to_the_nearest_code(
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("group,symmetric", GRIDS)
-def test_minmax_equals_plain_to_the_bit(
-    path: SimpleNamespace, bits: int, group: int, symmetric: bool
-) -> None:
+def test_minmax_equals_plain_to_the_bit(path: SimpleNamespace, bits: int, group: int, symmetric: bool) -> None:
     w = torch.randn(9, 131) * torch.logspace(-3, 3, 9).unsqueeze(1)
     for dtype in ("float16", "float32"):
         for a, b in zip(path.quantize(w, bits, group, symmetric, "minmax", dtype),
                         plain.quantize(w, bits, group, symmetric, "minmax", dtype), strict=True):  # fmt: skip
-            assert (
-                torch.equal(a, b) if a.dtype != torch.float32 or a.shape != (9, 1) else torch.allclose(a, b)
-            )
+            assert torch.equal(a, b) if a.dtype != torch.float32 or a.shape != (9, 1) else torch.allclose(a, b)
 
 
 @pytest.mark.sanitize
@@ -101,9 +93,7 @@ def test_special_rows(path: SimpleNamespace) -> None:
 def test_weights_that_are_not_finite_are_refused(path: SimpleNamespace, value: float) -> None:
     w = torch.randn(5, 40)
     w[3, 39] = value
-    with pytest.raises(
-        (ValueError, RuntimeError), match=r"row 3 of weight is not finite.*wanted finite weights"
-    ):
+    with pytest.raises((ValueError, RuntimeError), match=r"row 3 of weight is not finite.*wanted finite weights"):
         path.quantize(w, 4, 0, True)
 
 

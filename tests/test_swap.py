@@ -35,14 +35,7 @@ def snapshot(model: nn.Module) -> dict[str, tuple[int, str]]:
 def test_selectors_and_their_precedence() -> None:
     model = net()
     ledger = mq.swap_(
-        model,
-        {
-            "*": 8,
-            nn.Conv2d: 4,
-            "1.*": Scheme(2, group_size=32),
-            "re:2[.]conv": Scheme(8, act_bits=8),
-            "4": None,
-        },
+        model, {"*": 8, nn.Conv2d: 4, "1.*": Scheme(2, group_size=32), "re:2[.]conv": Scheme(8, act_bits=8), "4": None}
     )
     assert model[0].scheme == Scheme(4) and model[1].conv.scheme == Scheme(2, group_size=32)
     assert model[2].conv.scheme == Scheme(8, act_bits=8) and type(model[4]) is nn.Linear
@@ -256,11 +249,7 @@ def test_catalog_lists_layers_and_counts_multiplications() -> None:
     rng = torch.get_rng_state()
     stats = copy.deepcopy(model[1].norm.state_dict())
     layers = {layer.name: layer for layer in mq.catalog(model, x)}
-    assert (
-        layers["0"].macs == 2 * 36 * 8 * 27
-        and layers["4"].macs == 2 * 2880
-        and layers["1.conv"].params == 576
-    )
+    assert layers["0"].macs == 2 * 36 * 8 * 27 and layers["4"].macs == 2 * 2880 and layers["1.conv"].params == 576
     assert layers["0"].kind == "conv2d" and layers["4"].weight_shape == (10, 288)
     assert model.training and model[1].norm.training and torch.equal(rng, torch.get_rng_state())
     assert all(torch.equal(stats[k], v) for k, v in model[1].norm.state_dict().items())

@@ -108,6 +108,4 @@ def test_a_float_model_is_refused() -> None:
 def test_call_takes_tensors_tuples_and_dicts() -> None:
     model = nn.Linear(4, 4)
     x = torch.randn(1, 4)
-    assert torch.equal(call(model, x), call(model, (x,))) and torch.equal(
-        call(model, x), call(model, {"input": x})
-    )
+    assert torch.equal(call(model, x), call(model, (x,))) and torch.equal(call(model, x), call(model, {"input": x}))

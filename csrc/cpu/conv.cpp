@@ -114,8 +114,8 @@ void dense(const ConvArgs& a) {
           const int64_t k1 = std::min(w.kp, k0 + kDepth);
           kernels().dequantize(w, n0, n1, k0, k1, block, kDepth, grid);
           for (int64_t p = 0; p < used; ++p)
-            kernels().gemm(block, kDepth, n1 - n0, patches + (p * w.kp + k0) * kPanel, k1 - k0, sums + p * kPanel, ld,
-                           k0 == 0);
+            kernels().gemm(block, kDepth, n1 - n0, patches + (p * w.kp + k0) * kPanel, p1 - p0 - p * kPanel, k1 - k0,
+                           sums + p * kPanel, ld, k0 == 0);
         }
         for (int64_t n = n0; n < n1; ++n) scatter(a, n, runs, count, sums + (n - n0) * ld, 1);
       }

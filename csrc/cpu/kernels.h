@@ -44,10 +44,13 @@ struct Kernels {
   void (*gemv)(const Packed& w, int64_t n0, int64_t n1, const float* x, int64_t rows, float* y, int64_t ldy,
                float* grid);
 
-  // c[n * ldc + j] (+)= sum over k of a[n * lda + k] * panel[k * kPanel + j], n < rows, j < kPanel;
-  // `first` overwrites c. a is dequantized weight, small enough to sit in the cache.
-  void (*gemm)(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t depth, float* c, int64_t ldc,
-               bool first);
+  // c[n * ldc + j] (+)= sum over k < depth of a[n * lda + k] * panel[k * kPanel + j], n < rows, j < columns
+  // (rounded up to whole vectors); `first` overwrites c. a is dequantized weight that fits the cache.
+  void (*gemm)(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t columns, int64_t depth, float* c,
+               int64_t ldc, bool first);
+
+  // out[j * out_ld + i] = in[i * in_ld + j] for i < rows, j < columns.
+  void (*transpose)(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld);
 
   // y[i] += a * x[i * step], the depthwise convolution's inner loop.
   void (*axpy)(float a, const float* x, int64_t step, float* y, int64_t count);
@@ -73,6 +76,8 @@ extern const Kernels avx512_kernels;  // AVX-512 F, BW, DQ, VL, VNNI
 
 // The best table that this processor runs, or the lower one that MPQKERN_ISA or `use_isa` asked for.
 const Kernels& kernels();
+// Whether the processor has bf16 products of its own (which torch's matrix library then uses).
+bool multiplies_bf16();
 // Asks for "scalar", "avx2", "avx512" or "" (the best); false when unknown or not to be had here.
 bool use_isa(const char* name);
 

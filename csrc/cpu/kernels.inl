@@ -169,31 +169,56 @@ void gemv(const Packed& w, int64_t n0, int64_t n1, const float* x, int64_t rows,
 
 // ---- many rows: a dequantized block of weights against panels of 32 columns -------------------------
 
-template <int R>
+// R weight rows by WIDE vectors of columns, all sums in registers.
+template <int R, int WIDE>
 inline void gemm_tile(const float* a, int64_t lda, const float* panel, int64_t depth, float* c, int64_t ldc,
                       bool first) {
-  constexpr int kWide = kPanel / Isa::kWidth;
-  typename Isa::Vec acc[R][kWide];
+  typename Isa::Vec acc[R][WIDE];
   for (int r = 0; r < R; ++r)
-    for (int j = 0; j < kWide; ++j) acc[r][j] = first ? Isa::zero() : Isa::load(c + r * ldc + j * Isa::kWidth);
+    for (int j = 0; j < WIDE; ++j) acc[r][j] = first ? Isa::zero() : Isa::load(c + r * ldc + j * Isa::kWidth);
   for (int64_t k = 0; k < depth; ++k) {
-    typename Isa::Vec b[kWide];
-    for (int j = 0; j < kWide; ++j) b[j] = Isa::load(panel + k * kPanel + j * Isa::kWidth);
+    typename Isa::Vec b[WIDE];
+    for (int j = 0; j < WIDE; ++j) b[j] = Isa::load(panel + k * kPanel + j * Isa::kWidth);
     for (int r = 0; r < R; ++r) {
       const typename Isa::Vec s = Isa::set1(a[r * lda + k]);
-      for (int j = 0; j < kWide; ++j) acc[r][j] = Isa::fma(s, b[j], acc[r][j]);
+      for (int j = 0; j < WIDE; ++j) acc[r][j] = Isa::fma(s, b[j], acc[r][j]);
     }
   }
   for (int r = 0; r < R; ++r)
-    for (int j = 0; j < kWide; ++j) Isa::store(c + r * ldc + j * Isa::kWidth, acc[r][j]);
+    for (int j = 0; j < WIDE; ++j) Isa::store(c + r * ldc + j * Isa::kWidth, acc[r][j]);
 }
 
-void gemm(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t depth, float* c, int64_t ldc,
-          bool first) {
+template <int WIDE>
+void gemm_wide(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t depth, float* c, int64_t ldc,
+               bool first) {
+  constexpr int kTile = Isa::tile_rows(WIDE);
   int64_t n = 0;
-  for (; n + Isa::kGemmRows <= rows; n += Isa::kGemmRows)
-    gemm_tile<Isa::kGemmRows>(a + n * lda, lda, panel, depth, c + n * ldc, ldc, first);
-  for (; n < rows; ++n) gemm_tile<1>(a + n * lda, lda, panel, depth, c + n * ldc, ldc, first);
+  for (; n + kTile <= rows; n += kTile) gemm_tile<kTile, WIDE>(a + n * lda, lda, panel, depth, c + n * ldc, ldc, first);
+  for (; n + 2 <= rows; n += 2) gemm_tile<2, WIDE>(a + n * lda, lda, panel, depth, c + n * ldc, ldc, first);
+  for (; n < rows; ++n) gemm_tile<1, WIDE>(a + n * lda, lda, panel, depth, c + n * ldc, ldc, first);
+}
+
+void gemm(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t columns, int64_t depth, float* c,
+          int64_t ldc, bool first) {
+  const int64_t wide = mpq::ceil_div(smaller(columns, kPanel), Isa::kWidth);
+  if (wide == 1) return gemm_wide<1>(a, lda, rows, panel, depth, c, ldc, first);
+  if constexpr (kPanel / Isa::kWidth == 4) {
+    if (wide == 2) return gemm_wide<2>(a, lda, rows, panel, depth, c, ldc, first);
+    if (wide == 3) return gemm_wide<3>(a, lda, rows, panel, depth, c, ldc, first);
+  }
+  gemm_wide<kPanel / Isa::kWidth>(a, lda, rows, panel, depth, c, ldc, first);
+}
+
+void transpose(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld) {
+  for (int64_t i = 0; i < rows; i += 8)
+    for (int64_t j = 0; j < columns; j += 8) {
+      if (i + 8 <= rows && j + 8 <= columns) {
+        Isa::transpose8(in + i * in_ld + j, in_ld, out + j * out_ld + i, out_ld);
+        continue;
+      }
+      for (int64_t r = i; r < smaller(i + 8, rows); ++r)
+        for (int64_t c = j; c < smaller(j + 8, columns); ++c) out[c * out_ld + r] = in[r * in_ld + c];
+    }
 }
 
 void axpy(float a, const float* x, int64_t step, float* y, int64_t count) {
@@ -373,6 +398,6 @@ bool quantize(const float* w, int64_t count, const mpq::QuantizeOptions& how, ui
 
 }  // namespace
 
-#define MPQ_KERNELS(table, isa)                                                             \
-  const mpq::Kernels mpq::table = {isa,  to_float, from_float,   unpack,  dequantize, gemv, \
-                                   gemm, axpy,     quantize_act, gemm_a8, quantize}
+#define MPQ_KERNELS(table, isa)                                                                 \
+  const mpq::Kernels mpq::table = {isa,  to_float,  from_float, unpack,       dequantize, gemv, \
+                                   gemm, transpose, axpy,       quantize_act, gemm_a8,    quantize}

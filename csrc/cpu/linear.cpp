@@ -60,15 +60,13 @@ void by_rows(const LinearArgs& a, const F& kernel) {
 // x[m0..m1] transposed into panels [ceil(rows / 32)][Kp][32]: k runs down, activation rows across.
 void make_panels(const float* x, int64_t kp, int64_t m0, int64_t m1, float* panels) {
   const int64_t count = ceil_div(m1 - m0, kPanel), strips = ceil_div(kp, kDepth);
-  parallel_for(count * strips, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(count * strips, ceil_div(1 << 14, kDepth * kPanel), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t p = i / strips, k0 = i % strips * kDepth, k1 = std::min(kp, k0 + kDepth);
+      const int64_t p = i / strips, k0 = i % strips * kDepth, depth = std::min(kp - k0, kDepth);
       const int64_t first = m0 + p * kPanel, rows = std::min(kPanel, m1 - first);
-      float* out = panels + p * kp * kPanel;
-      if (rows < kPanel) std::memset(out + k0 * kPanel, 0, (k1 - k0) * kPanel * sizeof(float));
-      for (int64_t k = k0; k < k1; k += kBlock)  // a 32 x 32 tile at a time: 8 KiB in, 4 KiB out
-        for (int64_t j = 0; j < rows; ++j)
-          for (int64_t b = 0; b < kBlock; ++b) out[(k + b) * kPanel + j] = x[(first + j) * kp + k + b];
+      float* out = panels + (p * kp + k0) * kPanel;
+      if (rows < kPanel) std::memset(out, 0, depth * kPanel * sizeof(float));
+      kernels().transpose(x + first * kp + k0, kp, rows, depth, out, kPanel);
     }
   });
 }
@@ -78,22 +76,24 @@ void by_panels(const LinearArgs& a, const float* x) {
   const int64_t columns = std::min(kMaxColumns, ceil_div(a.m, kPanel) * kPanel);
   Buffer<float> panels(columns * w.kp);
   for (int64_t m0 = 0; m0 < a.m; m0 += columns) {
-    const int64_t m1 = std::min(a.m, m0 + columns), count = ceil_div(m1 - m0, kPanel), ld = count * kPanel;
+    const int64_t m1 = std::min(a.m, m0 + columns), count = ceil_div(m1 - m0, kPanel);
     make_panels(x, w.kp, m0, m1, panels);
-    parallel_for(ceil_div(w.n, kRows), 1, [&](int64_t begin, int64_t end) {
-      Buffer<float> block(kRows * kDepth), sums(kRows * ld), grid(2 * w.groups), row(kRows);
+    const int64_t grain = ceil_div(kGrainMacs, kRows * w.kp * (m1 - m0));
+    parallel_for(ceil_div(w.n, kRows), grain, [&](int64_t begin, int64_t end) {
+      Buffer<float> block(kRows * kDepth), sums(count * kRows * kPanel), grid(2 * w.groups), tile(kPanel * kRows);
       for (int64_t n0 = begin * kRows; n0 < std::min(w.n, end * kRows); n0 += kRows) {
         const int64_t n1 = std::min(w.n, n0 + kRows);
         for (int64_t k0 = 0; k0 < w.kp; k0 += kDepth) {
           const int64_t k1 = std::min(w.kp, k0 + kDepth);
           kernels().dequantize(w, n0, n1, k0, k1, block, kDepth, grid);
           for (int64_t p = 0; p < count; ++p)
-            kernels().gemm(block, kDepth, n1 - n0, panels + (p * w.kp + k0) * kPanel, k1 - k0, sums + p * kPanel, ld,
-                           k0 == 0);
+            kernels().gemm(block, kDepth, n1 - n0, panels + (p * w.kp + k0) * kPanel, m1 - m0 - p * kPanel, k1 - k0,
+                           sums + p * kRows * kPanel, kPanel, k0 == 0);
         }
-        for (int64_t m = m0; m < m1; ++m) {
-          for (int64_t n = n0; n < n1; ++n) row[n - n0] = sums[(n - n0) * ld + m - m0];
-          finish(a, m, n0, n1, row);
+        for (int64_t p = 0; p < count; ++p) {
+          const int64_t first = m0 + p * kPanel, rows = std::min(kPanel, m1 - first);
+          kernels().transpose(sums + p * kRows * kPanel, kPanel, n1 - n0, rows, tile, kRows);
+          for (int64_t m = 0; m < rows; ++m) finish(a, first + m, n0, n1, tile + m * kRows);
         }
       }
     });

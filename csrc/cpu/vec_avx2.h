@@ -13,7 +13,9 @@ namespace {
 struct Avx2 {
   static constexpr int kWidth = 8;
   using Vec = __m256;
-  static constexpr int kGemmRows = 3;  // x 4 vectors of a panel: 12 of the 16 registers
+  // Rows of a tile that is so many vectors wide: sums for two multiply-add ports of 4 cycles each, and room
+  // for the operands among 16 registers.
+  static constexpr int tile_rows(int wide) { return wide == 4 ? 3 : wide == 3 ? 4 : wide == 2 ? 6 : 8; }
 
   static Vec zero() { return _mm256_setzero_ps(); }
   static Vec load(const float* p) { return _mm256_loadu_ps(p); }
@@ -24,6 +26,25 @@ struct Avx2 {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
+
+  // out[j][i] = in[i][j] for 8 x 8 floats
+  static void transpose8(const float* in, int64_t in_ld, float* out, int64_t out_ld) {
+    __m256 r[8], t[8];
+    for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(in + i * in_ld);
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+      t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+      for (int j = 0; j < 2; ++j) {
+        r[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0x44);
+        r[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0xee);
+      }
+    for (int j = 0; j < 4; ++j) {
+      _mm256_storeu_ps(out + j * out_ld, _mm256_permute2f128_ps(r[j], r[j + 4], 0x20));
+      _mm256_storeu_ps(out + (j + 4) * out_ld, _mm256_permute2f128_ps(r[j], r[j + 4], 0x31));
+    }
   }
 
   static __m256i word(const uint8_t* p) {  // 4 bytes in every lane

@@ -9,7 +9,7 @@ struct Isa {
   struct Vec {
     float v[kWidth];
   };
-  static constexpr int kGemmRows = 2;
+  static constexpr int tile_rows(int) { return 2; }
 
   static Vec zero() { return Vec{}; }
   static Vec load(const float* p) {
@@ -28,6 +28,11 @@ struct Isa {
     return c;
   }
   static float sum(Vec a) { return ((a.v[0] + a.v[4]) + (a.v[2] + a.v[6])) + ((a.v[1] + a.v[5]) + (a.v[3] + a.v[7])); }
+
+  static void transpose8(const float* in, int64_t in_ld, float* out, int64_t out_ld) {
+    for (int i = 0; i < 8; ++i)
+      for (int j = 0; j < 8; ++j) out[j * out_ld + i] = in[i * in_ld + j];
+  }
 
   // 32 codes of a block as 32 weights, scale * (code - zero).
   template <int BITS>

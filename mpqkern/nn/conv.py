@@ -83,9 +83,7 @@ class PackedConv2d(PackedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:  # the op sees only the padded width
-            raise ValueError(
-                f"x is {list(x.shape)}; wanted [batch, in_channels={self.in_channels}, height, width]"
-            )
+            raise ValueError(f"x is {list(x.shape)}; wanted [batch, in_channels={self.in_channels}, height, width]")
         if self._pad_before is not None:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x = F.pad(x, self._pad_before, mode=mode)
@@ -108,15 +106,8 @@ class PackedConv2d(PackedModule):
         return y if x.dim() == 4 else y.squeeze(0)
 
     def extra_repr(self) -> str:
-        text = (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        )
-        for name, default in (
-            ("padding", (0, 0)),
-            ("dilation", (1, 1)),
-            ("groups", 1),
-            ("padding_mode", "zeros"),
-        ):
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        for name, default in (("padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1), ("padding_mode", "zeros")):
             if getattr(self, name) != default:
                 text += f", {name}={getattr(self, name)}"
         return f"{text}, bias={self.bias is not None}, {self._scheme_repr()}"

@@ -72,18 +72,9 @@ class PackedLinear(PackedModule):
         if x.shape[-1] != self.in_features:  # the op itself sees only the padded width
             raise ValueError(f"x is {list(x.shape)}; wanted [..., in_features={self.in_features}]")
         return torch.ops.mpqkern.linear(
-            x,
-            self.qweight,
-            self.scales,
-            self.zeros,
-            self.bias,
-            self.scheme.bits,
-            self.group_size,
-            self.scheme.act_bits,
+            x, self.qweight, self.scales, self.zeros, self.bias, self.scheme.bits, self.group_size, self.scheme.act_bits
         )
 
     def extra_repr(self) -> str:
-        sizes = (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-        )
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         return f"{sizes}, {self._scheme_repr()}"

@@ -125,9 +125,7 @@ def _resolve(plan: Any, found: list[Candidate]) -> dict[str, Scheme | None]:
     """The scheme for each candidate by its first name."""
     plan = getattr(plan, "schemes", plan)
     if not isinstance(plan, Mapping):
-        raise TypeError(
-            f"plan={plan!r}; wanted a mapping of names, patterns or types to Scheme, or an Assignment"
-        )
+        raise TypeError(f"plan={plan!r}; wanted a mapping of names, patterns or types to Scheme, or an Assignment")
     asked: dict[str, Scheme | None] = {}
     for pattern, value in plan.items():
         scheme = Scheme(value) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -144,9 +142,7 @@ def _resolve(plan: Any, found: list[Candidate]) -> dict[str, Scheme | None]:
     for c in found:
         values = {name: chosen[name] for name in c.names if name in chosen}
         if len(set(values.values())) > 1:
-            raise ValueError(
-                f"one module goes by the names {values}, with different schemes; wanted the same"
-            )
+            raise ValueError(f"one module goes by the names {values}, with different schemes; wanted the same")
         if values:
             wanted[c.name] = next(iter(values.values()))
     return wanted
@@ -185,22 +181,14 @@ def _carry_over(old: nn.Module, new: nn.Module) -> None:
     for name in HOOKS:
         if name in old.__dict__:
             new.__dict__[name] = old.__dict__[name]
-    fresh = (
-        nn.Linear(1, 1)
-        if isinstance(old, nn.Linear)
-        else nn.Conv2d(1, 1, 1)
-        if isinstance(old, nn.Conv2d)
-        else old
-    )
+    fresh = nn.Linear(1, 1) if isinstance(old, nn.Linear) else nn.Conv2d(1, 1, 1) if isinstance(old, nn.Conv2d) else old
     for name, value in old.__dict__.items():
         if name not in fresh.__dict__ and name not in new.__dict__:
             new.__dict__[name] = value
 
 
 def _replace(
-    model: nn.Module,
-    places: list[tuple[str, nn.Module, nn.Module]],
-    check: Callable[[nn.Module], None] | None,
+    model: nn.Module, places: list[tuple[str, nn.Module, nn.Module]], check: Callable[[nn.Module], None] | None
 ) -> None:
     """Sets every new module at its name; puts all the old ones back if anything goes wrong."""
     done = []
@@ -233,9 +221,7 @@ def _transformer_fast_path(parent: nn.Module, new: nn.Module) -> tuple[nn.Module
     if isinstance(new, PackedModule):
         parent.__dict__.setdefault("_mpqkern_activation", before)
         parent.activation_relu_or_gelu = 0
-    elif "_mpqkern_activation" in parent.__dict__ and not any(
-        isinstance(m, PackedModule) for m in parent.children()
-    ):
+    elif "_mpqkern_activation" in parent.__dict__ and not any(isinstance(m, PackedModule) for m in parent.children()):
         parent.activation_relu_or_gelu = parent.__dict__.pop("_mpqkern_activation")
     return parent, before
 
@@ -244,9 +230,7 @@ def _float_row(c: Candidate, reason: str) -> Row:
     weight = c.module._parameters.get("weight")
     if weight is None or isinstance(weight, nn.parameter.UninitializedParameter):
         return Row(c.name, kind_of(c.module), (), None, 0, 0, reason=reason)
-    return Row(
-        c.name, kind_of(c.module), tuple(weight.shape), None, _bytes(weight), _bytes(weight), reason=reason
-    )
+    return Row(c.name, kind_of(c.module), tuple(weight.shape), None, _bytes(weight), _bytes(weight), reason=reason)
 
 
 def _bytes(t: Any) -> int:
