@@ -59,7 +59,4 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-setup(
-    ext_modules=[Extension("mpqkern._C", sources=[])],
-    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPython},
-)
+setup(ext_modules=[Extension("mpqkern._C", sources=[])], cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPython})

@@ -15,6 +15,39 @@ constexpr int64_t kRows = 48;                // its output channels
 constexpr int64_t kTileFloats = 128 * 1024;  // patches of a tile: 512 KiB, a level 2 cache's worth
 constexpr int64_t kMinPanels = 4;            // but at least 128 pixels share each decoded weight
 constexpr int64_t kRows8 = 32;               // pixels of an 8-bit tile
+constexpr int64_t kSlack = 8;
+constexpr int64_t kGrain = 1 << 15;  // elements below which a second thread costs more than it saves
+
+// The input with its zero padding in place, as planes [batch][channel][height][width]: taps then differ by
+// a constant offset and nothing needs a border check. Ends in kSlack floats that may be read, not used.
+struct Image {
+  int64_t height, width;
+  Buffer<float> data;
+
+  int64_t plane() const { return height * width; }
+
+  explicit Image(const ConvArgs& a)
+      : height(a.height + 2 * a.padding[0]),
+        width(a.width + 2 * a.padding[1]),
+        data(a.batch * a.in_channels * plane() + kSlack) {
+    const int64_t planes = a.batch * a.in_channels;
+    std::memset(data + planes * plane(), 0, kSlack * sizeof(float));
+    parallel_for(planes, ceil_div(kGrain, plane()), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const float* in = a.x + i / a.in_channels * a.x_stride[0] + i % a.in_channels * a.x_stride[1];
+        float* out = data + i * plane();
+        if (width > a.width || height > a.height) std::memset(out, 0, plane() * sizeof(float));
+        out += a.padding[0] * width + a.padding[1];
+        for (int64_t y = 0; y < a.height; ++y, in += a.x_stride[2], out += width) {
+          if (a.x_stride[3] == 1)
+            std::memcpy(out, in, a.width * sizeof(float));
+          else
+            for (int64_t x = 0; x < a.width; ++x) out[x] = in[x * a.x_stride[3]];
+        }
+      }
+    });
+  }
+};
 
 // A stretch of output pixels in one output row, at `lane` of its tile.
 struct Run {
@@ -32,48 +65,30 @@ int64_t split(const ConvArgs& a, int64_t p0, int64_t p1, Run* runs) {
   return count;
 }
 
-// For one run and one kernel tap: where it reads the input, and which of its pixels fall inside.
-struct Reach {
-  const float* from;    // input of pixel `first`, channel 0
-  int64_t first, last;  // pixels first..last read the input, the others the padding
-  int64_t step;         // input elements from one pixel to the next
-};
-
-Reach reach(const ConvArgs& a, const Run& r, int64_t ky, int64_t kx) {
-  const int64_t y = r.y * a.stride[0] - a.padding[0] + ky * a.dilation[0];
-  const int64_t x = r.x * a.stride[1] - a.padding[1] + kx * a.dilation[1];  // of the run's first pixel
-  int64_t first = x < 0 ? ceil_div(-x, a.stride[1]) : 0;
-  int64_t last = x < a.width ? ceil_div(a.width - x, a.stride[1]) : 0;
-  if (y < 0 || y >= a.height) last = 0;
-  last = std::min(last, r.length);
-  first = std::min(first, last);
-  const int64_t column = x + first * a.stride[1];
-  const int64_t at = last > first ? r.batch * a.x_stride[0] + y * a.x_stride[2] + column * a.x_stride[3] : 0;
-  return {a.x + at, first, last, a.stride[1] * a.x_stride[3]};
-}
-
-// panel[k][lane] = the input that weight k of a channel group meets at each of up to 32 pixels.
-void gather(const ConvArgs& a, int64_t group, int64_t p0, int64_t p1, float* panel) {
-  const int64_t channels = a.in_channels / a.groups;
+// panel[k][lane] = the input that weight k of a channel group meets at each of up to 32 pixels. May write
+// up to kSlack floats past the panel.
+void gather(const ConvArgs& a, const Image& image, int64_t group, int64_t p0, int64_t p1, float* panel) {
+  const int64_t channels = a.in_channels / a.groups, step = a.stride[1];
   Run runs[kPanel];
+  int64_t from[kPanel];  // where a run's first pixel meets the kernel's first tap in its sample's channel 0
   const int64_t count = split(a, p0, p1, runs);
+  for (int64_t i = 0; i < count; ++i)
+    from[i] = runs[i].batch * a.in_channels * image.plane() + runs[i].y * a.stride[0] * image.width + runs[i].x * step;
+  if (p1 - p0 < kPanel) std::memset(panel, 0, a.weight.kp * kPanel * sizeof(float));
   float* out = panel;
   for (int64_t ky = 0; ky < a.kernel[0]; ++ky)
-    for (int64_t kx = 0; kx < a.kernel[1]; ++kx, out += channels * kPanel) {
-      if (p1 - p0 < kPanel) std::memset(out, 0, channels * kPanel * sizeof(float));
-      for (int64_t i = 0; i < count; ++i) {
-        const Reach s = reach(a, runs[i], ky, kx);
-        const float* in = s.from + group * channels * a.x_stride[1];
-        float* lane = out + runs[i].lane;
-        for (int64_t c = 0; c < channels; ++c, in += a.x_stride[1], lane += kPanel) {
-          for (int64_t j = 0; j < s.first; ++j) lane[j] = 0;
-          if (s.step == 1)
-            for (int64_t j = s.first; j < s.last; ++j) lane[j] = in[j - s.first];
+    for (int64_t kx = 0; kx < a.kernel[1]; ++kx) {
+      const float* in =
+          image.data + group * channels * image.plane() + ky * a.dilation[0] * image.width + kx * a.dilation[1];
+      for (int64_t c = 0; c < channels; ++c, in += image.plane(), out += kPanel)
+        for (int64_t i = 0; i < count; ++i) {
+          const float* src = in + from[i];
+          float* lane = out + runs[i].lane;
+          if (step == 1)  // whole vectors: what is too much is overwritten by the next run or channel
+            for (int64_t j = 0; j < runs[i].length; j += kSlack) std::memcpy(lane + j, src + j, kSlack * sizeof(float));
           else
-            for (int64_t j = s.first; j < s.last; ++j) lane[j] = in[(j - s.first) * s.step];
-          for (int64_t j = s.last; j < runs[i].length; ++j) lane[j] = 0;
+            for (int64_t j = 0; j < runs[i].length; ++j) lane[j] = src[j * step];
         }
-      }
     }
   std::memset(out, 0, (a.weight.kp - a.weight.k) * kPanel * sizeof(float));
 }
@@ -90,6 +105,7 @@ void scatter(const ConvArgs& a, int64_t n, const Run* runs, int64_t count, const
 
 void dense(const ConvArgs& a) {
   const Packed& w = a.weight;
+  const Image image(a);
   const int64_t rows = w.n / a.groups, pixels = a.pixels();
   const int64_t panels = std::min(ceil_div(pixels, kPanel), std::max(kMinPanels, kTileFloats / (kPanel * w.kp)));
   const int64_t tiles = ceil_div(pixels, panels * kPanel) * a.groups;
@@ -97,7 +113,7 @@ void dense(const ConvArgs& a) {
   const int64_t parts = std::min(ceil_div(rows, kRows), std::max<int64_t>(1, ceil_div(2 * thread_count(), tiles)));
   const int64_t part_rows = ceil_div(rows, parts);
   parallel_for(tiles * parts, 1, [&](int64_t begin, int64_t end) {
-    Buffer<float> patches(panels * kPanel * w.kp), block(kRows * kDepth), sums(kRows * panels * kPanel),
+    Buffer<float> patches(panels * kPanel * w.kp + kSlack), block(kRows * kDepth), sums(kRows * panels * kPanel),
         grid(2 * w.groups);
     Buffer<Run> runs(panels * kPanel);
     for (int64_t i = begin; i < end; ++i) {
@@ -106,7 +122,7 @@ void dense(const ConvArgs& a) {
       const int64_t used = ceil_div(p1 - p0, kPanel), ld = used * kPanel, first = group * rows;
       if (part == 0 || i == begin)
         for (int64_t p = 0; p < used; ++p)
-          gather(a, group, p0 + p * kPanel, std::min(p1, p0 + (p + 1) * kPanel), patches + p * kPanel * w.kp);
+          gather(a, image, group, p0 + p * kPanel, std::min(p1, p0 + (p + 1) * kPanel), patches + p * kPanel * w.kp);
       const int64_t count = split(a, p0, p1, runs), stop = first + std::min(rows, (part + 1) * part_rows);
       for (int64_t n0 = first + part * part_rows; n0 < stop; n0 += kRows) {
         const int64_t n1 = std::min(stop, n0 + kRows);
@@ -125,21 +141,22 @@ void dense(const ConvArgs& a) {
 
 void depthwise(const ConvArgs& a) {
   const Packed& w = a.weight;
+  const Image image(a);
   const int64_t multiplier = w.n / a.groups;
-  parallel_for(a.batch * w.n, ceil_div(1 << 15, a.out_height * a.out_width * w.k + 1), [&](int64_t begin, int64_t end) {
+  parallel_for(a.batch * w.n, ceil_div(kGrain, a.out_height * a.out_width * w.k), [&](int64_t begin, int64_t end) {
     Buffer<float> taps(w.kp), grid(2 * w.groups), line(a.out_width);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / w.n, n = i % w.n, channel = n / multiplier;
+      const int64_t b = i / w.n, n = i % w.n;
+      const float* plane = image.data + (b * a.in_channels + n / multiplier) * image.plane();
       kernels().dequantize(w, n, n + 1, 0, w.kp, taps, w.kp, grid);
       for (int64_t y = 0; y < a.out_height; ++y) {
-        const Run run{0, a.out_width, b, y, 0};
         std::memset(line, 0, a.out_width * sizeof(float));
         for (int64_t ky = 0; ky < a.kernel[0]; ++ky)
-          for (int64_t kx = 0; kx < a.kernel[1]; ++kx) {
-            const Reach s = reach(a, run, ky, kx);
-            kernels().axpy(taps[ky * a.kernel[1] + kx], s.from + channel * a.x_stride[1], s.step, line + s.first,
-                           s.last - s.first);
-          }
+          for (int64_t kx = 0; kx < a.kernel[1]; ++kx)
+            kernels().axpy(taps[ky * a.kernel[1] + kx],
+                           plane + (y * a.stride[0] + ky * a.dilation[0]) * image.width + kx * a.dilation[1],
+                           a.stride[1], line, a.out_width);
+        const Run run{0, a.out_width, b, y, 0};
         scatter(a, n, &run, 1, line, 1);
       }
     }
@@ -208,7 +225,7 @@ void quantized(const ConvArgs& a) {
 void conv2d(const ConvArgs& a) {
   if (a.pixels() == 0 || a.weight.n == 0) return;
   if (a.act8) return quantized(a);
-  if (a.in_channels == a.groups) return depthwise(a);
+  if (a.groups > 1 && a.in_channels == a.groups) return depthwise(a);
   dense(a);
 }
 
