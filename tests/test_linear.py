@@ -84,6 +84,20 @@ def test_half_activations(path: SimpleNamespace, dtype: torch.dtype, m: int) -> 
     reference.assert_within(got, want, bound, dtype)
 
 
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_results_are_rounded_to_nearest_even(path: SimpleNamespace, dtype: torch.dtype) -> None:
+    """One weight of exactly 1, so that a result is x + bias: every bit pattern of x, and biases that make ties."""
+    q = path.pack(torch.ones(9, 1, dtype=torch.uint8), 8)
+    bits = torch.arange(-(2**15), 2**15, 7, dtype=torch.int32).to(torch.int16)
+    x = bits.view(dtype).unsqueeze(1)
+    bias = torch.tensor([0, 2.0**-9, 2.0**-8, 3 * 2.0**-9, 2.0**-12, 2.0**-11, 3 * 2.0**-12, 1.0, 1e-7])
+    for rows in x.split(11):  # few enough to stay on the kernels
+        got = path.linear(rows, q, torch.ones(9, 1), torch.zeros(1), None if path.name == "plain" else bias, 8, 0)
+        want = (rows.float() + (0 if path.name == "plain" else bias)).to(dtype).expand(-1, 9)
+        assert torch.equal(got.isnan(), want.isnan()) and torch.equal(got.nan_to_num(), want.nan_to_num())
+
+
 def test_batch_dimensions_and_strides(path: SimpleNamespace) -> None:
     _, q, scales, zeros = problem(path, 10, 45, 4, 32, True)
     bias = torch.randn(20)[::2]

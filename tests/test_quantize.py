@@ -105,6 +105,15 @@ def test_fp16_scales_that_would_overflow_are_refused(path: SimpleNamespace) -> N
     assert torch.allclose(back.float(), w)
 
 
+def test_fp16_scales_are_rounded_to_nearest_even(path: SimpleNamespace) -> None:
+    """Ties of normal and subnormal numbers, their neighbours, and the ends of the range."""
+    n = torch.arange(1, 60, dtype=torch.float64)
+    wanted = torch.cat([1 + (n + 0.5) / 1024, (n + 0.5) * 2.0**-24, n * 2.0**-25, torch.tensor([65504.0, 65519.0])])
+    wanted = torch.cat([wanted, wanted * (1 + 2.0**-20), wanted * (1 - 2.0**-20)]).float()
+    scales = path.quantize(wanted.unsqueeze(1) * 1.5, 2, 0, True)[1]
+    assert torch.equal(scales.squeeze(1), (wanted * 1.5 / 1.5).half())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_weights(path: SimpleNamespace, dtype: torch.dtype) -> None:
     w = torch.randn(5, 70).to(dtype)

@@ -43,6 +43,17 @@ def test_selectors_and_their_precedence() -> None:
     assert ledger["4"].reason == "asked for"
 
 
+def test_the_most_specific_pattern_wins_in_any_order() -> None:
+    plan = [("0", Scheme(8)), ("0*", Scheme(4)), (nn.Conv2d, Scheme(2)), ("*", None)]
+    for order in (plan, plan[::-1]):
+        model = net()
+        mq.swap_(model, dict(order))
+        assert model[0].scheme == Scheme(8) and model[1].conv.scheme == Scheme(2) and type(model[4]) is nn.Linear
+    model = net()
+    mq.swap_(model, {"1.*": 2, "re:1.*": 8})  # the later of equals
+    assert model[1].conv.scheme == Scheme(8)
+
+
 def test_ledger_counts_what_is_stored() -> None:
     model = net()
     ledger = mq.swap_(model, {nn.Linear: Scheme(4, group_size=64), nn.Conv2d: Scheme(2, symmetric=False)})
@@ -231,6 +242,9 @@ def test_attention_keeps_working() -> None:
         assert calls, "the fused fast path of TransformerEncoderLayer went around the packed layer"
         mq.unswap_(model)
         assert model.activation_relu_or_gelu == 1
+        with pytest.raises(ZeroDivisionError):
+            mq.swap_(model, {nn.Linear: 8}, check=lambda m: 1 // 0)
+        assert model.activation_relu_or_gelu == 1 and "_activation_before_swap" not in model.__dict__
         with torch.no_grad():
             assert torch.allclose(got, model(x), atol=0.05)
 

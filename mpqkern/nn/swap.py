@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -191,39 +191,35 @@ def _replace(
     model: nn.Module, places: list[tuple[str, nn.Module, nn.Module]], check: Callable[[nn.Module], None] | None
 ) -> None:
     """Sets every new module at its name; puts all the old ones back if anything goes wrong."""
-    done = []
-    fast_paths = []
+    done: list[tuple[nn.Module, str, nn.Module]] = []
     try:
         for name, old, new in places:
             parent_name, _, key = name.rpartition(".")
             parent = model.get_submodule(parent_name)
             done.append((parent, key, old))
             parent._modules[key] = new
-            fast = _transformer_fast_path(parent, new)
-            if fast:
-                fast_paths.append(fast)
+        _set_fast_paths(parent for parent, _, _ in done)
         if check is not None:
             check(model)
     except BaseException:
         for parent, key, old in done:
             parent._modules[key] = old
-        for layer, value in fast_paths:
-            layer.activation_relu_or_gelu = value
+        _set_fast_paths(parent for parent, _, _ in done)
         raise
 
 
-def _transformer_fast_path(parent: nn.Module, new: nn.Module) -> tuple[nn.Module, int] | None:
-    """In eval mode nn.TransformerEncoderLayer reads linear1.weight itself and would never call the packed
-    module; 0 tells it that its activation has no fused kernel."""
-    if not isinstance(parent, nn.TransformerEncoderLayer):
-        return None
-    before = parent.activation_relu_or_gelu
-    if isinstance(new, PackedModule):
-        parent.__dict__.setdefault("_mpqkern_activation", before)
-        parent.activation_relu_or_gelu = 0
-    elif "_mpqkern_activation" in parent.__dict__ and not any(isinstance(m, PackedModule) for m in parent.children()):
-        parent.activation_relu_or_gelu = parent.__dict__.pop("_mpqkern_activation")
-    return parent, before
+def _set_fast_paths(parents: Iterable[nn.Module]) -> None:
+    """In eval mode nn.TransformerEncoderLayer reads linear1.weight itself and would never call a packed
+    module; activation_relu_or_gelu = 0 tells it that its activation has no fused kernel."""
+    for layer in parents:
+        if not isinstance(layer, nn.TransformerEncoderLayer):
+            continue
+        packed = any(isinstance(child, PackedModule) for child in layer.children())
+        if packed and "_activation_before_swap" not in layer.__dict__:
+            layer._activation_before_swap = layer.activation_relu_or_gelu
+            layer.activation_relu_or_gelu = 0
+        elif not packed and "_activation_before_swap" in layer.__dict__:
+            layer.activation_relu_or_gelu = layer.__dict__.pop("_activation_before_swap")
 
 
 def _float_row(c: Candidate, reason: str) -> Row:
