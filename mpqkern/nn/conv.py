@@ -45,7 +45,6 @@ class PackedConv2d(PackedModule):
 
     @classmethod
     def empty_like(cls, layer: nn.Conv2d, scheme: Scheme) -> PackedConv2d:
-        """The packed layer that `layer` would become, its buffers not yet filled."""
         return cls(
             layer.in_channels,
             layer.out_channels,
@@ -56,18 +55,8 @@ class PackedConv2d(PackedModule):
             **_geometry(layer),
         )
 
-    @classmethod
-    def from_float(cls, layer: nn.Conv2d, scheme: Scheme, *, search: str = "minmax") -> PackedConv2d:
-        """Packs a copy of `layer`'s weight; `search` is "minmax" or "mse"."""
-        new = cls.empty_like(layer, scheme)
-        new.pack_(layer.weight, search)
-        if layer.bias is not None:
-            new.bias = layer.bias.detach().clone()
-        return new
-
-    def to_float(self) -> nn.Conv2d:
-        """An `nn.Conv2d` with the dequantized weight."""
-        new = nn.utils.skip_init(
+    def empty_float(self) -> nn.Conv2d:
+        return nn.utils.skip_init(
             nn.Conv2d,
             self.in_channels,
             self.out_channels,
@@ -76,10 +65,6 @@ class PackedConv2d(PackedModule):
             dtype=self.dtype,
             **_geometry(self),
         )
-        new.weight = nn.Parameter(self.dequantize())
-        if self.bias is not None:
-            new.bias = nn.Parameter(self.bias.clone())
-        return new
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:  # the op sees only the padded width

@@ -34,7 +34,6 @@ class PackedLinear(PackedModule):
 
     @classmethod
     def empty_like(cls, layer: nn.Linear, scheme: Scheme) -> PackedLinear:
-        """The packed layer that `layer` would become, its buffers not yet filled."""
         return cls(
             layer.in_features,
             layer.out_features,
@@ -44,18 +43,8 @@ class PackedLinear(PackedModule):
             dtype=layer.weight.dtype,
         )
 
-    @classmethod
-    def from_float(cls, layer: nn.Linear, scheme: Scheme, *, search: str = "minmax") -> PackedLinear:
-        """Packs a copy of `layer`'s weight; `search` is "minmax" or "mse"."""
-        new = cls.empty_like(layer, scheme)
-        new.pack_(layer.weight, search)
-        if layer.bias is not None:
-            new.bias = layer.bias.detach().clone()
-        return new
-
-    def to_float(self) -> nn.Linear:
-        """An `nn.Linear` with the dequantized weight."""
-        new = nn.utils.skip_init(
+    def empty_float(self) -> nn.Linear:
+        return nn.utils.skip_init(
             nn.Linear,
             self.in_features,
             self.out_features,
@@ -63,10 +52,6 @@ class PackedLinear(PackedModule):
             device=self.qweight.device,
             dtype=self.dtype,
         )
-        new.weight = nn.Parameter(self.dequantize())
-        if self.bias is not None:
-            new.bias = nn.Parameter(self.bias.clone())
-        return new
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:  # the op itself sees only the padded width

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from .. import packed
 from ..scheme import Scheme
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class PackedModule(nn.Module):
@@ -43,6 +47,35 @@ class PackedModule(nn.Module):
             self.register_buffer(name, torch.zeros(shape, dtype=kind, device=device))
         values = torch.zeros(weight_shape[0], dtype=self.dtype, device=device) if bias else None
         self.register_buffer("bias", values)
+
+    @classmethod
+    def empty_like(cls, layer: nn.Module, scheme: Scheme) -> Self:
+        """The packed layer that the float `layer` would become, its buffers not yet filled."""
+        raise TypeError(f"{cls.__name__} is abstract; wanted PackedLinear or PackedConv2d")
+
+    def empty_float(self) -> nn.Module:
+        """The float layer of the same sizes, on the same device, its parameters not yet filled."""
+        raise TypeError(f"{type(self).__name__} is abstract; wanted PackedLinear or PackedConv2d")
+
+    @classmethod
+    def from_float(cls, layer: nn.Module, scheme: Scheme, *, search: str = "minmax") -> Self:
+        """Packs a copy of `layer`'s weight; `search` is "minmax" or "mse"."""
+        new = cls.empty_like(layer, scheme)
+        new.pack_(layer.weight, search)
+        new.copy_bias_(layer)
+        return new
+
+    def to_float(self) -> nn.Module:
+        """A float layer with the dequantized weight."""
+        new = self.empty_float()
+        new.weight = nn.Parameter(self.dequantize())
+        if self.bias is not None:
+            new.bias = nn.Parameter(self.bias.clone())
+        return new
+
+    def copy_bias_(self, layer: nn.Module) -> None:
+        if layer.bias is not None:
+            self.bias = layer.bias.detach().clone()
 
     @property
     def k(self) -> int:

@@ -159,8 +159,7 @@ def _pack(c: Candidate, scheme: Scheme, rounding: str, twin: PackedModule | None
     else:
         new.qweight, new.scales, new.zeros = twin.qweight, twin.scales, twin.zeros
         squared = float((module.weight.detach().double() - twin.dequantize().double()).square().sum())
-    if module.bias is not None:
-        new.bias = module.bias.detach().clone()
+    new.copy_bias_(module)
     _carry_over(module, new)
     norm = float(module.weight.detach().double().square().sum())
     row = Row(
