@@ -1,0 +1,74 @@
+// torch.ops.mpqkern.* for CUDA tensors: the way from checked arguments to csrc/cuda/launch.h. No header of CUDA
+// or of torch's CUDA part, and nothing of either is needed to load this, so one binary serves every torch.
+#include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include "cuda/launch.h"
+#include "op_checks.h"
+
+namespace {
+
+using torch::stable::accelerator::DeviceGuard;
+
+// The stream that torch queues its work for `t`'s device on.
+void* current_stream(const Tensor& t) {
+  using Get = AOTITorchError (*)(int32_t, void**);
+  static const Get get = [] {
+    void* lib = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);  // loaded wherever a CUDA tensor can exist
+    return lib ? reinterpret_cast<Get>(dlsym(lib, "aoti_torch_get_current_cuda_stream")) : nullptr;
+  }();
+  STD_TORCH_CHECK(get, "mpqkern: this torch has no aoti_torch_get_current_cuda_stream; wanted torch >= 2.11 with CUDA");
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(get(t.get_device_index(), &stream));
+  return stream;
+}
+
+void check_launch(const char* op, int error) {
+  STD_TORCH_CHECK(error == 0, op, ": CUDA error ", error, ", ", mpq_cuda_error(error));
+}
+
+Tensor pack_cuda(const Tensor& codes, int64_t bits) {
+  const char* op = "mpqkern::pack";
+  check_codes(op, codes, bits);
+  const DeviceGuard guard(codes.get_device_index());
+  const Tensor c = torch::stable::contiguous(codes);
+  const int64_t n = c.size(0), k = c.size(1);
+  Tensor out = torch::stable::new_empty(c, {n, mpq::packed_bytes(mpq::padded(k), int(bits))});
+  check_launch(op, mpq_pack(static_cast<const uint8_t*>(c.const_data_ptr()), n, k, int(bits),
+                            static_cast<uint8_t*>(out.mutable_data_ptr()), current_stream(c)));
+  return out;
+}
+
+Tensor unpack_cuda(const Tensor& qweight, int64_t bits, int64_t k) {
+  const char* op = "mpqkern::unpack";
+  check_qweight(op, qweight, bits, k);
+  const DeviceGuard guard(qweight.get_device_index());
+  const Tensor q = torch::stable::contiguous(qweight);
+  Tensor out = torch::stable::new_empty(q, {q.size(0), k});
+  check_launch(op, mpq_unpack(static_cast<const uint8_t*>(q.const_data_ptr()), q.size(0), k, int(bits),
+                              static_cast<uint8_t*>(out.mutable_data_ptr()), current_stream(q)));
+  return out;
+}
+
+Tensor dequantize_cuda(const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros, int64_t bits,
+                       int64_t group_size, int64_t k) {
+  const char* op = "mpqkern::dequantize";
+  // a CUDA kernel is chosen when any argument is there; the guard below needs qweight to be
+  STD_TORCH_CHECK(qweight.is_cuda(), op, ": qweight is on ", device_of(qweight),
+                  "; wanted cuda, where another argument is");
+  const DeviceGuard guard(qweight.get_device_index());
+  const HeldWeight w = packed_weight(op, "qweight", qweight, qweight, scales, zeros, bits, group_size, k);
+  Tensor out = torch::stable::new_empty(qweight, {w.view.n, k}, ScalarType::Float);
+  check_launch(op, mpq_dequantize(w.view, static_cast<float*>(out.mutable_data_ptr()), current_stream(qweight)));
+  return out;
+}
+
+}  // namespace
+
+// quantize, linear and conv2d have no kernel here yet: mpqkern/plain.py serves them.
+STABLE_TORCH_LIBRARY_IMPL(mpqkern, CUDA, m) {
+  m.impl("pack", TORCH_BOX(&pack_cuda));
+  m.impl("unpack", TORCH_BOX(&unpack_cuda));
+  m.impl("dequantize", TORCH_BOX(&dequantize_cuda));
+}

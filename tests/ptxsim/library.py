@@ -1,0 +1,105 @@
+"""Builds the CUDA sources with tests/ptxsim/fakecudart.c and runs their launches in the interpreter."""
+
+from __future__ import annotations
+
+import ctypes as c
+import hashlib
+import os
+import shutil
+import subprocess
+from itertools import product
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from . import arithmetic, warp  # noqa: F401  (they fill the table of instructions)
+from .block import Block, Dim
+from .memory import Global, Traffic
+from .program import Kernel, PtxError, parse
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LAUNCH_FAILED = 719  # cudaErrorLaunchFailure
+
+
+def build() -> Path | None:
+    """The library, built again only when a source changed; None where there is no nvcc."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return None
+    sources = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), Path(__file__).with_name("fakecudart.c")]
+    # -lineinfo: errors name source lines. Not compressed: the PTX is read out of the library as text.
+    flags = "-std=c++20 -O3 -lineinfo --no-compress -gencode arch=compute_80,code=compute_80 -Xcompiler -fPIC -shared"
+    command = [nvcc, *flags.split(), "-cudart", "none", *map(str, sources)]
+    version = subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout
+    key = hashlib.sha256(version + " ".join(command).encode())
+    headers = [*(ROOT / "csrc" / "cuda").glob("*.*h"), ROOT / "csrc" / "packed.h"]
+    for path in sources + sorted(headers):
+        key.update(path.read_bytes())
+    out = ROOT / "build" / "ptxsim" / f"{key.hexdigest()[:16]}.so"
+    if not out.is_file():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        mine = out.with_suffix(f".{os.getpid()}")  # several runs may build at a time
+        done = subprocess.run([*command, "-o", mine], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+        mine.replace(out)
+    return out
+
+
+class Placed(Protocol):
+    """An argument that is not a number or an array: a structure that holds addresses of arrays."""
+
+    def place(self, memory: Global) -> c.Structure: ...
+
+
+class Library:
+    """The launchers of csrc/cuda, called with NumPy arrays."""
+
+    def __init__(self, path: Path) -> None:
+        self.lib = c.CDLL(str(path))
+        self.memory, self.cost = Global(), Traffic()
+        self.error: Exception | None = None
+        self.kernels: dict[str, Kernel] = {}
+        self.lib.sim_fatbin.restype = c.POINTER(c.c_char)
+        size = c.c_uint64()
+        for i in range(self.lib.sim_fatbins()):  # one for each source
+            blob = c.string_at(self.lib.sim_fatbin(i, c.byref(size)), size.value)
+            at = blob.index(b".version")
+            self.kernels |= parse(blob[at : blob.index(b"\0", at)].decode())
+        kind = c.CFUNCTYPE(c.c_int, c.c_char_p, c.POINTER(c.c_uint), c.c_size_t, c.POINTER(c.c_void_p))
+        self._launch = kind(self._run)  # kept: C holds only a pointer
+        self.lib.sim_set_launch(self._launch)
+
+    def call(self, launcher: str, *args: Any) -> Traffic:
+        """Calls a launcher; the arrays among `args`, and those of structures, are all the memory there is."""
+        self.memory, self.cost, self.error = Global(), Traffic(), None
+        rc = getattr(self.lib, launcher)(*[self._argument(a) for a in args])
+        if self.error is not None:
+            raise self.error
+        if rc:
+            raise PtxError(f"{launcher} returned {rc}; wanted 0")
+        return self.cost
+
+    def _argument(self, a: Any) -> Any:
+        if a is None:
+            return c.c_void_p(None)
+        if isinstance(a, int):
+            return c.c_int64(a)
+        if isinstance(a, np.ndarray):
+            return c.c_void_p(self.memory.place(a))
+        return c.byref(a.place(self.memory))
+
+    def _run(self, name: bytes, shape: Any, dynamic: int, args: Any) -> int:
+        try:
+            kernel = self.kernels[name.decode()]
+            values = [c.string_at(args[i], size) for i, (_, size) in enumerate(kernel.params)]
+            grid: Dim = tuple(shape[0:3])
+            block: Dim = tuple(shape[3:6])
+            with np.errstate(all="ignore"):
+                for z, y, x in product(*map(range, reversed(grid))):
+                    Block(kernel, self.memory, values, (x, y, z), block, grid, dynamic, self.cost).run()
+        except Exception as error:  # ctypes would swallow it
+            self.error = error
+            return LAUNCH_FAILED
+        return 0
