@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .scheme import Layer
+from .select import type_names
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -28,20 +29,27 @@ class Candidate:
 
     @property
     def kinds(self) -> list[str]:
-        """Type names, most specific first, for selecting by type."""
-        return [c.__name__ for c in type(self.module).__mro__ if c not in (nn.Module, object)]
+        """What its types can be selected by, most specific first."""
+        return type_names(c for c in type(self.module).__mro__ if c not in (nn.Module, object))
 
 
 def candidates(model: nn.Module) -> list[Candidate]:
     """Every Linear, Conv2d and lookalike of `model`, in order; a module under two names comes once."""
-    found: dict[int, Candidate] = {}
-    users = _weight_users(model)
+    names: dict[int, list[str]] = {}
+    modules: dict[int, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if id(module) in found:
-            found[id(module)].names.append(name)
-        elif isinstance(module, (nn.Linear, nn.Conv2d)) or _is_hf_conv1d(module):
-            found[id(module)] = Candidate([name], module, _reason(model, name, module, users))
-    return list(found.values())
+        if isinstance(module, (nn.Linear, nn.Conv2d)) or _is_hf_conv1d(module):
+            names.setdefault(id(module), []).append(name)
+            modules[id(module)] = module
+    users = _weight_users(model)
+    found = [
+        Candidate(names[key], module, _reason(model, names[key], module, users)) for key, module in modules.items()
+    ]
+    for kept in [c for c in found if c.reason]:
+        for c in found:
+            if not c.reason and c.module.weight is kept.module._parameters.get("weight"):
+                c.reason = f"its weight is shared with {kept.name}, which stays in float: {kept.reason}"
+    return found
 
 
 def catalog(model: nn.Module, batch: Any = None) -> list[Layer]:
@@ -64,12 +72,12 @@ def kind_of(module: nn.Module) -> str:
 
 def call(model: nn.Module, batch: Any) -> Any:
     """`model` on a batch given as a tensor, a tuple or list of arguments, or a dict of keywords."""
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
 
 
-def _reason(model: nn.Module, name: str, module: nn.Module, users: dict[int, list[str]]) -> str | None:
+def _reason(model: nn.Module, names: list[str], module: nn.Module, users: dict[int, list[str]]) -> str | None:
     if _is_hf_conv1d(module):
         return "a transformers Conv1D keeps its weight as [in, out]; make it an nn.Linear to pack it"
     base = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
@@ -81,16 +89,13 @@ def _reason(model: nn.Module, name: str, module: nn.Module, users: dict[int, lis
         return "its weight is computed by a hook (weight_norm, spectral_norm); remove that first"
     if isinstance(weight, nn.parameter.UninitializedParameter):
         return "it is lazy and not yet initialised; run a batch through the model first"
-    if kind.forward is not base.forward or getattr(kind, "_conv_forward", None) is not getattr(
-        base, "_conv_forward", None
-    ):
+    if not _runs_as(kind, base):
         return f"{kind.__name__} has a forward of its own"
     if "forward" in vars(module):
         return "its forward was replaced on the instance"
-    parent = model.get_submodule(name.rpartition(".")[0]) if name else None
-    if parent is None:
+    if "" in names:
         return "it is the model itself; wrap it, for instance in nn.Sequential, to swap it in place"
-    if isinstance(parent, nn.MultiheadAttention):
+    if any(isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention) for name in names):
         return "nn.MultiheadAttention reads its weights directly"
     if type(weight) is not nn.Parameter:
         return f"its weight is a {type(weight).__name__}, not a plain parameter"
@@ -115,9 +120,15 @@ def _weight_users(model: nn.Module) -> dict[int, list[str]]:
     for name, module in model.named_modules():
         for key, parameter in module._parameters.items():
             if parameter is not None:
-                plain = key == "weight" and type(module) in (nn.Linear, nn.Conv2d)
+                plain = key == "weight" and isinstance(module, (nn.Linear, nn.Conv2d))
                 users.setdefault(id(parameter), []).append("linear" if plain else f"{name}.{key}")
     return users
+
+
+def _runs_as(kind: type[nn.Module], base: type[nn.Module]) -> bool:
+    """Whether a subclass computes what its base computes."""
+    methods = ("forward", "__call__", "_call_impl", *(("_conv_forward",) if base is nn.Conv2d else ()))
+    return all(getattr(kind, name) is getattr(base, name) for name in methods)
 
 
 def _is_hf_conv1d(module: nn.Module) -> bool:
@@ -145,23 +156,31 @@ def _count_macs(model: nn.Module, layers: list[Candidate], batch: Any) -> dict[s
 
 
 class evaluating:
-    """Context: no gradients, every module in eval mode; modes, gradients and RNG as found afterwards."""
+    """Context: no gradients, every module in eval mode; modes, gradients, RNG and buffers as found afterwards."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
     def __enter__(self) -> None:
-        self._modes = list(self._training())
+        self._modes = [(module, module.training) for module in self.model.modules()]
+        # packed weights are constants: no copies of those
+        self._buffers = [
+            (m, dict(m._buffers), {k: None if t is None else t.detach().clone() for k, t in m._buffers.items()})
+            for m, _ in self._modes
+            if m._buffers and "qweight" not in m._buffers
+        ]
         self._grad, self._rng = torch.is_grad_enabled(), torch.get_rng_state()
         torch.set_grad_enabled(False)
         for module, _ in self._modes:
             module.training = False
 
     def __exit__(self, *_: object) -> None:
+        for module, tensors, values in self._buffers:
+            module._buffers.update(tensors)
+            for key, tensor in tensors.items():
+                if tensor is not None and not torch.equal(tensor, values[key]):
+                    tensor.copy_(values[key])
         torch.set_grad_enabled(self._grad)
         torch.set_rng_state(self._rng)
         for module, training in self._modes:
             module.training = training
-
-    def _training(self) -> Iterator[tuple[nn.Module, bool]]:
-        return ((module, module.training) for module in self.model.modules())

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import tensorfile
+from .catalog import FLOATS
 from .nn import PackedModule
 from .nn.swap import PACKED, _carry_over, _replace
 from .scheme import Scheme
@@ -40,14 +41,22 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
     for name, tensor in _state(model):
         if tensor.is_meta:
             raise ValueError(f"tensor {name!r} is on the meta device and holds no numbers")
-        key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()) if tensor.numel() else (name,)
+        kind = isinstance(tensor, nn.Parameter)
+        key = (
+            (kind, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()) if tensor.numel() else (name,)
+        )
         if key in first:
             aliases[name] = first[key]
         else:
             first[key] = name
             tensors[name] = tensor.detach()
     layers = {
-        name: {"kind": _kind(module), "weight_shape": list(module.weight_shape), **module.scheme.to_dict()}
+        name: {
+            "kind": _kind(module),
+            "weight_shape": list(module.weight_shape),
+            "dtype": str(module.dtype)[6:],
+            **module.scheme.to_dict(),
+        }
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, PackedModule)
     }
@@ -67,16 +76,19 @@ def load(
         raise TypeError(f"make_model is a {type(make_model).__name__}; wanted a function or class that makes the model")
     with tensorfile.Reader(Path(path)) as file:
         note = _note(file)
-        with torch.device("meta"):
-            model = make_model()
+        model = _on_meta(make_model)
         if not isinstance(model, nn.Module):
             raise TypeError(f"make_model() returned a {type(model).__name__}; wanted an nn.Module")
         _put_packed_layers(model, note["layers"], file)
         places = list(_places(model))
         _check_names(places, file, note["aliases"])
         made: dict[str, Tensor] = {}
+        filled: dict[tuple[int, str], str] = {}
         for name, owner, key, slot in places:
             source = note["aliases"].get(name, name)
+            before = filled.setdefault((id(owner), key), source)
+            if before != source:
+                raise file.error(f"the model shares {before!r} and {name!r}, but the file holds two tensors")
             if source not in made:
                 tensor = file.tensor(source).to(device)
                 made[source] = nn.Parameter(tensor, slot.requires_grad) if isinstance(slot, nn.Parameter) else tensor
@@ -84,10 +96,25 @@ def load(
             if isinstance(slot, nn.Parameter) != isinstance(made[source], nn.Parameter):
                 raise file.error(f"{name!r} shares {source!r}, but one is a parameter and one is not")
             table[key] = made[source]
-    for module in model.modules():
-        if isinstance(module, PackedModule) and module.bias is not None:
-            module.dtype = module.bias.dtype
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and value.is_meta:
+                raise ValueError(
+                    f"make_model() leaves the tensor {key!r} of module {name!r} without values; "
+                    "wanted it registered as a buffer (persistent or not), which the file then holds"
+                )
     return model
+
+
+def _on_meta(make_model: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return make_model()
+    except Exception as error:
+        raise RuntimeError(
+            f"make_model() failed on the meta device, where tensors have no values ({error}); wanted a function "
+            "that only builds modules: no .item(), no .to(device), no reading of weights"
+        ) from error
 
 
 def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
@@ -118,7 +145,7 @@ def _note(file: tensorfile.Reader) -> dict[str, Any]:
         raise file.error(
             "its mpqkern entry cannot be read; wanted JSON with format_version, layers and aliases"
         ) from None
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise file.error(f"its format_version is {version!r}; wanted {FORMAT_VERSION}")
     if not isinstance(layers, dict) or not isinstance(aliases, dict):
         raise file.error("layers and aliases of its mpqkern entry are no objects")
@@ -136,6 +163,9 @@ def _put_packed_layers(model: nn.Module, layers: dict[str, Any], file: tensorfil
             raise file.error(f"layer {name!r}: its entry is no object")
         values = dict(entry)
         kind, shape = values.pop("kind", None), values.pop("weight_shape", None)
+        dtype = {str(d)[6:]: d for d in FLOATS}.get(str(values.pop("dtype", None)))
+        if not isinstance(kind, str) or dtype is None:
+            raise file.error(f"layer {name!r}: its kind is {kind!r} or its dtype missing or unknown")
         try:
             scheme = Scheme.from_dict(values)
             scheme.require_packable()
@@ -158,8 +188,10 @@ def _put_packed_layers(model: nn.Module, layers: dict[str, Any], file: tensorfil
                 f"layer {name!r} is a {kind} {shape} in the file but a {type(old).__name__}{found} in the model"
             )
         if id(old) not in made:
-            made[id(old)] = PACKED[kind].empty_like(old, scheme)
+            made[id(old)] = PACKED[kind].empty_like(old.to(dtype), scheme)
             _carry_over(old, made[id(old)])
+        elif made[id(old)].scheme != scheme:
+            raise file.error(f"layer {name!r} is a shared module but has another scheme than under its first name")
         places.append((name, old, made[id(old)]))
     _replace(model, places, None)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import plain
-from .checks import check_codes, check_conv, check_linear, check_packed, check_quantize
+from .checks import FLOATS, check_codes, check_conv, check_linear, check_packed, check_quantize
 from .scheme import padded
 
 # csrc/ops.cpp defines the same; needed here only when that is missing.
@@ -192,7 +192,7 @@ def _register_autocast(name: str, device: str, key: str) -> None:
 
     def cast(x: Tensor, *args: Any) -> Tensor:
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return op(x.to(torch.get_autocast_dtype(device)) if x.is_floating_point() else x, *args)
+            return op(x.to(torch.get_autocast_dtype(device)) if x.dtype in FLOATS else x, *args)
 
     _library.impl(name, cast, key)
 

@@ -33,8 +33,8 @@ def dequantize(qweight: Tensor, scales: Tensor, zeros: Tensor | None, bits: int,
     if zeros is None:
         zero: Tensor | float = (2**bits - 1) / 2
     else:
-        zero = zeros.float() if zeros.numel() == 1 else _spread(zeros, group_size, k)
-    return _spread(scales, group_size, k) * (codes - zero)
+        zero = spread(zeros.float(), group_size, k)
+    return spread(scales.float(), group_size, k) * (codes - zero)
 
 
 def weight_rows(weight: Tensor) -> Tensor:
@@ -50,8 +50,11 @@ def weight_from_rows(rows: Tensor, weight_shape: tuple[int, ...]) -> Tensor:
     return rows.view(n, height, width, channels).permute(0, 3, 1, 2).contiguous()
 
 
-def _spread(per_group: Tensor, group_size: int, k: int) -> Tensor:
-    return per_group.float().repeat_interleave(group_size or padded(k), 1)[:, :k]
+def spread(per_group: Tensor, group_size: int, k: int) -> Tensor:
+    """A value for each of `k` weights from one for each group, or one for all."""
+    if per_group.numel() == 1:
+        return per_group.flatten()
+    return per_group.repeat_interleave(group_size or padded(k), -1)[..., :k]
 
 
 def _shifts(bits: int, device: torch.device) -> Tensor:

@@ -1,6 +1,6 @@
 """Every op in plain PyTorch: what runs without the compiled part and on devices that have no kernels yet.
 
-Same results as the kernels: integers and codes exactly, floats up to the order of their sums.
+Same results as the kernels: integers and the codes of min-max exactly, floats up to the order of their sums.
 """
 
 from __future__ import annotations
@@ -106,8 +106,7 @@ def linear(
     if act_bits is None:
         return F.linear(x, w.to(x.dtype), None if bias is None else bias.to(x.dtype))
     q, scale = quantize_activations(x.float(), group_size)
-    spread = scale.double().repeat_interleave(group_size or x.shape[-1], -1)[..., : x.shape[-1]]
-    y = (q.double() * spread) @ w.double().T
+    y = (q.double() * packed.spread(scale.double(), group_size, x.shape[-1])) @ w.double().T
     return (y if bias is None else y + bias.double()).to(x.dtype)
 
 

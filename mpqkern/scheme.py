@@ -47,11 +47,16 @@ class Scheme:
             "group_size",
             self.group_size,
             self.group_size is None
-            or (_is_int(self.group_size) and self.group_size > 0 and self.group_size % BLOCK == 0),
+            or (_is_int(self.group_size) and 0 < self.group_size < 2**31 and self.group_size % BLOCK == 0),
             f"None (the whole row) or a positive multiple of {BLOCK}",
         )
         _check("symmetric", self.symmetric, isinstance(self.symmetric, bool), "True or False")
-        _check("scale_dtype", self.scale_dtype, self.scale_dtype in SCALE_BYTES, "'float16' or 'float32'")
+        _check(
+            "scale_dtype",
+            self.scale_dtype,
+            isinstance(self.scale_dtype, str) and self.scale_dtype in SCALE_BYTES,
+            "'float16' or 'float32'",
+        )
 
     def require_packable(self) -> None:
         """Raise unless kernels exist for this scheme; a search may use others as well."""

@@ -5,10 +5,20 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+def type_pattern(kind: type) -> str:
+    """The pattern that selects instances of this very class, whatever else is named like it."""
+    return f"type:{kind.__module__}.{kind.__qualname__}"
+
+
+def type_names(kinds: Iterable[type]) -> list[str]:
+    """What a layer of these classes (most specific first) can be selected by."""
+    return [name for kind in kinds for name in (type_pattern(kind), kind.__name__)]
 
 
 def matches(pattern: str, kinds: Mapping[str, Sequence[str]]) -> list[str]:
@@ -31,31 +41,46 @@ def matches(pattern: str, kinds: Mapping[str, Sequence[str]]) -> list[str]:
         found = [name for name in kinds if fnmatch.fnmatchcase(name, pattern)]
         found = found or [name for name, types in kinds.items() if pattern in types]
     if not found:
-        types = {t for names in kinds.values() for t in names}
-        close = difflib.get_close_matches(pattern, [*kinds, *types], n=3, cutoff=0.5)
-        hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
-        some = ", ".join(map(repr, list(kinds)[:5])) + (", ..." if len(kinds) > 5 else "")
-        raise ValueError(f"pattern={pattern!r} matches no layer{hint or f'; there are {some}'}")
+        raise ValueError(f"pattern={pattern!r} matches no layer{_hint(pattern, kinds)}")
     return found
 
 
-def rank(pattern: str, name: str) -> int:
-    """How specific a match is: an exact name, then a glob or regular expression, a type, and last "*"."""
+def _hint(pattern: str, kinds: Mapping[str, Sequence[str]]) -> str:
+    if not kinds:
+        return "; there is none to choose from"
+    types = {t for names in kinds.values() for t in names if not t.startswith("type:")}
+    close = difflib.get_close_matches(pattern, [*kinds, *types], n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {', '.join(map(repr, close))}?"
+    return f"; there are {', '.join(map(repr, list(kinds)[:5]))}{', ...' if len(kinds) > 5 else ''}"
+
+
+def rank(pattern: str, name: str, types: Sequence[str]) -> float:
+    """How specific a match is: an exact name, then a glob or regular expression, then a type (a subclass
+    before its bases), and last "*"."""
     if pattern in (name, "*"):
         return 3 if pattern == name else 0
-    return 2 if pattern.startswith("re:") or fnmatch.fnmatchcase(name, pattern) else 1
+    if pattern.startswith("re:") or fnmatch.fnmatchcase(name, pattern):
+        return 2
+    return 1 + 1 / (2 + types.index(pattern))
+
+
+def choose(plan: Mapping[str, T], kinds: Mapping[str, Sequence[str]]) -> dict[str, tuple[float, T]]:
+    """The rank and value of the most specific pattern for each selected name; the later of equals."""
+    chosen: dict[str, tuple[float, T]] = {}
+    for pattern, value in plan.items():
+        for name in matches(pattern, kinds):
+            level = rank(pattern, name, kinds[name])
+            if name not in chosen or level >= chosen[name][0]:
+                chosen[name] = (level, value)
+    return chosen
 
 
 def assign(plan: Mapping[str, T], kinds: Mapping[str, Sequence[str]]) -> dict[str, T]:
-    """One value for each selected name: the most specific pattern, the later of equals.
+    """One value for each selected name.
 
     >>> assign({"Linear": 4, "head": 8}, {"block.0": ["Linear"], "head": ["Linear"]})
     {'block.0': 4, 'head': 8}
     """
-    chosen: dict[str, tuple[int, T]] = {}
-    for pattern, value in plan.items():
-        for name in matches(pattern, kinds):
-            level = rank(pattern, name)
-            if name not in chosen or level >= chosen[name][0]:
-                chosen[name] = (level, value)
+    chosen = choose(plan, kinds)
     return {name: chosen[name][1] for name in kinds if name in chosen}

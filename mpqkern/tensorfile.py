@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 MAX_HEADER_BYTES = 100_000_000
+MAX_DIMENSIONS = 64
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -92,10 +93,6 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    @property
-    def names(self) -> set[str]:
-        return set(self._entries)
-
     def shape_and_dtype(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
         shape, dtype, _, _ = self._entries[name]
         return shape, dtype
@@ -134,6 +131,7 @@ class Reader:
         self.metadata: dict[str, str] = metadata
         self._data = 8 + length
         self._entries = {name: self._entry(name, entry) for name, entry in header.items()}
+        self.names = set(self._entries)
         end = 0
         for name, (_, _, begin, stop) in sorted(self._entries.items(), key=lambda item: item[1][2:]):
             if begin != end:
@@ -147,7 +145,8 @@ class Reader:
     def _entry(self, name: str, entry: Any) -> tuple[tuple[int, ...], torch.dtype, int, int]:
         try:
             dtype, shape, (begin, end) = (DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"])
-            good = isinstance(shape, list) and all(_is_size(n) for n in (*shape, begin, end)) and begin <= end
+            good = isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS
+            good = good and all(_is_size(n) for n in (*shape, begin, end)) and begin <= end
         except (KeyError, TypeError, ValueError):
             good = False
         if not good:

@@ -1,4 +1,4 @@
-"""verify: do the packed kernels compute what their dequantized weights say? Layer by layer and end to end.
+"""verify: do the packed kernels compute what their codes say? Layer by layer and end to end.
 
 Each packed layer is run again on the inputs that it met, in fp64 and plain PyTorch. A result is a sum of K
 products; summed in fp32 in any order its error is, with u = 2^-24, at most
@@ -6,20 +6,22 @@ products; summed in fp32 in any order its error is, with u = 2^-24, at most
     6 sqrt(K) u  *  sum |x| |w|        (Higham & Mary 2019, SIAM J. Sci. Comput. 41(5): fails with
                                         probability below 2 K exp(-18))
 
-plus the rounding of the result to its own type. Integer products (act_bits=8) are exact, so there only the
-final roundings count. Where activations are bf16 or fp16, weights may be rounded to that type first.
+to which come 3 u sum |x| |w| for rounding each weight (difference, product) and the sum, and the rounding of
+the result to its own type. Integer products (act_bits=8) are exact, so there the first term falls away. Where
+activations are bf16 or fp16, weights may be rounded to that type first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import packed
 from .catalog import call, evaluating
 from .ledger import table
 from .nn import PackedConv2d, PackedLinear, PackedModule
@@ -65,7 +67,8 @@ def verify(model: nn.Module, batch: Any) -> Verification:
 
     End to end, the model is run once more with every packed layer replaced by its fp64 reference; that
     difference may be no larger than if each layer's own bound had been used up and passed on, which is
-    measured by a third run whose layers are off by their bounds.
+    measured by two more runs whose layers are off by their bounds. All runs see the same random numbers and
+    leave buffers as they were.
 
     >>> from mpqkern import swap_
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -80,50 +83,57 @@ def verify(model: nn.Module, batch: Any) -> Verification:
 
     def record(name: str, module: PackedModule, x: Tensor, y: Tensor) -> None:
         exact, bound = reference(module, x, y.dtype)
-        error = (y.double() - exact).abs()
-        # Where the reference is not finite (an overflow of the model's own), the kernel must agree on that.
-        strange = ~exact.isfinite()
-        agree = torch.equal(y.isfinite(), exact.to(y.dtype).isfinite())
-        error, bound = error.masked_fill(strange, 0), bound.masked_fill(strange, 1)
-        ratio = float((error / bound.clamp_min(1e-300)).max()) if error.numel() else 0.0
-        check = Check(
-            name, *((float(t.max()) if t.numel() else 0.0) for t in (error, bound)), ratio if agree else torch.inf
-        )
+        check = _compare(name, y, exact, bound)
         if name not in worst or check.worst > worst[name].worst:
             worst[name] = check
 
-    with evaluating(model):
-        packed = _tensors(_run(model, batch, layers, record))
-        exact = _tensors(_run(model, batch, layers, None, shift=0.0))
-        moved = [_tensors(_run(model, batch, layers, None, shift=s)) for s in (1.0, -1.0)]
+    got = _run(model, batch, layers, record)
+    exact = _run(model, batch, layers, None, shift=0.0)
+    moved = [_run(model, batch, layers, None, shift=s) for s in (1.0, -1.0)]
+    if not worst:
+        raise ValueError("batch reaches no packed layer; wanted one that brings inputs to at least one")
+    if not got:
+        raise ValueError("the model's output holds no float tensor to compare; wanted at least one")
     checks = tuple(worst[name] for name in layers if name in worst)
     unreached = tuple(name for name in layers if name not in worst)
-    return Verification(checks, _end_to_end(packed, exact, moved), unreached)
+    return Verification(checks, _end_to_end(got, exact, moved), unreached)
 
 
 def reference(module: PackedModule, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The layer's result in fp64, and how far a kernel may be from it at each place."""
-    w = module.dequantize().double() if module.dtype == torch.float32 else _fp32_weight(module).double()
+    w = _exact_weight(module)
     bias = None if module.bias is None else module.bias.double()
-    u_sum, u_weight, u_out = 2.0**-24, 0.0, torch.finfo(dtype).eps / 2
+    u, u_out = 2.0**-24, torch.finfo(dtype).eps / 2
     if module.scheme.act_bits:
-        values = _rounded(module, x)
-        u_sum = 2.0**-24 / module.k**0.5 / CONFIDENCE  # exact products; dequantized weights round once
-    else:
+        values, factor = _rounded(module, x), 3 * u
+    else:  # a kernel may round weights to the type of the result
         values = x.double()
-        u_weight = 0.0 if dtype == torch.float32 else u_out  # a kernel may round weights to the result's type
+        factor = (CONFIDENCE * module.k**0.5 + 3) * u + (0.0 if dtype == torch.float32 else u_out)
     exact = _apply(module, values, w, bias)
     size = _apply(module, values.abs(), w.abs(), None if bias is None else bias.abs())
-    bound = (CONFIDENCE * module.k**0.5 * u_sum + u_weight) * size + 2 * u_out * exact.abs()
-    return exact, bound + torch.finfo(dtype).tiny
+    return exact, factor * size + 2 * u_out * exact.abs() + torch.finfo(dtype).tiny
 
 
-def _fp32_weight(module: PackedModule) -> Tensor:
-    kept, module.dtype = module.dtype, torch.float32
-    try:
-        return module.dequantize()
-    finally:
-        module.dtype = kept
+def _exact_weight(module: PackedModule) -> Tensor:
+    """scale * (code - zero) in fp64, where neither step rounds."""
+    codes = packed.unpack(module.qweight, module.scheme.bits, module.k).double()
+    scale, zero = (packed.spread(t.double(), module.group_size, module.k) for t in (module.scales, module.zeros))
+    return packed.weight_from_rows(scale * (codes - zero), module.weight_shape)
+
+
+def _compare(name: str, y: Tensor, exact: Tensor, bound: Tensor) -> Check:
+    """Where the exact result overflows the type of `y`, or is no number, `y` must be the same; elsewhere near."""
+    rounded = exact.to(y.dtype)
+    strange = ~rounded.isfinite()
+    same = torch.equal(y.isnan(), rounded.isnan()) and torch.equal(
+        y[strange].nan_to_num(), rounded[strange].nan_to_num()
+    )
+    if not y.numel():
+        return Check(name, 0.0, 0.0, 0.0)
+    error = (y.double() - exact).abs().masked_fill(strange, 0)
+    bound = bound.masked_fill(strange, 1)
+    ratio = float((error / bound).nan_to_num(torch.inf).max())
+    return Check(name, float(error.nan_to_num(torch.inf).max()), float(bound.max()), ratio if same else torch.inf)
 
 
 def _rounded(module: PackedModule, x: Tensor) -> Tensor:
@@ -131,8 +141,7 @@ def _rounded(module: PackedModule, x: Tensor) -> Tensor:
     x = x.float()
     if isinstance(module, PackedLinear):
         q, scale = quantize_activations(x, module.group_size)
-        spread = scale.double().repeat_interleave(module.group_size or x.shape[-1], -1)
-        return q.double() * spread[..., : x.shape[-1]]
+        return q.double() * packed.spread(scale.double(), module.group_size, x.shape[-1])
     batch = x if x.dim() == 4 else x.unsqueeze(0)
     q, scale = quantize_activations(batch.flatten(1), 0)
     return (q.double() * scale.double()).view(x.shape)
@@ -153,22 +162,25 @@ def _run(
     layers: dict[str, PackedModule],
     record: Callable[[str, PackedModule, Tensor, Tensor], None] | None,
     shift: float = 0.0,
-) -> Any:
-    """The model on `batch`; with `record`, as it is, else with references off by `shift` bounds."""
+) -> list[Tensor]:
+    """The model's float outputs; with `record`, as it is, else with references off by `shift` bounds."""
 
     def hook(name: str) -> Callable[..., Tensor | None]:
-        def watch(module: PackedModule, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor | None:
+        def watch(module: PackedModule, args: tuple[Tensor, ...], named: dict[str, Tensor], y: Tensor) -> Tensor | None:
+            x = args[0] if args else named["input"]
             if record is not None:
-                record(name, module, inputs[0], y)
+                record(name, module, x, y)
                 return None
-            exact, bound = reference(module, inputs[0], y.dtype)
+            exact, bound = reference(module, x, y.dtype)
             return (exact + shift * bound).to(y.dtype)
 
         return watch
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in layers.items()]
+    # first in line, so that hooks of the user's own act on references as they do on results
+    handles = [m.register_forward_hook(hook(name), prepend=True, with_kwargs=True) for name, m in layers.items()]
     try:
-        return call(model, batch)
+        with evaluating(model):
+            return _tensors(call(model, batch))
     finally:
         for handle in handles:
             handle.remove()
@@ -178,19 +190,28 @@ def _tensors(value: Any) -> list[Tensor]:
     """The float tensors of a model's output, whatever holds them."""
     if isinstance(value, Tensor):
         return [value.double()] if value.is_floating_point() else []
-    if isinstance(value, dict):
+    if is_dataclass(value):
+        value = [getattr(value, field.name) for field in fields(value)]
+    elif isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, (tuple, list)):
         return [t for item in value for t in _tensors(item)]
     return []
 
 
-def _end_to_end(packed: list[Tensor], exact: list[Tensor], moved: list[list[Tensor]]) -> Check:
-    """Norms over the whole output: single entries of `moved` may cancel, their sum does not."""
+def _end_to_end(got: list[Tensor], exact: list[Tensor], moved: list[list[Tensor]]) -> Check:
+    """Root mean squares over each output: single entries of `moved` may cancel, their sum does not."""
+    worst = Check("end to end", 0.0, 0.0, 0.0)
+    for i, (y, want) in enumerate(zip(got, exact, strict=True)):
+        finite = want.isfinite()
+        error, bound = _distance(y, want, finite), max(_distance(m[i], want, finite) for m in moved)
+        same = torch.equal(y[~finite].nan_to_num(), want[~finite].nan_to_num()) and bool(y[finite].isfinite().all())
+        ratio = (error / bound if bound else float(error > 0)) if same else torch.inf
+        if ratio >= worst.worst:
+            worst = Check("end to end", error, bound, ratio)
+    return worst
 
-    def distance(a: list[Tensor], b: list[Tensor]) -> float:
-        return max((float((x - y).norm() / max(1, x.numel()) ** 0.5) for x, y in zip(a, b, strict=True)), default=0.0)
 
-    error = distance(packed, exact)
-    bound = max(distance(m, exact) for m in moved)
-    return Check("end to end", error, bound, error / bound if bound else float(error > 0))
+def _distance(a: Tensor, b: Tensor, where: Tensor) -> float:
+    difference = (a[where] - b[where]).nan_to_num(torch.inf)
+    return float(difference.square().mean().sqrt()) if difference.numel() else 0.0

@@ -149,7 +149,7 @@ def test_compiles_and_exports_whole() -> None:
 
 def test_an_input_of_the_wrong_width_is_refused_though_its_padded_width_fits() -> None:
     packed = PackedLinear.from_float(nn.Linear(45, 7), Scheme(4))
-    with pytest.raises(ValueError, match=r"x is \[2, 50\]; wanted \[..., in_features=45\]"):
+    with pytest.raises(ValueError, match=r"input is \[2, 50\]; wanted \[..., in_features=45\]"):
         packed(torch.randn(2, 50))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -66,29 +67,12 @@ class PackedConv2d(PackedModule):
             **_geometry(self),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:  # the op sees only the padded width
-            raise ValueError(f"x is {list(x.shape)}; wanted [batch, in_channels={self.in_channels}, height, width]")
-        if self._pad_before is not None:
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x = F.pad(x, self._pad_before, mode=mode)
-        batch = x if x.dim() == 4 else x.unsqueeze(0)
-        y = torch.ops.mpqkern.conv2d(
-            batch,
-            self.qweight,
-            self.scales,
-            self.zeros,
-            self.bias,
-            self.scheme.bits,
-            self.group_size,
-            self.kernel_size,
-            self.stride,
-            self._op_padding,
-            self.dilation,
-            self.groups,
-            self.scheme.act_bits,
-        )
-        return y if x.dim() == 4 else y.squeeze(0)
+    def forward(self, input: Tensor) -> Tensor:
+        weight = (self.qweight, self.scales, self.zeros)
+        sizes = (self.kernel_size, self.stride, self._op_padding, self.dilation, self.groups)
+        how = (self.scheme.bits, self.group_size, *sizes, self.scheme.act_bits)
+        pad = (self._pad_before, "constant" if self.padding_mode == "zeros" else self.padding_mode)
+        return packed_conv2d(input, weight, self.bias, how, pad, self.in_channels)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
@@ -96,6 +80,23 @@ class PackedConv2d(PackedModule):
             if getattr(self, name) != default:
                 text += f", {name}={getattr(self, name)}"
         return f"{text}, bias={self.bias is not None}, {self._scheme_repr()}"
+
+
+@torch.fx.wrap  # symbolic tracing keeps the call whole
+def packed_conv2d(
+    input: Tensor,
+    weight: tuple[Tensor, Tensor, Tensor],
+    bias: Tensor | None,
+    how: tuple[Any, ...],
+    pad: tuple[tuple[int, int, int, int] | None, str],
+    in_channels: int,
+) -> Tensor:
+    """The op, with what it leaves to its caller: samples without a batch, and padding other than zeros."""
+    if input.dim() not in (3, 4) or input.shape[-3] != in_channels:  # the op sees only the padded width
+        raise ValueError(f"input is {list(input.shape)}; wanted [batch, in_channels={in_channels}, height, width]")
+    x = input if pad[0] is None else F.pad(input, pad[0], mode=pad[1])
+    y = torch.ops.mpqkern.conv2d(x if x.dim() == 4 else x.unsqueeze(0), *weight, bias, *how)
+    return y if x.dim() == 4 else y.squeeze(0)
 
 
 def _geometry(layer: nn.Conv2d | PackedConv2d) -> dict[str, Any]:

@@ -40,12 +40,12 @@ class PackedModule(nn.Module):
         super().__init__()
         self.scheme = scheme
         self.weight_shape = tuple(weight_shape)
-        self.dtype = dtype or torch.get_default_dtype()
+        self._dtype = dtype or torch.get_default_dtype()
         scale_dtype = getattr(torch, scheme.scale_dtype)
         for name, shape in scheme.shapes(weight_shape).items():
             kind = torch.uint8 if name == "qweight" else scale_dtype
             self.register_buffer(name, torch.zeros(shape, dtype=kind, device=device))
-        values = torch.zeros(weight_shape[0], dtype=self.dtype, device=device) if bias else None
+        values = torch.zeros(weight_shape[0], dtype=self._dtype, device=device) if bias else None
         self.register_buffer("bias", values)
 
     @classmethod
@@ -78,6 +78,11 @@ class PackedModule(nn.Module):
             self.bias = layer.bias.detach().clone()
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type of the float layer that this stands for: the bias's, or what casts have made of it."""
+        return self._dtype if self.bias is None else self.bias.dtype
+
+    @property
     def k(self) -> int:
         """Weights in a row of the packed matrix."""
         return math.prod(self.weight_shape[1:])
@@ -87,6 +92,7 @@ class PackedModule(nn.Module):
         """The ops' group size: 0 is the whole row."""
         return self.scheme.group_size or 0
 
+    @torch.inference_mode(False)  # or the buffers could never take part in a backward pass
     @torch.no_grad()
     def pack_(self, weight: Tensor, search: str = "minmax") -> float:
         """Quantizes a float weight into the buffers; returns the sum of squared errors."""
@@ -123,7 +129,9 @@ class PackedModule(nn.Module):
             new = getattr(self, name)
             if new.dtype != old.dtype:  # a cast: follow it to its device only
                 setattr(self, name, old.to(new.device))
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.scales.device)).dtype
+        self._dtype = fn(torch.empty(0, dtype=self._dtype, device=self.scales.device)).dtype
+        if self.__dict__.get("_float") is not None:  # the float module that swap_ was asked to keep
+            self._float._apply(fn)
         return self
 
     def _scheme_repr(self) -> str:

@@ -28,6 +28,11 @@ HOOKS = (
     "_forward_hooks_with_kwargs",
     "_forward_pre_hooks_with_kwargs",
     "_forward_hooks_always_called",
+    "_is_full_backward_hook",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
 )
 
 
@@ -66,11 +71,13 @@ def swap_(
     taken = {c.name: wanted[c.name] for c in found if wanted.get(c.name) is not None and not c.reason}
     made: dict[str, PackedModule] = {}
     by_weight: dict[int, tuple[str, PackedModule, Scheme]] = {}
-    rows = []
+    rows: list[Row] = []
+    counted: set[int] = set()  # float weights that a row has counted
     for c in found:
         scheme = taken.get(c.name)
         if scheme is None:
-            rows.append(_float_row(c, c.reason or ("asked for" if c.name in wanted else "not selected")))
+            reason = c.reason or ("asked for" if c.name in wanted else "not selected")
+            rows.append(_float_row(c, reason, counted))
             continue
         twin = by_weight.get(id(c.module.weight))
         if twin and twin[2] != scheme:
@@ -133,14 +140,18 @@ def _resolve(plan: Any, found: list[Candidate]) -> dict[str, Scheme | None]:
             raise TypeError(f"plan[{pattern!r}]={value!r}; wanted a Scheme, 2, 4, 8 or None")
         if scheme is not None:
             scheme.require_packable()
-        asked[pattern.__name__ if isinstance(pattern, type) else pattern] = scheme
+        if not isinstance(pattern, (str, type)):
+            raise TypeError(f"plan has the key {pattern!r}; wanted a name, a pattern or a type")
+        asked[select.type_pattern(pattern) if isinstance(pattern, type) else pattern] = scheme
     kinds = {name: c.kinds for c in found for name in c.names}
     if not asked:
         return {}
-    chosen = select.assign(asked, kinds)
+    chosen = select.choose(asked, kinds)
     wanted: dict[str, Scheme | None] = {}
     for c in found:
-        values = {name: chosen[name] for name in c.names if name in chosen}
+        ranked = {name: chosen[name] for name in c.names if name in chosen}
+        top = max((level for level, _ in ranked.values()), default=None)
+        values = {name: scheme for name, (level, scheme) in ranked.items() if level == top}
         if len(set(values.values())) > 1:
             raise ValueError(f"one module goes by the names {values}, with different schemes; wanted the same")
         if values:
@@ -162,6 +173,11 @@ def _pack(c: Candidate, scheme: Scheme, rounding: str, twin: PackedModule | None
     new.copy_bias_(module)
     _carry_over(module, new)
     norm = float(module.weight.detach().double().square().sum())
+    if norm and not new.scales.any():
+        raise ValueError(
+            f"layer {c.name!r} cannot be packed as {scheme}: its weights are too small for float16 scales; "
+            "wanted scale_dtype='float32'"
+        )
     row = Row(
         c.name,
         kind_of(module),
@@ -175,15 +191,21 @@ def _pack(c: Candidate, scheme: Scheme, rounding: str, twin: PackedModule | None
 
 
 def _carry_over(old: nn.Module, new: nn.Module) -> None:
-    """Mode, hooks and attributes that the user set on the instance."""
+    """Mode, hooks, trainability and the attributes that the user set on the instance."""
     new.training = old.training
     for name in HOOKS:
         if name in old.__dict__:
             new.__dict__[name] = old.__dict__[name]
-    fresh = nn.Linear(1, 1) if isinstance(old, nn.Linear) else nn.Conv2d(1, 1, 1) if isinstance(old, nn.Conv2d) else old
-    for name, value in old.__dict__.items():
-        if name not in fresh.__dict__ and name not in new.__dict__:
-            new.__dict__[name] = value
+    if isinstance(old, PackedModule):
+        new.__dict__.update(old.__dict__.get("_user_attributes", {}))
+        for name, trained in old.__dict__.get("_trained", {}).items():
+            getattr(new, name).requires_grad_(trained)
+        return
+    fresh = nn.Linear(1, 1) if isinstance(old, nn.Linear) else nn.Conv2d(1, 1, 1)
+    new._user_attributes = {k: v for k, v in old.__dict__.items() if k not in fresh.__dict__}
+    new._trained = {name: p.requires_grad for name, p in old.named_parameters(recurse=False)}
+    for name, value in new._user_attributes.items():
+        new.__dict__.setdefault(name, value)
 
 
 def _replace(
@@ -197,35 +219,45 @@ def _replace(
             parent = model.get_submodule(parent_name)
             done.append((parent, key, old))
             parent._modules[key] = new
-        _set_fast_paths(parent for parent, _, _ in done)
+        _set_fast_paths(model)
         if check is not None:
             check(model)
     except BaseException:
         for parent, key, old in done:
             parent._modules[key] = old
-        _set_fast_paths(parent for parent, _, _ in done)
+        _set_fast_paths(model)
         raise
 
 
-def _set_fast_paths(parents: Iterable[nn.Module]) -> None:
-    """In eval mode nn.TransformerEncoderLayer reads linear1.weight itself and would never call a packed
-    module; activation_relu_or_gelu = 0 tells it that its activation has no fused kernel."""
-    for layer in parents:
-        if not isinstance(layer, nn.TransformerEncoderLayer):
-            continue
-        packed = any(isinstance(child, PackedModule) for child in layer.children())
-        if packed and "_activation_before_swap" not in layer.__dict__:
-            layer._activation_before_swap = layer.activation_relu_or_gelu
-            layer.activation_relu_or_gelu = 0
-        elif not packed and "_activation_before_swap" in layer.__dict__:
-            layer.activation_relu_or_gelu = layer.__dict__.pop("_activation_before_swap")
+def _set_fast_paths(model: nn.Module) -> None:
+    """In eval mode torch's transformer layers read linear1.weight themselves and would never call a packed
+    module; activation_relu_or_gelu = 0 tells a layer that its activation has no fused kernel, and
+    use_nested_tensor = False keeps the container from making inputs that only fused layers take."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            _hold(module, "activation_relu_or_gelu", 0, module.children())
+        elif isinstance(module, nn.TransformerEncoder):
+            _hold(module, "use_nested_tensor", False, module.layers.modules())
 
 
-def _float_row(c: Candidate, reason: str) -> Row:
+def _hold(module: nn.Module, name: str, value: object, inside: Iterable[nn.Module]) -> None:
+    """Sets an attribute as long as something packed is inside, and puts it back afterwards."""
+    memory = f"_{name}_before_swap"
+    packed = any(isinstance(m, PackedModule) for m in inside)
+    if packed and memory not in module.__dict__:
+        module.__dict__[memory] = getattr(module, name)
+        setattr(module, name, value)
+    elif not packed and memory in module.__dict__:
+        setattr(module, name, module.__dict__.pop(memory))
+
+
+def _float_row(c: Candidate, reason: str, counted: set[int]) -> Row:
     weight = c.module._parameters.get("weight")
     if weight is None or isinstance(weight, nn.parameter.UninitializedParameter):
         return Row(c.name, kind_of(c.module), (), None, 0, 0, reason=reason)
-    return Row(c.name, kind_of(c.module), tuple(weight.shape), None, _bytes(weight), _bytes(weight), reason=reason)
+    stored = 0 if id(weight) in counted else _bytes(weight)
+    counted.add(id(weight))
+    return Row(c.name, kind_of(c.module), tuple(weight.shape), None, _bytes(weight), stored, reason=reason)
 
 
 def _bytes(t: Any) -> int:
