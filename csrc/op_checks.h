@@ -14,8 +14,36 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-inline std::string shape_of(const Tensor& t) {
-  std::string s = "[";
+inline const char* type_name(ScalarType t) {
+  switch (t) {
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Bool:
+      return "bool";
+    default:
+      return "another type";
+  }
+}
+
+// Type and shape, as in "float32 [2, 3]".
+inline std::string describe(const Tensor& t) {
+  std::string s = std::string(type_name(t.scalar_type())) + " [";
   for (int64_t i = 0; i < t.dim(); ++i) s += (i ? ", " : "") + std::to_string(t.size(i));
   return s + "]";
 }
@@ -42,8 +70,8 @@ inline int64_t checked_group(const char* op, int64_t group_size, int64_t kp) {
 
 inline void check_codes(const char* op, const Tensor& codes, int64_t bits) {
   check_bits(op, bits);
-  STD_TORCH_CHECK(codes.dim() == 2 && codes.scalar_type() == ScalarType::Byte && codes.size(1) > 0, op,
-                  ": codes has shape ", shape_of(codes), "; wanted uint8 [N, K], K at least 1");
+  STD_TORCH_CHECK(codes.dim() == 2 && codes.scalar_type() == ScalarType::Byte && codes.size(1) > 0, op, ": codes is ",
+                  describe(codes), "; wanted uint8 [N, K], K at least 1");
 }
 
 inline void check_qweight(const char* op, const Tensor& qweight, int64_t bits, int64_t k) {
@@ -51,8 +79,7 @@ inline void check_qweight(const char* op, const Tensor& qweight, int64_t bits, i
   STD_TORCH_CHECK(k > 0, op, ": k=", k, "; wanted at least 1");
   const int64_t bytes = mpq::packed_bytes(mpq::padded(k), int(bits));
   STD_TORCH_CHECK(qweight.dim() == 2 && qweight.scalar_type() == ScalarType::Byte && qweight.size(1) == bytes, op,
-                  ": qweight has shape ", shape_of(qweight), "; wanted uint8 [N, ", bytes, "] for k=", k,
-                  " at bits=", bits);
+                  ": qweight is ", describe(qweight), "; wanted uint8 [N, ", bytes, "] for k=", k, " at bits=", bits);
 }
 
 // A packed weight held by tensors: keeps contiguous copies alive while kernels use the pointers.
@@ -79,8 +106,8 @@ inline HeldWeight packed_weight(const char* op, const char* home_name, const Ten
   const ScalarType type = scales.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Half || type == ScalarType::Float, op,
                   ": scales are neither float16 nor float32");
-  STD_TORCH_CHECK(scales.dim() == 2 && scales.size(0) == w.n && scales.size(1) == w.groups, op, ": scales has shape ",
-                  shape_of(scales), "; wanted [", w.n, ", ", w.groups, "] for k=", k, ", group_size=", group_size);
+  STD_TORCH_CHECK(scales.dim() == 2 && scales.size(0) == w.n && scales.size(1) == w.groups, op, ": scales is ",
+                  describe(scales), "; wanted [", w.n, ", ", w.groups, "] for k=", k, ", group_size=", group_size);
   HeldWeight held{torch::stable::contiguous(qweight), torch::stable::contiguous(scales), {}, w};
   held.view.half = type == ScalarType::Half;
   if (zeros) {
@@ -88,7 +115,7 @@ inline HeldWeight packed_weight(const char* op, const char* home_name, const Ten
     held.view.zero_each = zeros->numel() != 1;
     STD_TORCH_CHECK(zeros->scalar_type() == type, op, ": zeros and scales differ in dtype; wanted the same");
     STD_TORCH_CHECK(!held.view.zero_each || (zeros->dim() == 2 && zeros->size(0) == w.n && zeros->size(1) == w.groups),
-                    op, ": zeros has shape ", shape_of(*zeros), "; wanted [1] or [", w.n, ", ", w.groups, "]");
+                    op, ": zeros is ", describe(*zeros), "; wanted [1] or [", w.n, ", ", w.groups, "]");
     held.zeros = torch::stable::contiguous(*zeros);
     held.view.zeros = held.zeros->const_data_ptr();
   }

@@ -37,8 +37,7 @@ void check_act_bits(const char* op, const std::optional<int64_t>& act_bits) {
 OptionalTensor float_bias(const char* op, const Tensor& x, const OptionalTensor& bias, int64_t n) {
   if (!bias) return {};
   check_device(op, "bias", *bias, "x", x);
-  STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == n, op, ": bias has shape ", shape_of(*bias), "; wanted [", n,
-                  "]");
+  STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == n, op, ": bias is ", describe(*bias), "; wanted [", n, "]");
   STD_TORCH_CHECK(is_float(bias->scalar_type()) || bias->scalar_type() == ScalarType::Double, op,
                   ": bias is not of a float type; wanted floats");
   return torch::stable::contiguous(torch::stable::to(*bias, ScalarType::Float));
@@ -83,8 +82,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_cpu(const Tensor& weight, in
                                                         bool symmetric, std::string search, std::string scale_dtype) {
   const char* op = "mpqkern::quantize";
   check_bits(op, bits);
-  STD_TORCH_CHECK(weight.dim() == 2 && is_float(weight.scalar_type()) && weight.size(1) > 0, op, ": weight has shape ",
-                  shape_of(weight), "; wanted float32, float16 or bfloat16 [N, K], K at least 1");
+  STD_TORCH_CHECK(weight.dim() == 2 && is_float(weight.scalar_type()) && weight.size(1) > 0, op, ": weight is ",
+                  describe(weight), "; wanted float32, float16 or bfloat16 [N, K], K at least 1");
   STD_TORCH_CHECK(search == "minmax" || search == "mse", op, ": search='", search, "'; wanted 'minmax' or 'mse'");
   STD_TORCH_CHECK(scale_dtype == "float16" || scale_dtype == "float32", op, ": scale_dtype='", scale_dtype,
                   "'; wanted 'float16' or 'float32'");
@@ -134,7 +133,7 @@ Tensor linear_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, 
                   const OptionalTensor& bias, int64_t bits, int64_t group_size, std::optional<int64_t> act_bits) {
   const char* op = "mpqkern::linear";
   check_act_bits(op, act_bits);
-  STD_TORCH_CHECK(x.dim() >= 1 && is_float(x.scalar_type()), op, ": x has shape ", shape_of(x),
+  STD_TORCH_CHECK(x.dim() >= 1 && is_float(x.scalar_type()), op, ": x is ", describe(x),
                   "; wanted float32, float16 or bfloat16 [..., K]");
   const int64_t k = x.size(x.dim() - 1);
   const HeldWeight w = packed_weight(op, "x", x, qweight, scales, zeros, bits, group_size, k);
@@ -158,9 +157,14 @@ Tensor linear_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, 
   return y;
 }
 
+// Sizes of a convolution stay far from where their products overflow 64 bits.
+constexpr int64_t kMostSize = (int64_t(1) << 31) - 1;
+constexpr double kMostElements = 1e15;
+
 void check_pair(const char* op, const char* name, const std::vector<int64_t>& v, int64_t least) {
   STD_TORCH_CHECK(v.size() == 2, op, ": ", name, " has ", v.size(), " numbers; wanted 2");
-  for (int64_t i : v) STD_TORCH_CHECK(i >= least, op, ": ", name, " holds ", i, "; wanted at least ", least);
+  for (int64_t i : v)
+    STD_TORCH_CHECK(i >= least && i <= kMostSize, op, ": ", name, " holds ", i, "; wanted ", least, "..", kMostSize);
 }
 
 // Channels last in, channels last out; everything else gives the default order.
@@ -180,7 +184,7 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, 
                   int64_t groups, std::optional<int64_t> act_bits) {
   const char* op = "mpqkern::conv2d";
   check_act_bits(op, act_bits);
-  STD_TORCH_CHECK(x.dim() == 4 && is_float(x.scalar_type()), op, ": x has shape ", shape_of(x),
+  STD_TORCH_CHECK(x.dim() == 4 && is_float(x.scalar_type()), op, ": x is ", describe(x),
                   "; wanted float32, float16 or bfloat16 [batch, channels, height, width]");
   check_pair(op, "kernel_size", kernel_size, 1);
   check_pair(op, "stride", stride, 1);
@@ -188,6 +192,12 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, 
   check_pair(op, "dilation", dilation, 1);
   STD_TORCH_CHECK(groups >= 1 && x.size(1) % groups == 0 && x.size(1) > 0, op, ": groups=", groups,
                   "; wanted a divisor of x's ", x.size(1), " channels");
+  STD_TORCH_CHECK(double(kernel_size[0]) * kernel_size[1] * x.size(1) < kMostElements, op,
+                  ": kernel_size and x's channels make more than 1e15 weights a row; wanted fewer");
+  const double image = (x.size(2) + 2.0 * padding[0]) * (x.size(3) + 2.0 * padding[1]) * x.size(1) * x.size(0);
+  STD_TORCH_CHECK(image < kMostElements, op, ": padding makes an input of ", image, " elements; wanted below 1e15");
+  STD_TORCH_CHECK(x.size(2) > 0 && x.size(3) > 0, op, ": x is ", describe(x),
+                  "; wanted height and width of at least 1");
   const int64_t k = kernel_size[0] * kernel_size[1] * (x.size(1) / groups);
   const HeldWeight w = packed_weight(op, "x", x, qweight, scales, zeros, bits, group_size, k);
   STD_TORCH_CHECK(w.view.n % groups == 0, op, ": groups=", groups, "; wanted a divisor of qweight's ", w.view.n,
@@ -195,7 +205,7 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, 
   int64_t out[2];
   for (int i = 0; i < 2; ++i) {
     const int64_t span = x.size(2 + i) + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1;
-    STD_TORCH_CHECK(span >= 0, op, ": x has shape ", shape_of(x), ", padded smaller than the kernel; wanted at least ",
+    STD_TORCH_CHECK(span >= 0, op, ": x is ", describe(x), ", padded smaller than the kernel; wanted at least ",
                     dilation[i] * (kernel_size[i] - 1) + 1 - 2 * padding[i], " in dimension ", 2 + i);
     out[i] = span / stride[i] + 1;
   }

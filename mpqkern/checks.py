@@ -147,6 +147,7 @@ def check_conv(
     height, width = (
         (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
     )
+    check(op, "x", list(x.shape), x.shape[2] > 0 and x.shape[3] > 0, "height and width of at least 1")
     check(op, "x", list(x.shape), height > 0 and width > 0, "height and width, padded, no smaller than the kernel")
     return height, width
 

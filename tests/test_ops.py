@@ -167,7 +167,8 @@ def test_linear_errors_name_argument_value_and_wish(change: dict, message: str) 
 
 CONV_ERRORS = [  # argument's place, its spoilt value, the message
     (0, torch.zeros(8, 6, 9), r"x .*; wanted float32, float16 or bfloat16 \[batch, channels, height, width\]"),
-    (0, torch.zeros(2, 8, 6, 0), "x.*kernel"),
+    (0, torch.zeros(2, 8, 2, 9), "x.*kernel"),
+    (0, torch.zeros(2, 8, 6, 0), "x.*height and width of at least 1"),
     (7, (3,), "kernel_size"),
     (7, (3, 0), "kernel_size.*0"),
     (8, (0, 1), "stride.*0"),

@@ -178,7 +178,7 @@ void quantized(const ConvArgs& a) {
         for (int64_t x = 0; x < a.width; ++x)
           for (int64_t c = 0; c < a.in_channels; ++c)
             *out++ = a.x[b * a.x_stride[0] + c * a.x_stride[1] + y * a.x_stride[2] + x * a.x_stride[3]];
-      int32_t unused;
+      int64_t unused;
       kernels().quantize_act(image, sample, sample, q + b * sample, scales + b, &unused);
     }
   });
@@ -186,7 +186,7 @@ void quantized(const ConvArgs& a) {
   parallel_for(tiles * a.groups, 1, [&](int64_t begin, int64_t end) {
     Buffer<int8_t> patch(kRows8 * w.kp);
     Buffer<float> a_scale(kRows8 * w.groups), sums(kRows8 * rows), grid(8 * w.groups);
-    Buffer<int32_t> a_sum(kRows8 * w.groups);
+    Buffer<int64_t> a_sum(kRows8 * w.groups);
     Run runs[kRows8];
     std::memset(patch, 0, kRows8 * w.kp);
     for (int64_t i = begin; i < end; ++i) {
@@ -208,7 +208,7 @@ void quantized(const ConvArgs& a) {
                             channels);
             }
           for (int64_t g = 0; g < w.groups; ++g) {
-            int32_t total = 0;
+            int64_t total = 0;
             for (int64_t k = g * w.group; k < std::min(w.kp, (g + 1) * w.group); ++k) total += patch[m * w.kp + k];
             a_scale[m * w.groups + g] = scales[run.batch];
             a_sum[m * w.groups + g] = total;

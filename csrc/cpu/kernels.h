@@ -56,11 +56,11 @@ struct Kernels {
   void (*axpy)(float a, const float* x, int64_t step, float* y, int64_t count);
 
   // q[k] = round(x[k] * 127 / max|x|) over each group, scale = max|x| / 127, sum = sum of q.
-  void (*quantize_act)(const float* x, int64_t kp, int64_t group, int8_t* q, float* scale, int32_t* sum);
+  void (*quantize_act)(const float* x, int64_t kp, int64_t group, int8_t* q, float* scale, int64_t* sum);
 
   // y[m * ldy + n - n0] = sum over groups of sw * sa * (sum of code * q - zero * sum of q): integers
   // exactly, the rest in fp64. q is int8 [rows][Kp]; a_scale and a_sum are [rows][groups].
-  void (*gemm_a8)(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const float* a_scale, const int32_t* a_sum,
+  void (*gemm_a8)(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const float* a_scale, const int64_t* a_sum,
                   int64_t rows, float* y, int64_t ldy, float* grid);
 
   // One group of `count` weights -> codes and grid. False when a weight is not finite or a scale

@@ -235,7 +235,7 @@ inline float round_even(float v) { return (v + 12582912.0f) - 12582912.0f; }
 inline float clamp(float v, float lo, float hi) { return v < lo ? lo : v > hi ? hi : v; }
 inline bool finite(float v) { return v <= FLT_MAX && v >= -FLT_MAX; }
 
-void quantize_act(const float* x, int64_t kp, int64_t group, int8_t* q, float* scale, int32_t* sum) {
+void quantize_act(const float* x, int64_t kp, int64_t group, int8_t* q, float* scale, int64_t* sum) {
   for (int64_t k0 = 0; k0 < kp; k0 += group, ++scale, ++sum) {
     const int64_t k1 = smaller(kp, k0 + group);
     float top = 0;
@@ -253,7 +253,7 @@ void quantize_act(const float* x, int64_t kp, int64_t group, int8_t* q, float* s
       total += v;
     }
     *scale = s;
-    *sum = int32_t(total);
+    *sum = total;
   }
 }
 
@@ -262,7 +262,7 @@ constexpr int64_t kExactSpan = 32768;
 
 template <int BITS, int R, int C>
 inline void a8_tile(const Packed& w, int64_t n, const RowGrid* grid, const int8_t* q, const float* a_scale,
-                    const int32_t* a_sum, float* y, int64_t ldy) {
+                    const int64_t* a_sum, float* y, int64_t ldy) {
   constexpr int kBytes = kBlock * BITS / 8;
   double result[R][C] = {};
   for (int64_t i = 0, k = 0; i < w.groups; ++i) {
@@ -283,7 +283,7 @@ inline void a8_tile(const Packed& w, int64_t n, const RowGrid* grid, const int8_
       for (int c = 0; c < C; ++c) {
         const double zero = grid[r].zero[i * grid[r].step],
                      scale = double(grid[r].scale[i]) * a_scale[c * w.groups + i];
-        result[r][c] += scale * (double(exact[r][c]) - zero * a_sum[c * w.groups + i]);
+        result[r][c] += scale * (double(exact[r][c]) - zero * double(a_sum[c * w.groups + i]));
       }
   }
   for (int r = 0; r < R; ++r)
@@ -291,7 +291,7 @@ inline void a8_tile(const Packed& w, int64_t n, const RowGrid* grid, const int8_
 }
 
 template <int BITS, int R>
-inline void a8_rows(const Packed& w, int64_t n, const int8_t* q, const float* a_scale, const int32_t* a_sum,
+inline void a8_rows(const Packed& w, int64_t n, const int8_t* q, const float* a_scale, const int64_t* a_sum,
                     int64_t rows, float* y, int64_t ldy, float* scratch) {
   RowGrid grid[R];
   for (int r = 0; r < R; ++r) grid[r] = row_grid(w, n + r, scratch + 2 * w.groups * r);
@@ -304,14 +304,14 @@ inline void a8_rows(const Packed& w, int64_t n, const int8_t* q, const float* a_
 }
 
 template <int BITS>
-void a8_bits(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const float* a_scale, const int32_t* a_sum,
+void a8_bits(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const float* a_scale, const int64_t* a_sum,
              int64_t rows, float* y, int64_t ldy, float* scratch) {
   int64_t n = n0;
   for (; n + 2 <= n1; n += 2) a8_rows<BITS, 2>(w, n, q, a_scale, a_sum, rows, y + n - n0, ldy, scratch);
   for (; n < n1; ++n) a8_rows<BITS, 1>(w, n, q, a_scale, a_sum, rows, y + n - n0, ldy, scratch);
 }
 
-void gemm_a8(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const float* a_scale, const int32_t* a_sum,
+void gemm_a8(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const float* a_scale, const int64_t* a_sum,
              int64_t rows, float* y, int64_t ldy, float* scratch) {
   if (w.bits == 2) a8_bits<2>(w, n0, n1, q, a_scale, a_sum, rows, y, ldy, scratch);
   if (w.bits == 4) a8_bits<4>(w, n0, n1, q, a_scale, a_sum, rows, y, ldy, scratch);

@@ -111,7 +111,7 @@ void linear(const LinearArgs& a) {
   if (a.act8) {
     Buffer<int8_t> q(a.m * w.kp);
     Buffer<float> scale(a.m * w.groups);
-    Buffer<int32_t> sum(a.m * w.groups);
+    Buffer<int64_t> sum(a.m * w.groups);
     parallel_for(a.m, ceil_div(kGrainMacs, w.kp), [&](int64_t begin, int64_t end) {
       for (int64_t m = begin; m < end; ++m)
         kernels().quantize_act(x + m * w.kp, w.kp, w.group, q + m * w.kp, scale + m * w.groups, sum + m * w.groups);

@@ -63,8 +63,9 @@ int64_t quantize(const QuantizeArgs& a) {
         const int64_t k0 = g * a.group, k1 = std::min(a.k, k0 + a.group);
         Grid grid{};
         if (!kernels().quantize(a.weight + n * a.k + k0, k1 - k0, a.how, codes + k0, &grid)) {
-          bad = n;
-          return;
+          for (int64_t seen = bad; (seen < 0 || n < seen) && !bad.compare_exchange_weak(seen, n);) {
+          }
+          return;  // rows of this thread after n are no concern: n is its smallest
         }
         store(a.scales, n * groups + g, grid.scale);
         if (!a.how.symmetric) store(a.zeros, n * groups + g, grid.zero);
