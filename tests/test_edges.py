@@ -293,7 +293,7 @@ def test_a_factory_that_shares_what_the_file_does_not(tmp_path: Path) -> None:
     model = Pair()
     mq.swap_(model, {"*": 8})
     mq.save(model, tmp_path / "f")
-    with pytest.raises(FileError, match="the model shares 'a.qweight' and 'b.qweight'"):
+    with pytest.raises(FileError, match=r"the model shares 'a.qweight' and 'b.qweight'"):
         mq.load(lambda: Pair(True), tmp_path / "f")
     mq.swap_(other := Pair(), {"a": 8, "b": 4})
     mq.save(other, tmp_path / "g")
