@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -35,6 +36,14 @@ def torch_dir() -> Path:
     )
 
 
+def tool(name: str) -> str:
+    """A program of this Python environment, else of the system, which may be older."""
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if found is None:
+        raise SystemExit(f"mpqkern needs {name} to build and found none; wanted: pip install {name}")
+    return found
+
+
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         out = Path(self.get_ext_fullpath(ext.name)).resolve().parent
@@ -42,13 +51,22 @@ class CMakeBuild(build_ext):
         settings = {
             "MPQKERN_TORCH": torch_dir(),
             "CMAKE_LIBRARY_OUTPUT_DIRECTORY": out,
-            "CMAKE_MAKE_PROGRAM": shutil.which("ninja"),  # under build isolation it moves each time
+            "CMAKE_MAKE_PROGRAM": tool("ninja"),  # under build isolation it moves each time
         }
         settings |= {k: os.environ[k] for k in ("MPQKERN_CUDA", "MPQKERN_CUDA_ARCHS") if k in os.environ}
         define = [f"-D{key}={value}" for key, value in settings.items()]
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
-        subprocess.check_call(["cmake", "-G", "Ninja", "-S", HERE, "-B", build, *define])
-        subprocess.check_call(["cmake", "--build", build, "--target", "_C", "-j", jobs])
+        commands = (
+            [tool("cmake"), "-G", "Ninja", "-S", HERE, "-B", build, *define],
+            [tool("cmake"), "--build", build, "--target", "_C", "-j", jobs],
+        )
+        try:
+            for command in commands:
+                subprocess.check_call(command)
+        except subprocess.CalledProcessError:  # the folder may remember another compiler or CMake
+            shutil.rmtree(build)
+            for command in commands:
+                subprocess.check_call(command)
 
     def get_ext_filename(self, fullname: str) -> str:  # one file serves every Python: no version in its name
         return fullname.replace(".", "/") + ".so"
