@@ -274,7 +274,7 @@ def test_the_library_needs_nothing_of_cuda() -> None:
         (
             "unpack",
             (torch.zeros(2, 5, dtype=torch.uint8), 4, 64),
-            r"qweight has shape \[2, 5\]; wanted uint8 \[N, 32\]",
+            r"qweight is uint8 \[2, 5\]; wanted uint8 \[N, 32\]",
         ),
         ("dequantize", (torch.zeros(2, 32, dtype=torch.uint8), torch.zeros(2, 1), None, 4, 0, 64), "qweight is on cpu"),
     ],
