@@ -122,7 +122,8 @@ Tensor dense_linear(const Tensor& x, const mpq::Packed& w, const OptionalTensor&
   Tensor weight = torch::stable::new_empty(x, {w.n, w.k}, ScalarType::Float);
   mpq::dequantize(w, static_cast<float*>(weight.mutable_data_ptr()));
   if (type != ScalarType::Float) weight = torch::stable::to(weight, type);
-  const OptionalTensor b = bias ? OptionalTensor(torch::stable::to(*bias, type)) : bias;
+  OptionalTensor b;
+  if (bias) b = torch::stable::to(*bias, type);
   using torch::stable::detail::from;
   std::array<StableIValue, 3> stack{from(x), from(weight), from(b)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
