@@ -271,11 +271,7 @@ def test_the_library_needs_nothing_of_cuda() -> None:
     "op,args,error",
     [
         ("pack", (torch.zeros(2, 5, dtype=torch.uint8), 3), "bits=3; wanted 2, 4 or 8"),
-        (
-            "unpack",
-            (torch.zeros(2, 5, dtype=torch.uint8), 4, 64),
-            r"qweight is uint8 \[2, 5\]; wanted uint8 \[N, 32\]",
-        ),
+        ("unpack", (torch.zeros(2, 5, dtype=torch.uint8), 4, 64), r"qweight is uint8 \[2, 5\]; wanted uint8 \[N, 32\]"),
         ("dequantize", (torch.zeros(2, 32, dtype=torch.uint8), torch.zeros(2, 1), None, 4, 0, 64), "qweight is on cpu"),
     ],
 )
