@@ -34,7 +34,7 @@ $(VENV)/bin/python:
 
 # The pinned CPU build where pip can find it, else that version's default build.
 $(VENV)/.torch: | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q --upgrade "setuptools>=77" "cmake>=3.24" ninja
+	$(BIN)/python -m pip install -q --upgrade "setuptools>=77" "cmake>=3.24" ninja pybind11
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -q $(TORCH) \
 	  || $(BIN)/python -m pip install -q $(patsubst %+cpu,%,$(TORCH))
 	@touch $@

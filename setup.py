@@ -1,4 +1,4 @@
-"""Builds mpqkern/_C.so with CMake; CMakeLists.txt says what is in it.
+"""Builds mpqkern/_C.so and mpqkern/_host*.so with CMake; CMakeLists.txt says what is in them.
 
 Environment: MPQKERN_CUDA=AUTO|ON|OFF, MPQKERN_CUDA_ARCHS="80-real;90a-real", MAX_JOBS=2.
 """
@@ -12,7 +12,6 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
@@ -32,7 +31,7 @@ def torch_dir() -> Path:
             return place
     raise SystemExit(
         "mpqkern builds against an installed torch >= 2.11 and found none. Install it first, then: "
-        "pip install --no-build-isolation . (that needs setuptools, cmake and ninja beside it)"
+        "pip install --no-build-isolation . (that needs setuptools, cmake, ninja and pybind11 beside it)"
     )
 
 
@@ -46,10 +45,14 @@ def tool(name: str) -> str:
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
+        if ext.optional:
+            self.build_optional(ext)
+            return
         out = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = HERE / "build" / "cmake"  # kept between builds; pip's own build folder is not
         settings = {
             "MPQKERN_TORCH": torch_dir(),
+            "Python_EXECUTABLE": sys.executable,
             "CMAKE_LIBRARY_OUTPUT_DIRECTORY": out,
             "CMAKE_MAKE_PROGRAM": tool("ninja"),  # under build isolation it moves each time
         }
@@ -68,13 +71,23 @@ class CMakeBuild(build_ext):
             for command in commands:
                 subprocess.check_call(command)
 
-    def get_ext_filename(self, fullname: str) -> str:  # one file serves every Python: no version in its name
-        return fullname.replace(".", "/") + ".so"
+    def build_optional(self, ext: Extension) -> None:
+        """A target of the build that _C configured; without it everything works, some things slower."""
+        target = ext.name.rpartition(".")[2]
+        build = HERE / "build" / "cmake"
+        done = subprocess.call(
+            [tool("cmake"), "--build", build, "--target", target, "-j", os.environ.get("MAX_JOBS", "2")]
+        )
+        if done != 0:
+            print(f"{ext.name} was not built (pybind11 or Python's headers missing?); HiGHS does its work, slower")
+
+    def get_ext_filename(self, fullname: str) -> str:
+        if fullname.rpartition(".")[2] == "_C":  # one file serves every Python: no version in its name
+            return fullname.replace(".", "/") + ".so"
+        return super().get_ext_filename(fullname)
 
 
-class AnyPython(bdist_wheel):
-    def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", super().get_tag()[2]
-
-
-setup(ext_modules=[Extension("mpqkern._C", sources=[])], cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPython})
+setup(
+    ext_modules=[Extension("mpqkern._C", sources=[]), Extension("mpqkern._host", sources=[], optional=True)],
+    cmdclass={"build_ext": CMakeBuild},
+)

@@ -14,23 +14,30 @@ from .checkpoint import load, save
 from .ledger import Ledger
 from .nn import PackedConv2d, PackedLinear, PackedModule, swap_, unswap_
 from .scheme import Layer, Scheme
+from .solve import Assignment, Budget, Infeasible, Scores, frontier, solve
 from .verify import Verification, verify
 from .version import __version__
 
 __all__ = [
+    "Assignment",
+    "Budget",
+    "Infeasible",
     "Layer",
     "Ledger",
     "PackedConv2d",
     "PackedLinear",
     "PackedModule",
     "Scheme",
+    "Scores",
     "Verification",
     "__version__",
     "capabilities",
     "catalog",
+    "frontier",
     "load",
     "ops",
     "save",
+    "solve",
     "swap_",
     "unswap_",
     "verify",

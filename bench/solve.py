@@ -1,0 +1,112 @@
+"""How fast is the bit assignment proven, and what do other solvers do with the same problem?
+
+    python bench/solve.py                                # linear, quadratic and frontiers, no other solvers
+    python bench/solve.py --peers gurobi scip highs cbc --limit 20 --data tables/*.npz --out solve.json
+
+Times are CPU seconds of one thread. Other solvers are optional installs and run in processes of their own. Files
+given with --data hold measured pair losses (see solve_instances.measured).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from harness import write
+from solve_instances import Instance, linear, measured, quadratic
+
+import mpqkern as mq
+from mpqkern.ledger import table
+from mpqkern.solve import linear as exact_linear
+from mpqkern.solve import quadratic as exact_quadratic
+
+
+def ours(problem: Instance, limit: float) -> dict[str, float]:
+    start = time.process_time()
+    if problem.pairwise is None:
+        allowed = np.ones(problem.unary.shape, bool)
+        found = exact_linear.minimise(problem.unary, problem.rows, problem.caps, allowed, time_limit=limit)
+    else:
+        found = exact_quadratic.minimise(problem.unary, problem.pairwise, problem.rows, problem.caps, time_limit=limit)
+    seconds = time.process_time() - start
+    choice = np.asarray(found.choice)
+    assert (problem.rows[:, np.arange(len(choice)), choice].sum(1) <= problem.caps).all()
+    return {"objective": problem.objective(choice), "bound": float(found.bound), "seconds": seconds}
+
+
+def peer(name: str, problem: Instance, limit: float) -> dict[str, float]:
+    arrays = {"unary": problem.unary, "rows": problem.rows, "caps": problem.caps}
+    if problem.pairwise is not None:
+        arrays["pairwise"] = problem.pairwise
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "problem.npz"
+        np.savez(path, **arrays)
+        command = [sys.executable, Path(__file__).with_name("solve_peers.py"), name, path, str(limit)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=4 * limit + 60, check=False)
+        except subprocess.TimeoutExpired:
+            return {"missing": "did not stop at its time limit"}
+    return json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {"missing": done.stderr[-100:]}
+
+
+def frontiers() -> list[dict[str, float | str]]:
+    """50 points of a linear problem with 100 layers, 20 of a quadratic one with 53."""
+    rows = []
+    for name, problem, points in (
+        ("linear L100", linear(100, 4, 1, 4.0), 50),
+        ("quadratic L53", quadratic(53, 3, 4.0), 20),
+    ):
+        start = time.process_time()
+        for average in np.linspace(2.3, 7.5, points):
+            caps = np.array([int(average / 4.0 * problem.caps[0])])
+            got = ours(Instance(name, problem.unary, problem.pairwise, problem.rows, caps), 60)
+            assert got["bound"] >= got["objective"] - 1e-6 * abs(got["objective"])
+        rows.append({"what": f"{points} budgets, {name}", "seconds": time.process_time() - start})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", nargs="*", default=[], choices=["gurobi", "scip", "cbc", "highs"])
+    parser.add_argument("--limit", type=float, default=20, help="seconds for each problem and solver")
+    parser.add_argument("--data", nargs="*", default=[], type=Path, help="files of measured tables")
+    parser.add_argument("--large", action="store_true", help="L=300 as well")
+    parser.add_argument("--out", help="write JSON here")
+    args = parser.parse_args()
+    problems = [linear(100, 4, k, 4.0) for k in (1, 2, 3)] + [linear(1000, 4, k, 4.0) for k in (1, 3)]
+    problems += [quadratic(n, 3, 4.0) for n in (20, 53, 74, 150)] + [quadratic(53, 4, 4.0)]
+    problems += [quadratic(74, 3, 4.0, project=False, noise=0.02, name="L74 B3 avg 4.0 raw, 2% noise")]
+    problems += [quadratic(300, 3, 4.0)] if args.large else []
+    for path in args.data:
+        problems += [measured(path, average, project=p) for average in (3.0, 4.0, 5.0) for p in (True, False)]
+    ours(linear(20, 4, 2, 4.0), args.limit)  # imports and first calls are not what is timed
+    results, lines = [], [("problem", "solver", "CPU s", "objective", "gap")]
+    for problem in problems:
+        found = {"mpqkern": ours(problem, args.limit)}
+        for name in args.peers:
+            if (problem.pairwise is None) == (name == "cbc"):
+                found[name] = peer(name, problem, args.limit)
+        for name, f in found.items():
+            results.append({"problem": problem.name, "solver": name, **f})
+            if "missing" in f:
+                lines.append((problem.name, name, "", "", str(f["missing"])[:60]))
+                continue
+            gap = (f["objective"] - f["bound"]) / max(abs(f["objective"]), 1e-300)
+            lines.append((problem.name, name, f"{f['seconds']:.3f}", f"{f['objective']:.6g}", f"{max(gap, 0):.2%}"))
+    print(table(lines, left=(0, 1, 4)))
+    fronts = frontiers()
+    print(table([("frontier", "CPU s"), *[(str(f["what"]), f"{f['seconds']:.2f}") for f in fronts]]))
+    write(
+        args.out,
+        {"bench": "solve", "limit": args.limit, "rows": results, "frontiers": fronts, "mpqkern": mq.__version__},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Budget: one limit on an assignment, and the row of whole numbers it means.
+
+Every row is int64 in a unit fine enough to be exact (bits, bytes, bit operations, picoseconds), so that
+"fits" is a comparison of integers. Limits are read as the decimals they were written as: 0.1 is 1/10.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..scheme import Layer, Scheme
+from .scores import FLOAT_BITS
+
+KINDS = ("avg_bits", "bytes", "mbytes", "fraction", "gbops", "ms", "limit")
+PICOSECONDS = 10**9  # in a millisecond
+MAX_SUM = 2**61  # rows add up below this, so int64 never overflows
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A budget as arithmetic: `sum_l values[l, x_l] <= cap`; divided by `per`, in the budget's unit."""
+
+    label: str
+    values: np.ndarray  # int64 [layers, schemes]
+    cap: int | None  # None: no limit, just counted
+    per: Fraction = Fraction(1)
+    unit: str = ""
+
+    def amount(self, total: int) -> float | int:
+        """A total of this row in the budget's unit."""
+        value = Fraction(int(total)) / self.per
+        return value.numerator if value.denominator == 1 and self.unit in ("bytes", "") else float(value)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Budget:
+    """One limit; give exactly one of these.
+
+    avg_bits  bits per parameter
+    bytes     bytes of all the weights scored; `mbytes`: the same in MiB (2**20 bytes, as papers' "Mb")
+    fraction  of what the weights take in float32
+    gbops     weight bits x activation bits x multiply-adds / 1e9; no act_bits counts as 32
+    ms        milliseconds; `table` holds them: an array [layers, schemes], or a .npy or .json file of one
+              (JSON may be {layer: {scheme: ms}}, too)
+    limit     on the sum of `rows`, an array [layers, schemes] of your own
+
+    `count` says how bytes are counted: "packed", as stored with scales, zeros and padding (not for widths
+    that do not pack), or "nominal", parameters x bits. By default averages are nominal, all else packed.
+    A layer that stays in float counts 32 bits a parameter.
+
+    >>> Budget(avg_bits=4.0)
+    Budget(avg_bits=4.0)
+    >>> layers = [Layer("head", "linear", (10, 100), 1000)]
+    >>> Budget(bytes=500).row(layers, [Scheme(2), Scheme(4)]).values
+    array([[342, 662]])
+    """
+
+    avg_bits: float | None = None
+    bytes: int | None = None
+    mbytes: float | None = None
+    fraction: float | None = None
+    gbops: float | None = None
+    ms: float | None = None
+    limit: float | None = None
+    count: str | None = None
+    table: Any = None
+    rows: Any = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            found = ", ".join(f"{kind}={getattr(self, kind)!r}" for kind in given) or "none"
+            raise ValueError(f"Budget limits given: {found}; wanted exactly one of {', '.join(KINDS)}")
+        value = getattr(self, given[0])
+        number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+        if not number or not np.isfinite(value) or (value < 0 and given[0] != "limit"):
+            raise ValueError(f"{given[0]}={value!r}; wanted a finite number, not negative")
+        if self.count not in (None, "packed", "nominal"):
+            raise ValueError(f"count={self.count!r}; wanted 'packed' or 'nominal'")
+        for argument, kind in (("table", "ms"), ("rows", "limit")):
+            if (getattr(self, argument) is None) == (kind in given):
+                wanted = f"{argument}= beside {kind}=" if kind in given else f"{kind}= with {argument}="
+                raise ValueError(f"Budget({given[0]}={value!r}); wanted {wanted}")
+
+    @property
+    def kind(self) -> str:
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def value(self) -> float:
+        return getattr(self, self.kind)
+
+    def row(self, layers: Sequence[Layer], schemes: Sequence[Scheme | None]) -> Row:
+        """What each choice spends, and the limit, as whole numbers."""
+        source = self.table if self.kind == "ms" else self.rows
+        row = make_row(self.kind, layers, schemes, count=self.count, source=source)
+        cap = int(_decimal(self.value) * row.per // 1)
+        if not -MAX_SUM < cap < MAX_SUM:
+            cap = MAX_SUM  # more than any row adds up to
+        return Row(self.name or row.label, row.values, cap, row.per, row.unit)
+
+    def __repr__(self) -> str:
+        extra = f", count={self.count!r}" if self.count else ""
+        return f"Budget({self.kind}={self.value!r}{extra})"
+
+
+def make_row(
+    kind: str,
+    layers: Sequence[Layer],
+    schemes: Sequence[Scheme | None],
+    *,
+    count: str | None = None,
+    source: Any = None,
+) -> Row:
+    """The row of one kind of budget, without a limit."""
+    total = sum(layer.params for layer in layers)
+    if kind in ("avg_bits", "bytes", "mbytes", "fraction"):
+        nominal = (count or ("nominal" if kind == "avg_bits" else "packed")) == "nominal"
+        values = [[_nominal_bits(la, s) if nominal else _packed_bytes(la, s) * 8 for s in schemes] for la in layers]
+        if kind == "bytes" and not nominal:  # whole bytes: shown as such
+            return Row(kind, _int64([[bits // 8 for bits in line] for line in values]), None, unit="bytes")
+        per = {"avg_bits": total, "bytes": 8, "mbytes": 8 * 2**20, "fraction": FLOAT_BITS * total}[kind]
+        unit = {"avg_bits": "bits", "bytes": "bytes", "mbytes": "MiB", "fraction": "of float32"}[kind]
+        return Row(kind, _int64(values), None, Fraction(per), unit)
+    if kind == "gbops":
+        missing = [layer.name for layer in layers if layer.macs is None]
+        if missing:
+            raise ValueError(f"gbops: layer {missing[0]!r} has no macs; wanted layers cataloged with a batch")
+        values = [[_bops(layer, s) for s in schemes] for layer in layers]
+        return Row(kind, _int64(values), None, Fraction(10**9), "GBOPs")
+    if kind == "ms":
+        array = _table(source, layers, schemes)
+        if not np.isfinite(array).all() or (array < 0).any():
+            raise ValueError(f"table ranges from {array.min()} to {array.max()}; wanted finite milliseconds, none < 0")
+        return Row(kind, _int64(np.rint(array * PICOSECONDS).tolist()), None, Fraction(PICOSECONDS), "ms")
+    if kind == "limit":
+        array = _shaped("rows", np.asarray(source), layers, schemes)
+        if np.issubdtype(array.dtype, np.integer):
+            return Row(kind, _int64(array.tolist()), None)
+        if not np.isfinite(array).all():
+            raise ValueError(
+                "rows holds a number that is not finite; wanted numbers only (to rule a choice out: forbid)"
+            )
+        # A decimal unit keeps written decimals exact: 0.1 + 0.2 fits 0.3. 15 digits are what a float holds.
+        digits = 15 - int(np.ceil(np.log10(max(np.abs(array).max(axis=1).sum(), 1e-300))))
+        per = Fraction(10) ** digits
+        return Row(
+            kind, _int64([[round(_decimal(v) * per) for v in line] for line in array.tolist()]), None, per, "rows"
+        )
+    raise ValueError(f"kind={kind!r}; wanted one of {', '.join(KINDS)}")
+
+
+def _decimal(value: float) -> Fraction:
+    """0.1 as 1/10, not as the double next to it."""
+    return Fraction(str(value))
+
+
+def _nominal_bits(layer: Layer, scheme: Scheme | None) -> int:
+    return layer.params * (FLOAT_BITS if scheme is None else scheme.bits)
+
+
+def _packed_bytes(layer: Layer, scheme: Scheme | None) -> int:
+    if scheme is None:
+        return layer.params * FLOAT_BITS // 8
+    try:
+        return scheme.bytes(layer.weight_shape)
+    except ValueError as error:
+        raise ValueError(f"count='packed' for {scheme}: {error}; wanted count='nominal' for such a scheme") from None
+
+
+def _bops(layer: Layer, scheme: Scheme | None) -> int:
+    if scheme is None:
+        return layer.macs * FLOAT_BITS**2
+    return layer.macs * scheme.bits * (scheme.act_bits or FLOAT_BITS)
+
+
+def _table(source: Any, layers: Sequence[Layer], schemes: Sequence[Scheme | None]) -> np.ndarray:
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        if path.suffix == ".json":
+            source = json.loads(path.read_text())
+        elif path.suffix == ".npy":
+            source = np.load(path, allow_pickle=False)
+        else:
+            raise ValueError(f"table={str(path)!r}; wanted a .npy or .json file, or an array")
+    if isinstance(source, dict):
+        names = ["float" if s is None else str(s) for s in schemes]
+        for layer in layers:
+            for name in names:
+                if name not in source.get(layer.name, {}):
+                    raise ValueError(f"table has no entry for layer {layer.name!r} as {name!r}; wanted one for each")
+        source = [[source[layer.name][name] for name in names] for layer in layers]
+    return _shaped("table", np.asarray(source, dtype=np.float64), layers, schemes)
+
+
+def _shaped(argument: str, array: np.ndarray, layers: Sequence[Layer], schemes: Sequence[Scheme | None]) -> np.ndarray:
+    wanted = [len(layers), len(schemes)]
+    if list(array.shape) != wanted:
+        raise ValueError(f"{argument} has the shape {list(array.shape)}; wanted {wanted} (layers, schemes)")
+    return array
+
+
+def _int64(values: list[list[int]]) -> np.ndarray:
+    if sum(max(abs(int(v)) for v in line) for line in values) >= MAX_SUM:
+        raise ValueError("a budget's row adds up beyond 2**61; wanted smaller numbers")
+    return np.array([[int(v) for v in line] for line in values], dtype=np.int64)

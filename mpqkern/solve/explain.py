@@ -1,0 +1,58 @@
+"""Why nothing fits: what each budget needs at least, and a smallest set of demands that clash."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .budget import Budget
+from .constraints import Constraints
+from .linear import any_fit
+from .problem import Problem, make_problem
+from .scores import Scores
+
+
+class Infeasible(ValueError):
+    """No assignment fits.
+
+    `least` is what each budget needs at least, alone, under the pins and ties (None: these clash already);
+    `conflict` is a set of demands that cannot hold together while any of them without the others can.
+    """
+
+    def __init__(self, message: str, least: dict[str, float | None], conflict: list[str]) -> None:
+        super().__init__(message)
+        self.least = least
+        self.conflict = conflict
+
+
+def fits(problem: Problem) -> bool:
+    return any_fit(problem.rows, problem.caps, problem.allowed) is not None
+
+
+def explain(scores: Scores, budgets: Sequence[Budget], constraints: Constraints) -> Infeasible:
+    """The error to raise for demands known to be infeasible, found by leaving out one demand after another."""
+    problem = make_problem(scores, budgets, constraints)
+    able = bool(problem.allowed.any(axis=1).all())
+    least: dict[str, float | None] = {}
+    texts = []
+    for k, row in enumerate(problem.labels):
+        least[row.label] = row.amount(int(problem.least()[k])) if able else None
+        if able and k < len(budgets):
+            need, unit = least[row.label], f" {row.unit}" if row.unit else ""
+            texts.append(f"{row.label}={_short(budgets[k].value)} (alone it needs at least {_short(need)}{unit})")
+    parts: list[tuple[str, Any]] = [("budget", k) for k in range(len(budgets))] + constraints.parts()
+    for part in list(parts):
+        rest = [p for p in parts if p != part]
+        kept = [budgets[k] for kind, k in rest if kind == "budget"]
+        if not fits(make_problem(scores, kept, constraints.keep(rest))):
+            parts = rest
+    conflict = [repr(budgets[key]) if kind == "budget" else constraints.text((kind, key)) for kind, key in parts]
+    message = "no assignment fits"
+    if texts:
+        message += " " + ", ".join(texts)
+    message += f"; these clash: {', '.join(conflict)}; wanted one of them looser"
+    return Infeasible(message, least, conflict)
+
+
+def _short(value: float | None) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"

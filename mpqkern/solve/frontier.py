@@ -1,0 +1,138 @@
+"""The frontier: the least cost for every budget of one kind, each point with its certificate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from . import hull
+from .assignment import Assignment
+from .budget import Budget, Row, make_row
+from .constraints import Choice, Constraints
+from .entry import make_assignment, solve
+from .explain import explain
+from .linear import any_fit
+from .problem import Problem, make_problem
+from .scores import Scores
+
+
+@dataclass(frozen=True, eq=False)
+class Frontier:
+    """Points by rising use: no assignment spends at most `use[i]` and costs less than `bound[i]`.
+
+    `front[i]` is the `Assignment` of a point, `front.knee` the index of the one farthest below the line
+    between the ends: a proposal where more budget stops to pay.
+    """
+
+    kind: str
+    use: list[float]  # in the budget's unit
+    objective: list[float]
+    bound: list[float]
+    problem: Problem = field(repr=False)
+    choices: np.ndarray = field(repr=False)  # [points, units]
+    states: list[str] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.use)
+
+    def __getitem__(self, i: int) -> Assignment:
+        return make_assignment(self.problem, self.choices[i], self.bound[i], self.states[i], None, time.perf_counter())
+
+    def __iter__(self) -> Iterator[Assignment]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def knee(self) -> int:
+        """Where use and objective, both as shares of their range, are farthest below the chord (Kneedle)."""
+        use, value = np.array(self.use), np.array(self.objective)
+        wide, high = np.ptp(use), np.ptp(value)
+        if len(use) < 3 or wide == 0 or high == 0:
+            return 0
+        return int(((value.max() - value) / high - (use - use.min()) / wide).argmax())
+
+
+def frontier(
+    scores: Scores,
+    kind: str = "bytes",
+    *,
+    count: str | None = None,
+    table: Any = None,
+    rows: Any = None,
+    at: Sequence[float] | None = None,
+    points: int = 16,
+    pins: Mapping[str, Choice] | None = None,
+    forbid: Mapping[str, Choice | Sequence[Choice]] | None = None,
+    ties: Sequence[Sequence[str]] | None = None,
+    at_most: Mapping[Choice, int] | None = None,
+    first_last: Choice = None,
+    **options: Any,
+) -> Frontier:
+    """Least cost against one budget, given by its `kind` ("bytes", "avg_bits", "ms", ...).
+
+    Without `at`, all supported points from one sweep over the convex hulls: each is exactly optimal for what it
+    spends. `at` asks for limits of your own, each solved exactly, so points between the supported ones come
+    out too. Pairwise scores, or `at_most`, have no such sweep: there, `points` limits are spread evenly. More
+    options go to `solve`.
+
+    >>> from mpqkern import Layer
+    >>> layers = [Layer("stem", "conv2d", (8, 3, 3, 3), 216), Layer("head", "linear", (10, 8), 80)]
+    >>> scores = Scores(layers, [2, 4, 8], [[0.9, 0.2, 0.0], [0.5, 0.1, 0.0]])
+    >>> frontier(scores, "bytes", count="nominal").use
+    [74.0, 94.0, 148.0, 188.0, 296.0]
+    """
+    constraints = Constraints(pins or {}, forbid or {}, ties or (), at_most or {}, first_last)
+    row = make_row(kind, scores.layers, scores.schemes, count=count, source=table if kind == "ms" else rows)
+    top = Budget(limit=int(row.values.max(axis=1).sum()), rows=row.values, name=kind)
+    problem = make_problem(scores, [top], constraints)
+    if any_fit(problem.rows, problem.caps, problem.allowed) is None:
+        raise explain(scores, [], constraints)
+    problem = _counted(problem, row)
+    if at is None and problem.pairwise is None and not at_most:
+        choices = _sweep(problem)
+        values = [float(problem.unary[np.arange(len(c)), c].sum()) for c in choices]
+        uses = [float(row.amount(int(problem.use(c)[0]))) for c in choices]
+        return Frontier(kind, uses, values, list(values), problem, np.array(choices), ["optimal"] * len(choices))
+    limits = _spread(problem, points) if at is None else sorted({int(Fraction(str(v)) * row.per // 1) for v in at})
+    demands = {"pins": pins, "forbid": forbid, "ties": ties, "at_most": at_most, "first_last": first_last}
+    found: list[Assignment] = []
+    for limit in limits:
+        last = found[-1].costs[kind] if found else -1
+        if last == limit and found[-1].status == "optimal":
+            continue  # the last answer spends exactly this
+        answer = solve(scores, Budget(limit=int(limit), rows=row.values, name=kind), **demands, **options)
+        if answer.costs[kind] != last:
+            found.append(answer)
+    index = [group[0] for group in problem.groups]
+    picks = [[scores.schemes.index(s) for s in a.schemes.values()] for a in found]
+    uses = [float(row.amount(int(a.costs[kind]))) for a in found]
+    choices = np.array(picks)[:, index]
+    return Frontier(
+        kind, uses, [a.objective for a in found], [a.bound for a in found], problem, choices, [a.status for a in found]
+    )
+
+
+def _sweep(problem: Problem) -> list[np.ndarray]:
+    choice, steps = hull.hull_steps(problem.unary, problem.rows[0], problem.allowed)
+    choices = [choice.copy()]
+    for step in steps:
+        choice[step.unit] = step.after
+        choices.append(choice.copy())
+    return choices
+
+
+def _spread(problem: Problem, points: int) -> list[int]:
+    low = int(problem.least()[0])
+    high = int(np.where(problem.allowed, problem.rows[0], -1).max(axis=1).sum())
+    return sorted({low + (high - low) * i // max(points - 1, 1) for i in range(points)})
+
+
+def _counted(problem: Problem, row: Row) -> Problem:
+    """The same problem with its first row counted in the budget's unit and without a limit of its own."""
+    labels = [Row(row.label, row.values, None, row.per, row.unit), *problem.labels[1:]]
+    fields = {**vars(problem), "labels": labels}
+    return Problem(**fields)

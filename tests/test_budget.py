@@ -1,0 +1,163 @@
+"""Budgets count as the papers and the files do, in whole numbers."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import mpqkern as mq
+from mpqkern.scheme import Layer, Scheme
+from mpqkern.solve import Budget, Scores, solve
+from tests.test_solve import R18, R18_ENDS, mobilenet_v2, units
+
+STEM, HEAD = 9_536, 513_000  # OMPQ's units of ResNet-18 besides the 16 of its blocks
+OMPQ_PTQ = {  # published 2-4 bit configurations of 18 units
+    3.0: "4 3 4 4 4 4 4 3 4 4 2 2 2 2 2 2 2 2",
+    3.5: "4 3 3 4 4 4 4 4 4 4 3 3 4 3 2 2 2 3",
+    4.0: "4 4 4 4 4 4 4 3 3 3 3 3 4 3 2 3 3 3",
+    4.5: "4 3 3 4 4 4 4 4 4 4 3 3 4 4 3 3 3 3",
+    5.0: "4 3 3 3 4 4 4 3 4 3 4 3 4 3 3 4 4 4",
+    5.5: "4 4 4 4 4 4 4 4 4 4 3 4 4 4 4 4 4 4",
+}
+
+
+def spends(budget: Budget, layers: list[Layer], bits: list[int], act: int | None = None) -> float:
+    """What an assignment costs, by pinning every layer."""
+    schemes = [Scheme(b, act_bits=act) for b in sorted(set(bits))]
+    scores = Scores(layers, schemes, np.zeros((len(layers), len(schemes))))
+    answer = solve(scores, budget, pins={la.name: b for la, b in zip(layers, bits, strict=True)})
+    return next(iter(answer.costs.values()))
+
+
+@pytest.mark.parametrize("published", OMPQ_PTQ)
+def test_ompq_resnet18_ptq_sizes(published: float) -> None:
+    bits = list(map(int, OMPQ_PTQ[published].split()))
+    got = spends(Budget(mbytes=99, count="nominal"), units([STEM, *R18, HEAD]), bits)
+    assert got == pytest.approx(published, abs=0.002)
+
+
+def test_ompq_resnet18_qat_is_6_70_mib() -> None:
+    bits = [8] * 4 + [7] + [8] * 4 + [4, 6, 8, 4, 4, 4, 4]
+    layers = [*units(R18), Layer("ends", "linear", (R18_ENDS, 1), R18_ENDS)]
+    assert spends(Budget(mbytes=7, count="nominal"), layers, [*bits, 8]) == pytest.approx(6.70, abs=0.005)
+
+
+@pytest.mark.parametrize(("bits", "published"), [(4, 5.574), (2, 2.787)])
+def test_uniform_resnet18(bits: int, published: float) -> None:
+    layers = units([STEM, *R18, HEAD])
+    assert sum(layer.params for layer in layers) == 11_689_512
+    assert spends(Budget(mbytes=9, count="nominal"), layers, [bits] * 18) == pytest.approx(published, abs=5e-4)
+
+
+@pytest.mark.parametrize(("bits", "published"), [(4, 1.671), (2, 0.836)])
+def test_uniform_mobilenet_v2(bits: int, published: float) -> None:
+    layers = units(mobilenet_v2())
+    assert spends(Budget(mbytes=9, count="nominal"), layers, [bits] * 53) == pytest.approx(published, abs=5e-4)
+
+
+def resnet18() -> list[Layer]:
+    """All 21 convolutions and the classifier, weights only, multiply-adds at 224 x 224."""
+
+    def conv(name: str, cin: int, out: int, k: int, size: int) -> Layer:
+        return Layer(name, "conv2d", (out, cin, k, k), cin * out * k * k, cin * out * k * k * size * size)
+
+    layers, cin = [conv("stem", 3, 64, 7, 112)], 64
+    for stage, out in enumerate((64, 128, 256, 512)):
+        size = 56 >> stage
+        for block in range(2):
+            layers += [conv(f"{stage}.{block}.1", cin, out, 3, size), conv(f"{stage}.{block}.2", out, out, 3, size)]
+            layers += [conv(f"{stage}.{block}.down", cin, out, 1, size)] if cin != out else []
+            cin = out
+    return [*layers, Layer("head", "linear", (1000, 512), 512_000, 512_000)]
+
+
+@pytest.mark.parametrize(("act", "published"), [(6, 74.4), (8, 96.7)])
+def test_ompq_resnet18_bit_operations(act: int, published: float) -> None:
+    layers = resnet18()
+    assert len(layers) == 21 and sum(layer.params for layer in layers) == 11_678_912
+    blocks = iter([8] * 4 + [7] + [8] * 4 + [4, 6, 8, 4, 4, 4, 4])
+    bits: list[int] = []
+    for layer in layers:  # a downsample has the width of the convolution before it
+        bits.append(8 if layer.name in ("stem", "head") else bits[-1] if "down" in layer.name else next(blocks))
+    schemes = [Scheme(b, act_bits=a) for b in (4, 6, 7, 8) for a in sorted({act, 8})]
+    scores = Scores(layers, schemes, np.zeros((21, len(schemes))))
+    pins = {
+        la.name: Scheme(b, act_bits=8 if la.name in ("stem", "head") else act)
+        for la, b in zip(layers, bits, strict=True)
+    }
+    got = solve(scores, Budget(gbops=1000), pins=pins)
+    assert got.costs["gbops"] == pytest.approx(published, abs=0.06)
+
+
+def test_packed_bytes_are_those_of_the_packed_model() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(50, 33), torch.nn.Conv2d(3, 7, 3), torch.nn.Linear(64, 10))
+    layers = mq.catalog(model)
+    schemes = [Scheme(2), Scheme(4, group_size=32), Scheme(8, symmetric=False), None]
+    scores = Scores(layers, schemes, np.random.default_rng(0).random((3, 4)))
+    answer = solve(scores, Budget(bytes=20_000), pins={"0": schemes[1], "1": schemes[2], "2": None})
+    ledger = mq.swap_(model, answer)
+    assert answer.costs["bytes"] == ledger["0"].bytes + ledger["1"].bytes + 64 * 10 * 4
+
+
+def test_kinds_agree_with_each_other() -> None:
+    layers = [Layer("a", "linear", (10, 64), 640, 640), Layer("b", "linear", (20, 64), 1280, 1280)]
+    schemes = [Scheme(2), Scheme(8), None]
+    packed = np.array([[Scheme(2).bytes((n, 64)), Scheme(8).bytes((n, 64)), n * 64 * 4] for n in (10, 20)])
+    for budget, per in (
+        (Budget(bytes=100), 1),
+        (Budget(mbytes=1), 2**20),
+        (Budget(fraction=0.5), 4 * 1920),
+        (Budget(avg_bits=4, count="packed"), 1920 / 8),
+    ):
+        row = budget.row(layers, schemes)
+        assert [[float(row.amount(int(v))) for v in line] for line in row.values] == pytest.approx(packed / per)
+    nominal = Budget(avg_bits=4).row(layers, schemes)
+    assert nominal.values.tolist() == [[1280, 5120, 20480], [2560, 10240, 40960]] and nominal.cap == 4 * 1920
+    bops = Budget(gbops=1).row(layers, [Scheme(2, act_bits=8), Scheme(4), None])
+    assert bops.values.tolist() == [[640 * 16, 640 * 128, 640 * 1024], [1280 * 16, 1280 * 128, 1280 * 1024]]
+
+
+def test_written_decimals_are_exact() -> None:
+    layers = units([10, 10, 10])
+    assert Budget(avg_bits=4.7).row(layers, [Scheme(2)]).cap == 141  # 4.7 * 30 is 141.0 - 3e-14 in floats
+    scores = Scores(layers, [2, 4], [[1, 0]] * 3)
+    tenths = [[0.1, 0.1], [0.2, 0.2], [0.0, 0.0]]  # 0.1 + 0.2 is 0.30000000000000004 in floats
+    assert solve(scores, Budget(ms=0.3, table=tenths)).slack == {"ms": 0.0}
+    assert solve(scores, Budget(limit=0.3, rows=tenths)).slack == {"limit": 0.0}
+
+
+def test_tables_from_files(tmp_path) -> None:
+    layers, schemes = units([10, 20]), [Scheme(2), None]
+    table = np.array([[0.5, 1.25], [2.0, 4.0]])
+    np.save(tmp_path / "t.npy", table)
+    (tmp_path / "t.json").write_text(json.dumps(table.tolist()))
+    (tmp_path / "n.json").write_text(json.dumps({"unit0": {"w2": 0.5, "float": 1.25}, "unit1": {"w2": 2, "float": 4}}))
+    for source in (table, tmp_path / "t.npy", str(tmp_path / "t.json"), tmp_path / "n.json"):
+        row = Budget(ms=3, table=source).row(layers, schemes)
+        assert row.values.tolist() == [[5 * 10**8, 125 * 10**7], [2 * 10**9, 4 * 10**9]] and row.cap == 3 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda la: Budget(), "limits given: none; wanted exactly one of avg_bits"),
+        (lambda la: Budget(avg_bits=4, ms=2), "limits given: avg_bits=4, ms=2"),
+        (lambda la: Budget(bytes=-1), "bytes=-1; wanted a finite number, not negative"),
+        (lambda la: Budget(ms=float("nan")), "ms=nan; wanted a finite number"),
+        (lambda la: Budget(bytes=True), "bytes=True; wanted"),
+        (lambda la: Budget(bytes=9, count="real"), "count='real'; wanted 'packed' or 'nominal'"),
+        (lambda la: Budget(ms=3), "wanted table= beside ms="),
+        (lambda la: Budget(bytes=3, rows=[[1]]), "wanted limit= with rows="),
+        (lambda la: Budget(gbops=3).row([Layer("x", "linear", (1, 1), 1)], [Scheme(2)]), "layer 'x' has no macs"),
+        (lambda la: Budget(ms=3, table=[[1]]).row(la, [Scheme(2)]), r"shape \[1, 1\]; wanted \[2, 1\]"),
+        (lambda la: Budget(ms=3, table=[[1], [-1]]).row(la, [Scheme(2)]), "none < 0"),
+        (lambda la: Budget(bytes=9).row(la, [Scheme(3)]), "count='packed' for w3.*wanted count='nominal'"),
+        (lambda la: Budget(limit=9, rows=[[2**60], [2**60]]).row(la, [Scheme(3)]), "beyond 2\\*\\*61"),
+    ],
+)
+def test_errors_name_argument_value_and_wish(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(units([10, 20]))

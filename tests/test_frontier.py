@@ -1,0 +1,98 @@
+"""The frontier: supported points from one sweep, others on request, each one the optimum for what it spends."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mpqkern.scheme import Layer, Scheme
+from mpqkern.solve import Budget, Infeasible, Scores, frontier, solve
+
+
+def make(seed: int, layers: int = 6) -> Scores:
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(10, 500, layers)
+    units = [Layer(f"l{i}", "linear", (int(n), 1), int(n), int(n) * 3) for i, n in enumerate(sizes)]
+    unary = rng.lognormal(0, 1, (layers, 1)) * [1.0, 0.25, 0.08, 0.0] * (1 + 0.2 * rng.random((layers, 4)))
+    return Scores(units, [Scheme(b) for b in (2, 3, 4, 8)], unary)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_supported_point_is_what_solve_finds(seed: int) -> None:
+    scores = make(seed)
+    front = frontier(scores, "avg_bits")
+    assert front.use == sorted(front.use) and front.objective == sorted(front.objective, reverse=True)
+    assert front.use[0] == 2.0 and len(front) > 6
+    for point, use in zip(front, front.use, strict=True):
+        exact = solve(scores, Budget(limit=_bits(scores, use), rows=_rows(scores)))
+        assert point.objective == pytest.approx(exact.objective, rel=1e-12)
+        assert point.bound == point.objective and point.status == "optimal" and point.costs["avg_bits"] == use
+
+
+def _rows(scores: Scores) -> np.ndarray:
+    return np.outer([layer.params for layer in scores.layers], scores.bits)
+
+
+def _bits(scores: Scores, average: float) -> int:
+    return round(average * sum(layer.params for layer in scores.layers))
+
+
+def test_points_on_request_are_exact_between_the_supported_ones() -> None:
+    scores = make(7)
+    wanted = [2.5, 3.0, 3.3, 5.0]
+    front = frontier(scores, "avg_bits", at=wanted)
+    exact = [solve(scores, Budget(avg_bits=a)) for a in wanted]
+    assert front.objective == pytest.approx([a.objective for a in exact])
+    assert [p.schemes for p in front] == [a.schemes for a in exact]
+    swept = frontier(scores, "avg_bits")
+    best = [min(o for u, o in zip(swept.use, swept.objective, strict=True) if u <= a) for a in wanted]
+    assert all(f <= b for f, b in zip(front.objective, best, strict=True)) and front.objective != best
+
+
+def test_constraints_hold_at_every_point() -> None:
+    scores = make(3)
+    for point in frontier(scores, "avg_bits", pins={"l0": 8}, forbid={"l1": 2}, ties=[["l2", "l3"]]):
+        assert point.bits["l0"] == 8 and point.bits["l1"] != 2 and point.bits["l2"] == point.bits["l3"]
+    limited = frontier(scores, "avg_bits", at_most={8: 2}, points=9)
+    assert all(list(p.bits.values()).count(8) <= 2 for p in limited) and limited.use == sorted(set(limited.use))
+    with pytest.raises(Infeasible, match="these clash: pins"):
+        frontier(scores, "avg_bits", pins={"l0": 8}, forbid={"l0": 8})
+
+
+def test_knee_is_farthest_from_the_chord() -> None:
+    layers = [Layer(f"l{i}", "linear", (100, 1), 100) for i in range(3)]
+    scores = Scores(layers, [2, 4], [[10.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    front = frontier(scores, "avg_bits")
+    assert front.objective == [12.0, 2.0, 1.0, 0.0] and front.knee == 1
+    assert front[front.knee].bits == {"l0": 4, "l1": 2, "l2": 2}
+    assert frontier(scores, "bytes", count="nominal", pins={"*": 2}).knee == 0
+
+
+def test_other_kinds() -> None:
+    scores = make(1)
+    times = np.random.default_rng(0).random((6, 4))
+    fast = frontier(scores, "ms", table=times)
+    assert fast.use[0] == pytest.approx(times.min(axis=1).sum(), abs=1e-8)
+    assert frontier(scores, "gbops").use[0] == pytest.approx(sum(la.macs * 2 * 32 for la in scores.layers) / 1e9)
+    assert frontier(scores, "limit", rows=_rows(scores)).use[0] == 2 * sum(la.params for la in scores.layers)
+    with pytest.raises(ValueError, match="kind='size'; wanted one of avg_bits"):
+        frontier(scores, "size")
+
+
+def test_a_thousand_layers_in_one_sweep() -> None:
+    front = frontier(make(0, layers=1000), "avg_bits")
+    assert len(front) > 1500
+    assert front[len(front) // 2].gap == 0.0
+
+
+def test_pairwise_scores_are_swept_budget_by_budget() -> None:
+    scores = make(2, layers=4)
+    half = np.random.default_rng(0).standard_normal((4, 4, 4, 4)) * 0.1
+    for layer in range(4):
+        half[layer, :, layer, :] = 0
+    scores = Scores(scores.layers, scores.schemes, scores.unary, half + half.transpose(2, 3, 0, 1))
+    front = frontier(scores, "avg_bits", points=5)
+    assert 2 <= len(front) <= 5 and front.use == sorted(set(front.use)) and front.use[0] == 2.0
+    for point, value, bound in zip(front, front.objective, front.bound, strict=True):
+        choice = [scores.schemes.index(s) for s in point.schemes.values()]
+        assert value == pytest.approx(scores.cost(choice)) and bound <= value + 1e-12
