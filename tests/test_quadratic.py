@@ -96,6 +96,7 @@ def check(problem: Case, out: Outcome, best: float, arg: np.ndarray | None, loos
     assert out.objective == evaluate(problem.unary, problem.pairwise, out.choice)
     assert out.objective <= best + slack + loose
     assert out.objective - slack - loose <= out.bound <= best + 1e-15 * problem.largest()
+    assert all(stage.bound <= best + 1e-11 * problem.largest() for stage in out.log)
 
 
 KINDS = ("indefinite", "psd", "spread", "equal", "zero")
@@ -236,6 +237,7 @@ def test_highs_agrees(seed: int) -> None:
     assert ours.status == "optimal"
     assert theirs.objective == pytest.approx(ours.objective, rel=1e-6)
     assert theirs.bound <= ours.objective * (1 + 1e-9)
+    assert theirs.bound == pytest.approx(ours.objective, rel=1e-4, abs=1e-5 * problem.largest())
 
 
 def test_highs_agrees_with_enumeration() -> None:
@@ -300,7 +302,7 @@ def test_ctrl_c_returns_the_incumbent() -> None:
     def note(incumbent: float, bound: float, seconds: float, nodes: int) -> None:
         seen.append((incumbent, bound, seconds, nodes))
 
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     out = problem.solve(on_progress=note, time_limit=60)
     assert out.status == "interrupted" and out.seconds < 20
@@ -309,6 +311,15 @@ def test_ctrl_c_returns_the_incumbent() -> None:
     assert all(later[0] <= earlier[0] for earlier, later in itertools.pairwise(seen))
     assert all(later[1] >= earlier[1] for earlier, later in itertools.pairwise(seen))
     assert seen[-1][1] <= out.bound + 1e-9
+
+
+@needs_host
+def test_ctrl_c_works_without_a_callback() -> None:
+    problem = hard()
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    out = problem.solve(time_limit=20)
+    assert out.status == "interrupted" and out.seconds < 10 and problem.fits(out.choice)
 
 
 @needs_host

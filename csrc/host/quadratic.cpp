@@ -50,10 +50,7 @@ bool Assignment::fits(int layer, int choice) const {
 }
 
 Watch::Watch(double seconds, Report report)
-    : start_(Clock::now()),
-      next_(start_ + std::chrono::milliseconds(50)),
-      limit_(seconds),
-      report_(std::move(report)) {}
+    : start_(Clock::now()), next_(start_), limit_(seconds), report_(std::move(report)) {}
 
 double Watch::seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
 

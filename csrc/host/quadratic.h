@@ -56,8 +56,8 @@ class Assignment {
   double value_ = 0;
 };
 
-// Looks at the clock, and every 50 ms lets the caller look at the search. Search results never depend on it unless
-// it stops the search.
+// Looks at the clock, and at once and then every 50 ms lets the caller look at the search. Search results never depend
+// on it unless it stops the search.
 class Watch {
  public:
   using Report = std::function<bool(double incumbent, double bound, double seconds, int64_t nodes)>;  // false: stop
