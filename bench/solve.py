@@ -97,8 +97,12 @@ def main() -> None:
             if "missing" in f:
                 lines.append((problem.name, name, "", "", str(f["missing"])[:60]))
                 continue
-            gap = (f["objective"] - f["bound"]) / max(abs(f["objective"]), 1e-300)
-            lines.append((problem.name, name, f"{f['seconds']:.3f}", f"{f['objective']:.6g}", f"{max(gap, 0):.2%}"))
+            left = (
+                ""
+                if f["bound"] is None
+                else f"{max(f['objective'] - f['bound'], 0) / max(abs(f['objective']), 1e-300):.2%}"
+            )
+            lines.append((problem.name, name, f"{f['seconds']:.3f}", f"{f['objective']:.6g}", left))
     print(table(lines, left=(0, 1, 4)))
     fronts = frontiers()
     print(table([("frontier", "CPU s"), *[(str(f["what"]), f"{f['seconds']:.2f}") for f in fronts]]))

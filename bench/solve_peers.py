@@ -102,7 +102,7 @@ def cbc(unary, pairs, rows, caps, limit):  # type: ignore[no-untyped-def]
     for row, cap in zip(rows, caps, strict=True):
         model += pulp.lpSum(float(row[i, j] / cap) * x[i][j] for i in range(layers) for j in range(choices)) <= 1
     model.solve(pulp.PULP_CBC_CMD(msg=0, timeLimit=limit, gapRel=0, threads=1))
-    return float(pulp.value(model.objective)), float("nan")
+    return float(pulp.value(model.objective)), None  # PuLP does not pass the bound on
 
 
 def highs(unary, pairs, rows, caps, limit):  # type: ignore[no-untyped-def]
