@@ -41,6 +41,12 @@ inline const char* type_name(ScalarType t) {
   }
 }
 
+// The dispatcher costs about a microsecond a call: ask it only for what is not already so.
+inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+inline Tensor as_type(const Tensor& t, ScalarType type) {
+  return t.scalar_type() == type ? t : torch::stable::to(t, type);
+}
+
 // Type and shape, as in "float32 [2, 3]".
 inline std::string describe(const Tensor& t) {
   std::string s = std::string(type_name(t.scalar_type())) + " [";
@@ -108,7 +114,7 @@ inline HeldWeight packed_weight(const char* op, const char* home_name, const Ten
                   ": scales are neither float16 nor float32");
   STD_TORCH_CHECK(scales.dim() == 2 && scales.size(0) == w.n && scales.size(1) == w.groups, op, ": scales is ",
                   describe(scales), "; wanted [", w.n, ", ", w.groups, "] for k=", k, ", group_size=", group_size);
-  HeldWeight held{torch::stable::contiguous(qweight), torch::stable::contiguous(scales), {}, w};
+  HeldWeight held{dense(qweight), dense(scales), {}, w};
   held.view.half = type == ScalarType::Half;
   if (zeros) {
     check_device(op, "zeros", *zeros, home_name, home);
@@ -116,7 +122,7 @@ inline HeldWeight packed_weight(const char* op, const char* home_name, const Ten
     STD_TORCH_CHECK(zeros->scalar_type() == type, op, ": zeros and scales differ in dtype; wanted the same");
     STD_TORCH_CHECK(!held.view.zero_each || (zeros->dim() == 2 && zeros->size(0) == w.n && zeros->size(1) == w.groups),
                     op, ": zeros is ", describe(*zeros), "; wanted [1] or [", w.n, ", ", w.groups, "]");
-    held.zeros = torch::stable::contiguous(*zeros);
+    held.zeros = dense(*zeros);
     held.view.zeros = held.zeros->const_data_ptr();
   }
   held.view.codes = static_cast<const uint8_t*>(held.codes.const_data_ptr());

@@ -40,7 +40,7 @@ OptionalTensor float_bias(const char* op, const Tensor& x, const OptionalTensor&
   STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == n, op, ": bias is ", describe(*bias), "; wanted [", n, "]");
   STD_TORCH_CHECK(is_float(bias->scalar_type()) || bias->scalar_type() == ScalarType::Double, op,
                   ": bias is not of a float type; wanted floats");
-  return torch::stable::contiguous(torch::stable::to(*bias, ScalarType::Float));
+  return dense(as_type(*bias, ScalarType::Float));
 }
 
 const float* floats(const OptionalTensor& t) { return t ? static_cast<const float*>(t->const_data_ptr()) : nullptr; }
@@ -48,7 +48,7 @@ const float* floats(const OptionalTensor& t) { return t ? static_cast<const floa
 Tensor pack_cpu(const Tensor& codes, int64_t bits) {
   const char* op = "mpqkern::pack";
   check_codes(op, codes, bits);
-  const Tensor c = torch::stable::contiguous(codes);
+  const Tensor c = dense(codes);
   const int64_t n = c.size(0), k = c.size(1);
   const auto* p = static_cast<const uint8_t*>(c.const_data_ptr());
   for (int64_t i = 0; i < n * k; ++i)
@@ -62,7 +62,7 @@ Tensor pack_cpu(const Tensor& codes, int64_t bits) {
 Tensor unpack_cpu(const Tensor& qweight, int64_t bits, int64_t k) {
   const char* op = "mpqkern::unpack";
   check_qweight(op, qweight, bits, k);
-  const Tensor q = torch::stable::contiguous(qweight);
+  const Tensor q = dense(qweight);
   Tensor out = torch::stable::new_empty(q, {q.size(0), k});
   mpq::unpack(static_cast<const uint8_t*>(q.const_data_ptr()), q.size(0), k, int(bits),
               static_cast<uint8_t*>(out.mutable_data_ptr()));
@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_cpu(const Tensor& weight, in
   STD_TORCH_CHECK(search == "minmax" || search == "mse", op, ": search='", search, "'; wanted 'minmax' or 'mse'");
   STD_TORCH_CHECK(scale_dtype == "float16" || scale_dtype == "float32", op, ": scale_dtype='", scale_dtype,
                   "'; wanted 'float16' or 'float32'");
-  const Tensor w = torch::stable::contiguous(torch::stable::to(weight, ScalarType::Float));
+  const Tensor w = dense(as_type(weight, ScalarType::Float));
   const int64_t n = w.size(0), k = w.size(1), kp = mpq::padded(k), group = checked_group(op, group_size, kp);
   const int64_t groups = mpq::ceil_div(kp, group);
   const bool half = scale_dtype == "float16";
@@ -121,9 +121,9 @@ Tensor dense_linear(const Tensor& x, const mpq::Packed& w, const OptionalTensor&
   const ScalarType type = x.scalar_type();
   Tensor weight = torch::stable::new_empty(x, {w.n, w.k}, ScalarType::Float);
   mpq::dequantize(w, static_cast<float*>(weight.mutable_data_ptr()));
-  if (type != ScalarType::Float) weight = torch::stable::to(weight, type);
+  weight = as_type(weight, type);
   OptionalTensor b;
-  if (bias) b = torch::stable::to(*bias, type);
+  if (bias) b = as_type(*bias, type);
   using torch::stable::detail::from;
   std::array<StableIValue, 3> stack{from(x), from(weight), from(b)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
@@ -139,7 +139,7 @@ Tensor linear_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, 
   const int64_t k = x.size(x.dim() - 1);
   const HeldWeight w = packed_weight(op, "x", x, qweight, scales, zeros, bits, group_size, k);
   const OptionalTensor b = float_bias(op, x, bias, w.view.n);
-  const Tensor rows = torch::stable::contiguous(x);
+  const Tensor rows = dense(x);
   std::vector<int64_t> shape(x.dim());
   int64_t m = 1;
   for (int64_t i = 0; i + 1 < x.dim(); ++i) m *= shape[i] = x.size(i);
@@ -211,7 +211,7 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, 
     out[i] = span / stride[i] + 1;
   }
   const OptionalTensor b = float_bias(op, x, bias, w.view.n);
-  const Tensor in = torch::stable::to(x, ScalarType::Float);
+  const Tensor in = as_type(x, ScalarType::Float);
   Tensor y =
       torch::stable::empty({x.size(0), w.view.n, out[0], out[1]}, ScalarType::Float, std::nullopt, x.device(),
                            std::nullopt, channels_last(x) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
@@ -229,7 +229,7 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, 
   for (int i = 0; i < 4; ++i) args.x_stride[i] = in.stride(i), args.y_stride[i] = y.stride(i);
   args.act8 = act_bits.has_value();
   mpq::conv2d(args);
-  return torch::stable::to(y, x.scalar_type());
+  return as_type(y, x.scalar_type());
 }
 
 // The name of the instruction set in use; `want` changes it first ("" leaves it, "best" undoes a choice).

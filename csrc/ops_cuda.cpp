@@ -32,7 +32,7 @@ Tensor pack_cuda(const Tensor& codes, int64_t bits) {
   const char* op = "mpqkern::pack";
   check_codes(op, codes, bits);
   const DeviceGuard guard(codes.get_device_index());
-  const Tensor c = torch::stable::contiguous(codes);
+  const Tensor c = dense(codes);
   const int64_t n = c.size(0), k = c.size(1);
   Tensor out = torch::stable::new_empty(c, {n, mpq::packed_bytes(mpq::padded(k), int(bits))});
   check_launch(op, mpq_pack(static_cast<const uint8_t*>(c.const_data_ptr()), n, k, int(bits),
@@ -44,7 +44,7 @@ Tensor unpack_cuda(const Tensor& qweight, int64_t bits, int64_t k) {
   const char* op = "mpqkern::unpack";
   check_qweight(op, qweight, bits, k);
   const DeviceGuard guard(qweight.get_device_index());
-  const Tensor q = torch::stable::contiguous(qweight);
+  const Tensor q = dense(qweight);
   Tensor out = torch::stable::new_empty(q, {q.size(0), k});
   check_launch(op, mpq_unpack(static_cast<const uint8_t*>(q.const_data_ptr()), q.size(0), k, int(bits),
                               static_cast<uint8_t*>(out.mutable_data_ptr()), current_stream(q)));
