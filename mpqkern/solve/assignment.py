@@ -14,8 +14,8 @@ import numpy as np
 
 from ..ledger import table
 from ..scheme import Scheme
+from ..scores.table import FLOAT_BITS, cost
 from .problem import Problem
-from .scores import FLOAT_BITS, cost
 
 FORMAT, VERSION = "mpqkern-assignment", 1
 STATES = ("optimal", "feasible", "limit", "interrupted", "over budget", "edited")

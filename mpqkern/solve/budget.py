@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..scheme import Layer, Scheme
-from .scores import FLOAT_BITS
+from ..scores.table import FLOAT_BITS
 
 KINDS = ("avg_bits", "bytes", "mbytes", "fraction", "gbops", "ms", "limit")
 PICOSECONDS = 10**9  # in a millisecond

@@ -10,8 +10,8 @@ import numpy as np
 
 from .. import select
 from ..scheme import Scheme
+from ..scores.table import Scores
 from .budget import Row
-from .scores import Scores
 
 Choice = Scheme | int | None
 

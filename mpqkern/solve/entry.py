@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..scores.table import Scores
 from . import linear, relaxed
 from .assignment import Assignment
 from .budget import Budget
@@ -15,7 +16,6 @@ from .constraints import Choice, Constraints
 from .explain import explain
 from .highs import Progress
 from .problem import Problem, make_problem
-from .scores import Scores
 
 OBJECTIVES = ("sum", "minimax")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..scores.table import Scores
 from .budget import Budget
 from .constraints import Constraints
 from .linear import any_fit
 from .problem import Problem, make_problem
-from .scores import Scores
 
 
 class Infeasible(ValueError):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..scores.table import Scores
 from . import hull
 from .assignment import Assignment
 from .budget import Budget, Row, make_row
@@ -18,7 +19,6 @@ from .entry import make_assignment, solve
 from .explain import explain
 from .linear import any_fit
 from .problem import Problem, make_problem
-from .scores import Scores
 
 
 @dataclass(frozen=True, eq=False)

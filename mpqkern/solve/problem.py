@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..scores.table import Scores
 from .budget import MAX_SUM, Budget, Row
 from .constraints import Constraints
-from .scores import Scores
 
 
 @dataclass(frozen=True, eq=False)
