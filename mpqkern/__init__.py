@@ -14,6 +14,8 @@ from .checkpoint import load, save
 from .ledger import Ledger
 from .nn import PackedConv2d, PackedLinear, PackedModule, swap_, unswap_
 from .scheme import Layer, Scheme
+from .scores.entry import methods, plan, score
+from .scores.meter import Unfinished
 from .solve import Assignment, Budget, Infeasible, Scores, frontier, solve
 from .verify import Verification, verify
 from .version import __version__
@@ -29,14 +31,18 @@ __all__ = [
     "PackedModule",
     "Scheme",
     "Scores",
+    "Unfinished",
     "Verification",
     "__version__",
     "capabilities",
     "catalog",
     "frontier",
     "load",
+    "methods",
     "ops",
+    "plan",
     "save",
+    "score",
     "solve",
     "swap_",
     "unswap_",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .held import held
 from .scheme import Layer
 from .select import type_names
 
@@ -58,8 +59,13 @@ def catalog(model: nn.Module, batch: Any = None) -> list[Layer]:
     >>> catalog(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), torch.zeros(3, 4))
     [Layer(name='0', kind='linear', weight_shape=(8, 4), params=32, macs=96)]
     """
+    return described(model, None if batch is None else lambda: call(model, batch))
+
+
+def described(model: nn.Module, run: Callable[[], Any] | None) -> list[Layer]:
+    """The same with `run()` for one pass of the model."""
     able = [c for c in candidates(model) if c.reason is None]
-    macs = _count_macs(model, able, batch) if batch is not None else {}
+    macs = _count_macs(model, able, run) if run is not None else {}
     return [
         Layer(c.name, kind_of(c.module), tuple(c.module.weight.shape), c.module.weight.numel(), macs.get(c.name))
         for c in able
@@ -135,7 +141,7 @@ def _is_hf_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers")
 
 
-def _count_macs(model: nn.Module, layers: list[Candidate], batch: Any) -> dict[str, int]:
+def _count_macs(model: nn.Module, layers: list[Candidate], run: Callable[[], Any]) -> dict[str, int]:
     counts: dict[str, int] = {}
 
     def counter(name: str) -> Any:
@@ -147,40 +153,9 @@ def _count_macs(model: nn.Module, layers: list[Candidate], batch: Any) -> dict[s
 
     handles = [c.module.register_forward_hook(counter(c.name)) for c in layers]
     try:
-        with evaluating(model):
-            call(model, batch)
+        with held(model):
+            run()
     finally:
         for handle in handles:
             handle.remove()
     return counts
-
-
-class evaluating:
-    """Context: no gradients, every module in eval mode; modes, gradients, RNG and buffers as found afterwards."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self._modes = [(module, module.training) for module in self.model.modules()]
-        # packed weights are constants: no copies of those
-        self._buffers = [
-            (m, dict(m._buffers), {k: None if t is None else t.detach().clone() for k, t in m._buffers.items()})
-            for m, _ in self._modes
-            if m._buffers and "qweight" not in m._buffers
-        ]
-        self._grad, self._rng = torch.is_grad_enabled(), torch.get_rng_state()
-        torch.set_grad_enabled(False)
-        for module, _ in self._modes:
-            module.training = False
-
-    def __exit__(self, *_: object) -> None:
-        for module, tensors, values in self._buffers:
-            module._buffers.update(tensors)
-            for key, tensor in tensors.items():
-                if tensor is not None and not torch.equal(tensor, values[key]):
-                    tensor.copy_(values[key])
-        torch.set_grad_enabled(self._grad)
-        torch.set_rng_state(self._rng)
-        for module, training in self._modes:
-            module.training = training

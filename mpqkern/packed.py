@@ -29,12 +29,14 @@ def unpack(qweight: Tensor, bits: int, k: int) -> Tensor:
 
 def dequantize(qweight: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, group_size: int, k: int) -> Tensor:
     """fp32 weights [N, k]. `group_size` 0 is the whole row, `zeros` None the symmetric grid."""
-    codes = unpack(qweight, bits, k).float()
-    if zeros is None:
-        zero: Tensor | float = (2**bits - 1) / 2
-    else:
-        zero = spread(zeros.float(), group_size, k)
-    return spread(scales.float(), group_size, k) * (codes - zero)
+    zeros = torch.tensor([(2**bits - 1) / 2], device=scales.device) if zeros is None else zeros
+    return values(unpack(qweight, bits, k), scales, zeros, group_size)
+
+
+def values(codes: Tensor, scales: Tensor, zeros: Tensor, group_size: int) -> Tensor:
+    """fp32 weights of codes [N, k]."""
+    scale, zero = (spread(t.float(), group_size, codes.shape[1]) for t in (scales, zeros))
+    return scale * (codes.float() - zero)
 
 
 def weight_rows(weight: Tensor) -> Tensor:

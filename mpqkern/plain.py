@@ -38,6 +38,14 @@ def quantize(
     weight: Tensor, bits: int, group_size: int, symmetric: bool, search: str = "minmax", scale_dtype: str = "float16"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_quantize(weight, bits, group_size, search, scale_dtype)
+    codes, scale, zeros, error = fit(weight, bits, group_size, symmetric, search, scale_dtype)
+    return packed.pack(codes, bits), scale, zeros, error
+
+
+def fit(
+    weight: Tensor, bits: int, group_size: int, symmetric: bool, search: str = "minmax", scale_dtype: str = "float16"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes [N, K], scales, zeros and squared errors; also at widths that do not pack."""
     k = weight.shape[1]
     size = group_size or padded(k)
     dtype = getattr(torch, scale_dtype)
@@ -74,11 +82,11 @@ def quantize(
             scale, zero, error = (torch.where(better, a, b) for a, b in ((s, scale), (z, zero), (e, error)))
     codes = codes_of(scale, zero).flatten(1)[:, :k].to(torch.uint8)
     zeros = torch.full((1,), top / 2, dtype=dtype, device=weight.device) if symmetric else zero.squeeze(-1).to(dtype)
-    return packed.pack(codes, bits), scale.squeeze(-1).to(dtype), zeros, error.squeeze(-1).float()
+    return codes, scale.squeeze(-1).to(dtype), zeros, error.squeeze(-1).float()
 
 
-def quantize_activations(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-    """fp32 [..., K] -> integers in -127..127 (as fp32) and their scales [..., groups].
+def quantize_activations(x: Tensor, group_size: int, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """fp32 [..., K] -> integers in -127..127 (as fp32; at other widths up to 2^(bits-1) - 1), scales [..., groups].
 
     A group that holds an infinity or NaN gets the scale NaN, so that it shows in every result.
     """
@@ -86,8 +94,9 @@ def quantize_activations(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     size = group_size or k
     grouped = F.pad(x, (0, -k % size)).unflatten(-1, (-1, size))
     top = grouped.abs().amax(-1, keepdim=True)
-    scale = torch.where(top.isfinite(), top / 127, torch.nan)
-    q = torch.where(scale > 0, grouped / scale, 0).clamp(-127, 127).round()
+    most = max(2 ** (bits - 1) - 1, 1)
+    scale = torch.where(top.isfinite(), top / most, torch.nan)
+    q = torch.where(scale > 0, grouped / scale, 0).clamp(-most, most).round()
     return q.flatten(-2)[..., :k], scale.squeeze(-1)
 
 

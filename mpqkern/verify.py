@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import packed
-from .catalog import call, evaluating
+from .catalog import call
+from .held import held
 from .ledger import table
 from .nn import PackedConv2d, PackedLinear, PackedModule
 from .plain import quantize_activations
@@ -179,7 +180,7 @@ def _run(
     # first in line, so that hooks of the user's own act on references as they do on results
     handles = [m.register_forward_hook(hook(name), prepend=True, with_kwargs=True) for name, m in layers.items()]
     try:
-        with evaluating(model):
+        with held(model):
             return _tensors(call(model, batch))
     finally:
         for handle in handles:

@@ -1,0 +1,177 @@
+"""score: a model, some batches and a method in, a table of costs out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..held import held
+from ..scheme import Scheme
+from ..version import __version__
+from .bank import Bank
+from .meter import Meter, Work
+from .run import Method, Run, as_schemes
+from .table import Scores
+from .task import Forward, Loss, Task
+from .variants import Variants
+
+log = logging.getLogger("mpqkern")
+
+# name: module, suffix of its functions, what it measures
+METHODS = {
+    "size": ("roundoff", "_size", "bit widths alone; needs no data"),
+    "roundoff": ("roundoff", "", "relative rounding error of the weights; needs no data"),
+}
+
+
+def methods() -> dict[str, str]:
+    """What `score` can measure, each in a line.
+
+    >>> "size" in methods()
+    True
+    """
+    return {name: summary for name, (_, _, summary) in METHODS.items()}
+
+
+def score(
+    model: nn.Module,
+    batches: Any,
+    *,
+    method: str | Callable[..., Any] = "clado",
+    bits: Sequence[Scheme | int | None] = (2, 4, 8),
+    layers: Sequence[str] | None = None,
+    forward: Forward | None = None,
+    loss: str | Loss | None = None,
+    rounding: str = "minmax",
+    bank: str | Path | None = None,
+    seed: int = 0,
+    time_limit: float | None = None,
+    max_evals: int | None = None,
+    memory: int = 2**30,
+    progress: bool | None = None,
+    **options: Any,
+) -> Scores:
+    """What each layer costs under each scheme, by one of `methods()` or by a callable of your own.
+
+    batches     a list (or any iterable) of tensors, (inputs, labels) pairs or dicts; see `Task`
+    bits        the schemes to choose from: widths, `Scheme`s, or None for float
+    layers      patterns of the layers to score; all that can be packed, by default
+    forward     forward(model, batch) -> output, for models that are called in another way
+    loss        "ce", "kl", or loss(output, batch) -> one loss a sample
+    rounding    of the weights that are tried: "minmax" or "mse", the same as given to `swap_`
+    bank        a folder for what is measured: a run that was stopped goes on from there
+    time_limit  seconds, and
+    max_evals   evaluations, after which `Unfinished` is raised
+    memory      bytes that the measurement may hold at once besides the model and the batches
+    progress    a bar on stderr; None shows it on a terminal only
+    options     of the method; see its own page
+
+    The model is left as it was found, also after an exception. A callable is called as `method(run, **options)`
+    with a `Run` and returns `Scores` or an array [layers, schemes].
+
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> score(model, torch.randn(32, 8), method="roundoff", bits=(2, 4, 8))
+    Scores(2 layers, w2, w4, w8, unary)
+    """
+    chosen = _method(method)
+    chosen.check(options)
+    run = _run(model, batches, chosen, bits, layers, forward, loss, rounding, seed, memory, bank, options)
+    run.meter = Meter(time_limit=time_limit, max_evals=max_evals, progress=progress)
+    try:
+        with held(model):
+            run.task.prepare()
+            found = chosen.score(run, **options)
+    finally:
+        run.meter.end()
+    if not isinstance(found, Scores):
+        found = run.scores(found)
+    notes = {
+        "method": chosen.name,
+        "options": {k: _plain(v) for k, v in options.items()},
+        "samples": run.task.samples,
+        "loss": run.task.loss_name,
+        "rounding": rounding,
+        "seed": seed,
+        "seconds": run.meter.seconds,
+        "evaluations": run.meter.evaluations,
+        "fingerprint": run.bank.fingerprint,
+        "mpqkern": __version__,
+        "torch": torch.__version__,
+    }
+    return Scores(found.layers, found.schemes, found.unary, found.pairwise, {**notes, **found.provenance})
+
+
+def plan(
+    model: nn.Module,
+    batches: Any,
+    *,
+    method: str = "clado",
+    bits: Sequence[Scheme | int | None] = (2, 4, 8),
+    layers: Sequence[str] | None = None,
+    forward: Forward | None = None,
+    loss: str | Loss | None = None,
+    memory: int = 2**30,
+    **options: Any,
+) -> Work:
+    """What `score` with these arguments would take: evaluations, seconds by a timed pass, bytes of memory.
+
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> plan(model, torch.randn(32, 8), method="size").evaluations
+    0
+    """
+    chosen = _method(method)
+    chosen.check(options)
+    run = _run(model, batches, chosen, bits, layers, forward, loss, "minmax", 0, memory, None, options)
+    with held(model):
+        work = chosen.work(run, **options)
+    return Work(work.evaluations, work.forwards, work.bytes, work.forwards * run.seconds_a_pass())
+
+
+def _run(
+    model: nn.Module,
+    batches: Any,
+    method: Method,
+    bits: Sequence[Scheme | int | None],
+    layers: Sequence[str] | None,
+    forward: Forward | None,
+    loss: str | Loss | None,
+    rounding: str,
+    seed: int,
+    memory: int,
+    bank: str | Path | None,
+    options: dict[str, Any],
+) -> Run:
+    schemes = as_schemes(bits)
+    task = Task(model, batches, layers=layers, forward=forward, loss=loss)
+    depends = {
+        **task.fingerprint(),
+        "method": method.name,
+        "options": repr(sorted((k, _plain(v)) for k, v in options.items())),
+        "schemes": ", ".join(repr(s) for s in schemes),
+        "rounding": rounding,
+        "seed": str(seed),
+    }
+    folder = None if bank is None else Path(bank) / method.name
+    return Run(task, schemes, Variants(task, schemes, rounding), Bank(folder, depends), Meter(), memory, seed)
+
+
+def _method(method: str | Callable[..., Any]) -> Method:
+    if callable(method):
+        name = getattr(method, "__name__", type(method).__name__)
+        return Method(name, "", method, lambda run, **_: Work(0, 0.0, 0))
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}; wanted one of {', '.join(METHODS)}, or a callable")
+    file, suffix, summary = METHODS[method]
+    module = import_module(f".{file}", __package__)
+    return Method(method, summary, getattr(module, f"score{suffix}"), getattr(module, f"work{suffix}"))
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON has it."""
+    return value if isinstance(value, (int, float, str, bool, type(None))) else repr(value)

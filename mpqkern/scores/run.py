@@ -1,0 +1,88 @@
+"""Run: everything a method gets to work with, and what a method is."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..held import held
+from ..scheme import Scheme
+from .bank import Bank
+from .meter import Meter, Work
+from .replay import Replay
+from .table import FLOAT_BITS, Scores
+from .task import Task
+from .variants import Variants
+
+
+@dataclass
+class Run:
+    """A task, the schemes to score, and the means: quantizer, bank, meter, memory, seed."""
+
+    task: Task
+    schemes: list[Scheme | None]
+    variants: Variants
+    bank: Bank
+    meter: Meter
+    memory: int  # bytes that a method may hold besides the model and the batches
+    seed: int
+
+    def widths(self) -> np.ndarray:
+        """Bits of each scheme; 32 for float."""
+        return np.array([FLOAT_BITS if s is None else s.bits for s in self.schemes], dtype=np.float64)
+
+    def replay(self, index: int) -> Replay:
+        return Replay(self.task, index)
+
+    def key(self, index: int, *parts: str | int) -> str:
+        """Names an item of a batch by the contents of the batch."""
+        return "/".join(map(str, (self.task.digest(index), *parts)))
+
+    def seconds_a_pass(self) -> float:
+        """One forward pass over all samples, by a timed pass over the first batch."""
+        with held(self.task.model):
+            self.task.run(self.task.batches[0])
+            start = time.perf_counter()
+            self.task.run(self.task.batches[0])
+        return (time.perf_counter() - start) / self.task.sizes[0] * self.task.samples
+
+    def scores(self, unary: Any, pairwise: Any = None, **notes: Any) -> Scores:
+        """The table [layers, schemes]; notes go to its provenance."""
+        return Scores(self.task.layers, self.schemes, unary, pairwise, notes)
+
+
+@dataclass(frozen=True)
+class Method:
+    """`score(run, **options)` measures; `work(run, **options)` says beforehand what that takes."""
+
+    name: str
+    summary: str
+    score: Callable[..., Scores]
+    work: Callable[..., Work]
+
+    def check(self, options: dict[str, Any]) -> None:
+        """Raise for an option that the method does not have."""
+        parameters = list(inspect.signature(self.score).parameters.values())[1:]
+        if any(p.kind == p.VAR_KEYWORD for p in parameters):
+            return
+        known = [p.name for p in parameters]
+        for name in options:
+            if name not in known:
+                wanted = f"one of {', '.join(known)}" if known else "none"
+                raise TypeError(f"{name}={options[name]!r} is no option of method {self.name!r}; wanted {wanted}")
+
+
+def as_schemes(bits: Sequence[Scheme | int | None]) -> list[Scheme | None]:
+    """Bit widths, schemes or None (float), as schemes."""
+    if isinstance(bits, (int, Scheme)) or not len(bits):
+        raise ValueError(f"bits={bits!r}; wanted a sequence of bit widths or schemes, for instance (2, 4, 8)")
+    found = [Scheme(b) if isinstance(b, int) and not isinstance(b, bool) else b for b in bits]
+    for scheme in found:
+        if scheme is not None and not isinstance(scheme, Scheme):
+            raise ValueError(f"bits: found {scheme!r}; wanted bit widths, Scheme objects or None")
+    return found

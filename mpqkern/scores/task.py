@@ -1,0 +1,223 @@
+"""Task: a model to be measured, the batches to measure it on, how to run it and what its loss is."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from .. import select
+from ..catalog import candidates, described
+from ..held import held
+from ..scheme import Layer
+
+log = logging.getLogger("mpqkern")
+
+LOSSES = ("ce", "kl")
+Forward = Callable[[nn.Module, Any], Any]
+Loss = Callable[[Any, Any], Tensor]
+
+
+class Task:
+    """What every method works on.
+
+    A batch is a tensor of inputs, an (inputs, labels) pair as data loaders give it, or a dict of keywords with
+    the labels, if any, under "labels"; `batches` is a list or any other iterable of such, and a single tensor,
+    tuple or dict is one batch. `forward(model, batch)` and `loss(output, batch)`, one loss a sample, replace what
+    is done with anything else. The loss is cross-entropy where there are labels, and otherwise the
+    Kullback-Leibler divergence from the model as it is; "ce" or "kl" asks for one of them.
+
+    `layers` are the layers to score, with multiply-adds a sample. Layers that share a weight can only have one
+    scheme, so they count as one, under the first one's name; `modules[i]` are all modules of layer i.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Any,
+        *,
+        layers: Sequence[str] | None = None,
+        forward: Forward | None = None,
+        loss: str | Loss | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model={type(model).__name__}; wanted a torch.nn.Module")
+        if isinstance(loss, str) and loss not in LOSSES:
+            raise ValueError(f"loss={loss!r}; wanted 'ce', 'kl' or a callable loss(output, batch)")
+        self.model = model
+        self.device = next((t.device for t in model.parameters()), torch.device("cpu"))
+        given = [batches] if isinstance(batches, (Tensor, tuple, Mapping)) else list(_iterable(batches))
+        self.batches = [tree_map(self._here, batch) for batch in given]
+        if not self.batches:
+            raise ValueError("batches is empty; wanted at least one batch")
+        self.sizes = [batch_size(batch) for batch in self.batches]
+        self._forward, self._loss = forward, loss
+        self._float_logits: dict[int, Tensor] = {}
+        first = self.batches[0]
+        found = described(model, lambda: self.run(first))
+        if layers is not None:
+            kinds = {c.name: c.kinds for c in candidates(model) if c.reason is None}
+            wanted = {name for pattern in layers for name in select.matches(pattern, kinds)}
+            found = [layer for layer in found if layer.name in wanted]
+        if not found:
+            raise ValueError(f"model={type(model).__name__} has no layer that can be packed; see mpqkern.catalog")
+        shared: dict[int, list[Layer]] = {}
+        for layer in found:
+            shared.setdefault(id(model.get_submodule(layer.name).weight), []).append(layer)
+        self.layers = [self._one(twins) for twins in shared.values()]
+        self.modules = [[model.get_submodule(twin.name) for twin in twins] for twins in shared.values()]
+        missed = [layer.name for layer in self.layers if not layer.macs]
+        if missed:
+            log.warning("the first batch does not reach %s: nothing can be measured there", ", ".join(missed))
+
+    @property
+    def samples(self) -> int:
+        return sum(self.sizes)
+
+    def run(self, batch: Any) -> Any:
+        """The model's output for a batch."""
+        if self._forward is not None:
+            return self._forward(self.model, batch)
+        if isinstance(batch, Mapping):
+            return self.model(**{k: v for k, v in batch.items() if k != "labels"})
+        return self.model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+    def losses(self, output: Any, index: int) -> Tensor:
+        """float64 [samples]: the loss of each sample of `self.batches[index]`."""
+        batch, size = self.batches[index], self.sizes[index]
+        if callable(self._loss):
+            values = self._loss(output, batch)
+            if not isinstance(values, Tensor) or values.shape != (size,):
+                shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+                raise ValueError(f"loss(output, batch) returned {shape}; wanted one loss a sample, a tensor [{size}]")
+            return values.double()
+        if self.loss_name == "kl":
+            return divergence(self._reference(index), logits_of(output))
+        labels = self.labels(index)
+        if labels is None:
+            raise ValueError("loss='ce' but the batches hold no labels; wanted (inputs, labels) pairs or loss='kl'")
+        return cross_entropy(logits_of(output), labels)
+
+    def mistakes(self, output: Any, index: int) -> Tensor:
+        """float64 [samples]: the share of wrong answers; without labels, of answers that have changed."""
+        logits, labels = logits_of(output), self.labels(index)
+        wanted = self._reference(index).argmax(-1) if labels is None else labels
+        wrong = (logits.argmax(-1) != wanted) & (wanted >= 0)
+        return wrong.double().flatten(1).mean(1) if wrong.dim() > 1 else wrong.double()
+
+    @property
+    def loss_name(self) -> str:
+        if callable(self._loss):
+            return getattr(self._loss, "__qualname__", "callable")
+        return self._loss or ("ce" if self.labels(0) is not None else "kl")
+
+    def labels(self, index: int) -> Tensor | None:
+        batch = self.batches[index]
+        if isinstance(batch, Mapping):
+            return batch.get("labels")
+        return batch[1] if isinstance(batch, (tuple, list)) and len(batch) == 2 else None
+
+    def digest(self, index: int) -> str:
+        """Names a batch by its contents."""
+        return digest(tree_flatten(self.batches[index])[0])
+
+    def fingerprint(self) -> dict[str, str]:
+        """What measurements depend on besides the batch: weights, structure, loss."""
+        state = [item for pair in sorted(self.model.state_dict().items()) for item in pair]
+        forward = "" if self._forward is None else getattr(self._forward, "__qualname__", "callable")
+        return {
+            "model": digest([str(self.model), *state]),
+            "layers": digest([layer.name for layer in self.layers]),
+            "loss": self.loss_name,
+            "forward": forward,
+        }
+
+    def _reference(self, index: int) -> Tensor:
+        """Logits of the model as it is. Methods call `prepare` before they change any weight."""
+        if index not in self._float_logits:
+            raise RuntimeError("the float model's answers were not recorded; wanted Task.prepare() first")
+        return self._float_logits[index]
+
+    def prepare(self) -> None:
+        """Records the model's own answers where the loss compares with them."""
+        if (callable(self._loss) or self.loss_name == "ce") and self.labels(0) is not None:
+            return
+        with held(self.model):
+            for index, batch in enumerate(self.batches):
+                if index not in self._float_logits:
+                    self._float_logits[index] = logits_of(self.run(batch))
+
+    def _one(self, twins: list[Layer]) -> Layer:
+        """For layers that share a weight; budgets count multiply-adds of one sample."""
+        return replace(twins[0], macs=sum(twin.macs or 0 for twin in twins) // self.sizes[0])
+
+    def _here(self, value: Any) -> Any:
+        return value.to(self.device) if isinstance(value, Tensor) else value
+
+
+def logits_of(output: Any) -> Tensor:
+    """The tensor that holds class scores: the output itself, its `logits`, or its first element."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping) and "logits" in output:
+        return output["logits"]
+    if hasattr(output, "logits"):
+        return output.logits
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise ValueError(f"the model returned {type(output).__name__}; wanted logits, or give forward= and loss=")
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """float64 [samples] from [samples, ..., classes]; over all but the samples the mean; labels < 0 are left out."""
+    if labels.shape != logits.shape[:-1] or labels.is_floating_point():
+        raise ValueError(
+            f"labels are {labels.dtype} {list(labels.shape)} for logits {list(logits.shape)}; "
+            f"wanted class numbers {list(logits.shape[:-1])}, or give loss="
+        )
+    counted = labels >= 0
+    values = F.cross_entropy(logits.double().flatten(0, -2), labels.clamp(min=0).flatten().long(), reduction="none")
+    values = values.view(labels.shape) * counted
+    if values.dim() == 1:
+        return values
+    return values.flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1)
+
+
+def divergence(reference: Tensor, logits: Tensor) -> Tensor:
+    """float64 [samples]: KL(softmax(reference) || softmax(logits)), over all but the samples the mean."""
+    p, q = F.log_softmax(reference.double(), -1), F.log_softmax(logits.double(), -1)
+    values = (p.exp() * (p - q)).sum(-1)
+    return values.flatten(1).mean(1) if values.dim() > 1 else values
+
+
+def batch_size(batch: Any) -> int:
+    """Samples in a batch: the first dimension of its first tensor."""
+    for leaf in tree_flatten(batch)[0]:
+        if isinstance(leaf, Tensor) and leaf.dim() > 0:
+            return leaf.shape[0]
+    raise ValueError(f"a batch is {type(batch).__name__} without tensors; wanted a tensor, a pair or a dict")
+
+
+def digest(values: Iterable[Any]) -> str:
+    """16 hexadecimal digits that name these values by their contents."""
+    sha = hashlib.sha256()
+    for value in values:
+        if isinstance(value, Tensor):
+            sha.update(f"{value.dtype}{list(value.shape)}".encode())
+            sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            sha.update(repr(value).encode())
+    return sha.hexdigest()[:16]
+
+
+def _iterable(batches: Any) -> Iterable[Any]:
+    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes)):
+        raise TypeError(f"batches={batches!r}; wanted a batch or an iterable of batches")
+    return batches
