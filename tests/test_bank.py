@@ -1,0 +1,131 @@
+"""A bank loses nothing, repeats nothing, and takes nothing that was measured under other conditions."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import mpqkern as mq
+from mpqkern.scores.bank import Bank
+from mpqkern.scores.meter import Meter, Unfinished
+
+from . import nets
+
+WHERE = {"model": "a", "schemes": "w2, w4"}
+
+
+def make(calls):
+    def item(key):
+        calls.append(key)
+        return {"x": np.array([len(key) / 3])}
+
+    return item
+
+
+def test_items_come_back_bit_for_bit(tmp_path):
+    value = np.random.default_rng(0).normal(size=(3, 4))
+    Bank(tmp_path, WHERE).put("batch/a.b/1", x=value, n=np.arange(3))
+    again = Bank(tmp_path, WHERE)
+    assert "batch/a.b/1" in again and "batch" not in again
+    assert again["batch/a.b/1"]["x"].tobytes() == value.tobytes()
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_run_goes_on_where_it_stopped(tmp_path):
+    keys, calls = [f"b/{i}" for i in range(5)], []
+    with pytest.raises(Unfinished, match="max_evals=2 was reached after 2 of 5 evaluations"):
+        meter = Meter(max_evals=2)
+        meter.begin("x", 5)
+        Bank(tmp_path, WHERE).measure(keys, make(calls), meter)
+    assert calls == keys[:2]
+    found = Bank(tmp_path, WHERE).measure(keys, make(calls), Meter())
+    assert calls == keys and [item["x"][0] for item in found] == [len(k) / 3 for k in keys]
+
+
+def test_the_last_item_is_no_reason_to_stop():
+    meter = Meter(max_evals=3)
+    meter.begin("x", 3)
+    Bank(None, WHERE).measure(["a", "b", "c"], make([]), meter)
+    assert meter.evaluations == 3
+
+
+def test_time_limit():
+    meter = Meter(time_limit=1e-9)
+    meter.begin("x", 3)
+    with pytest.raises(Unfinished, match="time_limit=1e-09"):
+        meter.step("a")
+
+
+@pytest.mark.parametrize("limit", ["time_limit", "max_evals"])
+def test_limits_are_checked(limit):
+    with pytest.raises(ValueError, match=f"{limit}=0; wanted a number above 0"):
+        Meter(**{limit: 0})
+
+
+def test_other_conditions_are_refused(tmp_path):
+    Bank(tmp_path, WHERE)
+    with pytest.raises(ValueError, match="other conditions: model was 'a' and is 'b'; wanted another folder"):
+        Bank(tmp_path, {**WHERE, "model": "b"})
+
+
+def test_a_broken_item_is_measured_again(tmp_path, caplog):
+    Bank(tmp_path, WHERE).put("k", x=np.ones(2))
+    (tmp_path / "items" / "k.npz").write_bytes(b"PK\x03\x04 cut off")
+    bank = Bank(tmp_path, WHERE)
+    assert "k" not in bank and "measured again" in caplog.text
+
+
+def test_merging(tmp_path):
+    one, two = Bank(tmp_path / "1", WHERE), Bank(tmp_path / "2", WHERE)
+    one.put("a/1", x=np.ones(1))
+    two.put("a/1", x=np.zeros(1))
+    two.put("b/c.d/2", x=np.full(1, 2.0))
+    assert one.merge(tmp_path / "2") == 1
+    assert one["a/1"]["x"] == 1 and Bank(tmp_path / "1", WHERE)["b/c.d/2"]["x"] == 2
+    Bank(tmp_path / "3", {"model": "z"})
+    with pytest.raises(ValueError, match="other conditions"):
+        one.merge(tmp_path / "3")
+    with pytest.raises(ValueError, match="holds no measurements"):
+        one.merge(tmp_path / "4")
+
+
+def test_files_of_another_version(tmp_path):
+    Bank(tmp_path, WHERE)
+    head = json.loads((tmp_path / "bank.json").read_text())
+    (tmp_path / "bank.json").write_text(json.dumps({**head, "version": 99}))
+    with pytest.raises(ValueError, match="version 99; wanted"):
+        Bank(tmp_path, WHERE)
+
+
+def noisy(run, *, scale=1.0):
+    """A method of one's own: an item a batch."""
+    keys = [run.key(i, "noise") for i in range(len(run.task.batches))]
+    run.meter.begin("noise", len(keys))
+    size = (len(run.task.layers), 2)
+    items = run.bank.measure(keys, lambda key: {"x": np.full(size, scale * len(run.bank._items))}, run.meter)
+    return sum(item["x"] for item in items) / len(items)
+
+
+def test_a_method_of_ones_own(tmp_path):
+    model, batches = nets.resnet(), [torch.randn(2, 3, 8, 8) for _ in range(3)]
+    scores = mq.score(model, batches, method=noisy, bits=(2, 8), bank=tmp_path, scale=2.0)
+    assert scores.unary[0, 0] == 2.0 and scores.provenance["method"] == "noisy"
+    assert scores.provenance["evaluations"] == 3
+    more = mq.score(model, [*batches, torch.randn(2, 3, 8, 8)], method=noisy, bits=(2, 8), bank=tmp_path, scale=2.0)
+    assert more.provenance["evaluations"] == 1
+    with pytest.raises(ValueError, match="options was"):
+        mq.score(model, batches, method=noisy, bits=(2, 8), bank=tmp_path, scale=3.0)
+    model[6].bias.data += 1
+    with pytest.raises(ValueError, match="model was"):
+        mq.score(model, batches, method=noisy, bits=(2, 8), bank=tmp_path, scale=2.0)
+    with pytest.raises(TypeError, match="scael=1 is no option of method 'noisy'; wanted one of scale"):
+        mq.score(model, batches, method=noisy, scael=1)
+
+
+def test_a_bar_only_where_it_is_asked_for(capsys):
+    model, batch = nets.resnet(), torch.randn(2, 3, 8, 8)
+    mq.score(model, batch, method=noisy, bits=(2, 8))
+    assert capsys.readouterr().err == ""
+    mq.score(model, batch, method=noisy, bits=(2, 8), progress=True)
+    assert "noise: 100%" in capsys.readouterr().err

@@ -1,0 +1,141 @@
+"""A run from the middle of a model equals the whole run, bit for bit, whatever the model is wired like."""
+
+import pytest
+import torch
+from torch import nn
+
+from mpqkern.held import held
+from mpqkern.scheme import Scheme
+from mpqkern.scores.replay import Replay
+from mpqkern.scores.task import Task, logits_of
+from mpqkern.scores.variants import Variants
+
+from . import nets
+
+SCHEMES = [Scheme(2), Scheme(4, act_bits=8)]
+
+
+def images():
+    return torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def words():
+    ids = torch.arange(18).view(3, 6) % 20
+    return {"ids": ids, "mask": (ids % 5 > 0).float()}
+
+
+CASES = {
+    "resnet": (nets.resnet, images),
+    "functional": (nets.Functional, lambda: torch.randn(5, 8)),
+    "transformer": (nets.transformer, lambda: torch.randn(3, 5, 8)),
+    "keywords": (nets.Keywords, words),
+}
+
+
+def case(name):
+    make, batch = CASES[name]
+    torch.manual_seed(0)
+    model = make().eval()
+    task = Task(model, [batch()])
+    return model, task, Variants(task, SCHEMES)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_perturbed_pairs_from_the_middle(name, chunk):
+    model, task, variants = case(name)
+    with held(model):
+        replay = Replay(task, 0)
+        assert replay.why_not is None
+        states, made = [replay.start()], [{}]
+        for position, layer in enumerate(replay.order):
+            following, added = [], []
+            for scheme in range(len(SCHEMES)):
+                with variants.applied({layer: scheme}):
+                    outputs = replay.finish(position, states, chunk)
+                    alone, state = replay.finish_and_advance(position, states[0])
+                assert torch.equal(logits_of(alone), logits_of(replay_whole(task, variants, {layer: scheme})))
+                for choice, output in zip(made, outputs, strict=True):
+                    whole = logits_of(replay_whole(task, variants, {**choice, layer: scheme}))
+                    if chunk == 1:
+                        assert torch.equal(logits_of(output), whole), (choice, layer, scheme)
+                    torch.testing.assert_close(logits_of(output), whole, rtol=1e-4, atol=1e-5)
+                following.append(state)
+                added.append({layer: scheme})
+            if position + 1 < replay.depth:
+                states = replay.advance(position, states, chunk) + following
+                made = made + added
+
+
+def replay_whole(task, variants, choice):
+    with variants.applied(choice):
+        return task.run(task.batches[0])
+
+
+def test_states_hold_only_what_is_needed():
+    model, task, _ = case("resnet")
+    with held(model):
+        replay = Replay(task, 0)
+    names = {module: name for name, module in model.named_modules()}
+    needed = {
+        task.layers[layer].name: [names[replay.modules[key[0]]] for key in live]
+        for layer, live in zip(replay.order, replay.live, strict=True)
+    }
+    assert needed["0"] == []
+    assert needed["2.conv1"] == ["1"]
+    assert needed["2.conv2"] == ["1", "2.act"]  # the block's input, for the shortcut, and the layer's own
+    assert needed["3.conv1"] == ["2"]
+    assert needed["6"] == ["5"]
+
+
+def test_skipped_layers_do_not_run(monkeypatch):
+    model, task, _ = case("resnet")
+    with held(model):
+        replay = Replay(task, 0)
+        state = replay.start()
+        for position in range(replay.depth - 1):
+            state = replay.advance(position, [state])[0]
+        ran = []
+        for kind in (nn.Conv2d, nn.Linear):
+            own = kind.forward
+            monkeypatch.setattr(kind, "forward", lambda module, x, own=own: ran.append(module) or own(module, x))
+        replay.finish(replay.depth - 1, [state])
+    assert ran == [model[6]]
+
+
+def test_macs_from_each_cut():
+    model, task, _ = case("functional")
+    with held(model):
+        replay = Replay(task, 0)
+    assert [task.layers[i].name for i in replay.order] == ["first", "twice", "last"]
+    assert replay.macs() == [8 * 16 + 2 * 16 * 16 + 16 * 4, 2 * 16 * 16 + 16 * 4, 16 * 4]
+
+
+class Random(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.b(self.a(x) + torch.rand(4))
+
+
+def test_a_model_that_cannot_be_cut_says_so():
+    model = Random()
+    task = Task(model, [torch.randn(2, 4)])
+    with held(model):
+        replay = Replay(task, 0)
+    assert "cannot be left out" in replay.why_not and "b" in replay.why_not
+
+
+def test_forwards_are_put_back():
+    model, task, _ = case("resnet")
+    own = model[1].forward
+    model[1].forward = own  # a user's own forward on the instance
+    with held(model), pytest.raises(ValueError, match="stop"):
+        replay = Replay(task, 0)
+        model[6].register_forward_hook(lambda *_: (_ for _ in ()).throw(ValueError("stop")))
+        replay.finish(0, [replay.start()])
+    assert model[1].__dict__["forward"] is own
+    assert all("forward" not in m.__dict__ for m in model.modules() if m is not model[1])
+    assert not model[6]._forward_hooks
