@@ -88,9 +88,9 @@ def test_divergence_is_from_the_model_as_it_was():
 
 
 def test_mistakes():
-    task = Task(nets.resnet(), [(torch.randn(3, 3, 8, 8), torch.tensor([0, 1, 2]))])
-    logits = torch.eye(5)[[0, 1, 1]]
-    assert task.mistakes(logits, 0).tolist() == [0, 0, 1]
+    task = Task(nets.resnet(), [(torch.randn(5, 3, 8, 8), torch.tensor([0, 1, 2, 0, -100]))])
+    logits = torch.eye(5)[[0, 1, 1, 2, 3]]
+    assert task.mistakes(logits, 0).tolist() == [0, 0, 1, 1, 0]
 
 
 def test_layers_that_share_a_weight_are_one():
