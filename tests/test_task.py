@@ -172,3 +172,16 @@ def test_variants_are_what_packed_layers_compute_with(name):
     mq.swap_(model, {name: scheme}, rounding="mse")
     with torch.no_grad():
         torch.testing.assert_close(got, task.run(task.batches[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_variants_are_kept_only_as_far_as_memory_goes(monkeypatch):
+    task = Task(nets.resnet(), [pair()])
+    variants = Variants(task, [Scheme(2), Scheme(4)])
+    most = 3 * task.layers[2].params * 4
+    monkeypatch.setattr("mpqkern.scores.variants.CACHE_BYTES", most)
+    for layer in range(len(task.layers)):
+        for scheme in range(2):
+            want = rounded(variants.parameter(layer).detach(), variants.schemes[scheme])
+            assert torch.equal(variants.weight(layer, scheme), want)
+            held_bytes = sum(t.nbytes for t in variants._kept.values())
+            assert held_bytes <= max(most, want.nbytes)
