@@ -120,6 +120,41 @@ def test_kinds_agree_with_each_other() -> None:
     assert bops.values.tolist() == [[640 * 16, 640 * 128, 640 * 1024], [1280 * 16, 1280 * 128, 1280 * 1024]]
 
 
+def gate_count(weight: int, act: int, products: int, outputs: int) -> int:
+    """CLADO's formula: an array multiplier for each product, an adder for each but the first of an output."""
+    multiplier = 5 * act * weight - 5 * act - 3 * weight + 3
+    return products * multiplier + (products - outputs) * (3 * act + 3 * weight + 29)
+
+
+def test_gates_of_multipliers_and_adders() -> None:
+    conv = Layer("conv", "conv2d", (16, 8, 3, 3), 1152, 2 * 1152 * 49)  # a batch of 2, 7 x 7 positions
+    depthwise = Layer("dw", "conv2d", (8, 1, 3, 3), 72, 72 * 49)
+    head = Layer("head", "linear", (10, 64), 640, 640)
+    schemes = [Scheme(2, act_bits=4), Scheme(8, act_bits=8), Scheme(4), None]
+    row = Budget(gbops=0.01, count="gates").row([conv, depthwise, head], schemes)
+    sums = [(2 * 1152 * 49, 2 * 16 * 49), (72 * 49, 8 * 49), (640, 10)]  # products, outputs
+    widths = [(2, 4), (8, 8), (4, 32), (32, 32)]
+    assert row.values.tolist() == [[gate_count(w, a, *layer) for w, a in widths] for layer in sums]
+    assert gate_count(8, 8, 1, 1) == 7 * 37 and row.cap == 10**7 and row.unit == "10^9 gates"
+    assert Budget(gbops=1, count="macs").row([head], schemes).values.tolist() == [[5120, 40960, 81920, 655360]]
+
+
+def test_tables_of_several_batch_sizes(tmp_path) -> None:
+    layers, schemes = units([10, 20]), [Scheme(2), None]
+    one, eight = [[0.5, 1.25], [2.0, 4.0]], {"unit0": {"w2": 1, "float": 2}, "unit1": {"w2": 3, "float": 5}}
+    (tmp_path / "t.json").write_text(json.dumps({1: one, 8: eight}))
+    for source in ({1: one, 8: eight}, tmp_path / "t.json"):
+        for batch, wanted in ((1, one), (8, [[1, 2], [3, 5]])):
+            row = Budget(ms=3, table=source, batch=batch).row(layers, schemes)
+            assert (row.values / 1e9).tolist() == wanted and row.label == f"ms at batch {batch}"
+    budgets = [Budget(ms=limit, table={1: one, 8: eight}, batch=batch) for limit, batch in ((9, 1), (4, 8))]
+    answer = solve(Scores(layers, schemes, [[1, 0], [1, 0]]), *budgets)
+    assert answer.costs == {"ms at batch 1": 2.5, "ms at batch 8": 4.0} and repr(budgets[1]) == "Budget(ms=4, batch=8)"
+    digits = [Layer("1", "linear", (1, 1), 1), Layer("8", "linear", (1, 1), 1)]  # as torch.nn.Sequential names them
+    row = Budget(ms=9, table={"1": {"w2": 1, "float": 2}, "8": {"w2": 3, "float": 5}}).row(digits, schemes)
+    assert (row.values / 1e9).tolist() == [[1, 2], [3, 5]]
+
+
 def test_written_decimals_are_exact() -> None:
     layers = units([10, 10, 10])
     assert Budget(avg_bits=4.7).row(layers, [Scheme(2)]).cap == 141  # 4.7 * 30 is 141.0 - 3e-14 in floats
@@ -148,7 +183,16 @@ def test_tables_from_files(tmp_path) -> None:
         (lambda la: Budget(bytes=-1), "bytes=-1; wanted a finite number, not negative"),
         (lambda la: Budget(ms=float("nan")), "ms=nan; wanted a finite number"),
         (lambda la: Budget(bytes=True), "bytes=True; wanted"),
-        (lambda la: Budget(bytes=9, count="real"), "count='real'; wanted 'packed' or 'nominal'"),
+        (lambda la: Budget(bytes=9, count="real"), "count='real' with bytes; wanted 'packed' or 'nominal'"),
+        (lambda la: Budget(gbops=9, count="packed"), "count='packed' with gbops; wanted 'macs' or 'gates'"),
+        (lambda la: Budget(ms=9, table=[[1]], count="packed"), "count='packed' with ms; wanted none"),
+        (lambda la: Budget(bytes=9, batch=8), "batch=8 with bytes=; wanted ms= with batch="),
+        (
+            lambda la: Budget(ms=3, table={1: [[1], [1]], 8: [[1], [1]]}, batch=4).row(la, [Scheme(2)]),
+            "batch=4 is not in table; wanted one of its batches: 1, 8",
+        ),
+        (lambda la: Budget(ms=3, table=[[1], [1]], batch=4).row(la, [Scheme(2)]), "wanted a table {batch: table"),
+        (lambda la: Budget(ms=3, table={1: [[1], [1]]}).row(la, [Scheme(2)]), "table holds the batches 1; wanted"),
         (lambda la: Budget(ms=3), "wanted table= beside ms="),
         (lambda la: Budget(bytes=3, rows=[[1]]), "wanted limit= with rows="),
         (lambda la: Budget(gbops=3).row([Layer("x", "linear", (1, 1), 1)], [Scheme(2)]), "layer 'x' has no macs"),
