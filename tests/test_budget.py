@@ -1,4 +1,4 @@
-"""Budgets count as the papers and the files do, in whole numbers."""
+"""Budgets count in whole numbers, as the files and the models do."""
 
 from __future__ import annotations
 
@@ -11,85 +11,7 @@ import torch
 import mpqkern as mq
 from mpqkern.scheme import Layer, Scheme
 from mpqkern.solve import Budget, Scores, solve
-from tests.test_solve import R18, R18_ENDS, mobilenet_v2, units
-
-STEM, HEAD = 9_536, 513_000  # OMPQ's units of ResNet-18 besides the 16 of its blocks
-OMPQ_PTQ = {  # published 2-4 bit configurations of 18 units
-    3.0: "4 3 4 4 4 4 4 3 4 4 2 2 2 2 2 2 2 2",
-    3.5: "4 3 3 4 4 4 4 4 4 4 3 3 4 3 2 2 2 3",
-    4.0: "4 4 4 4 4 4 4 3 3 3 3 3 4 3 2 3 3 3",
-    4.5: "4 3 3 4 4 4 4 4 4 4 3 3 4 4 3 3 3 3",
-    5.0: "4 3 3 3 4 4 4 3 4 3 4 3 4 3 3 4 4 4",
-    5.5: "4 4 4 4 4 4 4 4 4 4 3 4 4 4 4 4 4 4",
-}
-
-
-def spends(budget: Budget, layers: list[Layer], bits: list[int], act: int | None = None) -> float:
-    """What an assignment costs, by pinning every layer."""
-    schemes = [Scheme(b, act_bits=act) for b in sorted(set(bits))]
-    scores = Scores(layers, schemes, np.zeros((len(layers), len(schemes))))
-    answer = solve(scores, budget, pins={la.name: b for la, b in zip(layers, bits, strict=True)})
-    return next(iter(answer.costs.values()))
-
-
-@pytest.mark.parametrize("published", OMPQ_PTQ)
-def test_ompq_resnet18_ptq_sizes(published: float) -> None:
-    bits = list(map(int, OMPQ_PTQ[published].split()))
-    got = spends(Budget(mbytes=99, count="nominal"), units([STEM, *R18, HEAD]), bits)
-    assert got == pytest.approx(published, abs=0.002)
-
-
-def test_ompq_resnet18_qat_is_6_70_mib() -> None:
-    bits = [8] * 4 + [7] + [8] * 4 + [4, 6, 8, 4, 4, 4, 4]
-    layers = [*units(R18), Layer("ends", "linear", (R18_ENDS, 1), R18_ENDS)]
-    assert spends(Budget(mbytes=7, count="nominal"), layers, [*bits, 8]) == pytest.approx(6.70, abs=0.005)
-
-
-@pytest.mark.parametrize(("bits", "published"), [(4, 5.574), (2, 2.787)])
-def test_uniform_resnet18(bits: int, published: float) -> None:
-    layers = units([STEM, *R18, HEAD])
-    assert sum(layer.params for layer in layers) == 11_689_512
-    assert spends(Budget(mbytes=9, count="nominal"), layers, [bits] * 18) == pytest.approx(published, abs=5e-4)
-
-
-@pytest.mark.parametrize(("bits", "published"), [(4, 1.671), (2, 0.836)])
-def test_uniform_mobilenet_v2(bits: int, published: float) -> None:
-    layers = units(mobilenet_v2())
-    assert spends(Budget(mbytes=9, count="nominal"), layers, [bits] * 53) == pytest.approx(published, abs=5e-4)
-
-
-def resnet18() -> list[Layer]:
-    """All 21 convolutions and the classifier, weights only, multiply-adds at 224 x 224."""
-
-    def conv(name: str, cin: int, out: int, k: int, size: int) -> Layer:
-        return Layer(name, "conv2d", (out, cin, k, k), cin * out * k * k, cin * out * k * k * size * size)
-
-    layers, cin = [conv("stem", 3, 64, 7, 112)], 64
-    for stage, out in enumerate((64, 128, 256, 512)):
-        size = 56 >> stage
-        for block in range(2):
-            layers += [conv(f"{stage}.{block}.1", cin, out, 3, size), conv(f"{stage}.{block}.2", out, out, 3, size)]
-            layers += [conv(f"{stage}.{block}.down", cin, out, 1, size)] if cin != out else []
-            cin = out
-    return [*layers, Layer("head", "linear", (1000, 512), 512_000, 512_000)]
-
-
-@pytest.mark.parametrize(("act", "published"), [(6, 74.4), (8, 96.7)])
-def test_ompq_resnet18_bit_operations(act: int, published: float) -> None:
-    layers = resnet18()
-    assert len(layers) == 21 and sum(layer.params for layer in layers) == 11_678_912
-    blocks = iter([8] * 4 + [7] + [8] * 4 + [4, 6, 8, 4, 4, 4, 4])
-    bits: list[int] = []
-    for layer in layers:  # a downsample has the width of the convolution before it
-        bits.append(8 if layer.name in ("stem", "head") else bits[-1] if "down" in layer.name else next(blocks))
-    schemes = [Scheme(b, act_bits=a) for b in (4, 6, 7, 8) for a in sorted({act, 8})]
-    scores = Scores(layers, schemes, np.zeros((21, len(schemes))))
-    pins = {
-        la.name: Scheme(b, act_bits=8 if la.name in ("stem", "head") else act)
-        for la, b in zip(layers, bits, strict=True)
-    }
-    got = solve(scores, Budget(gbops=1000), pins=pins)
-    assert got.costs["gbops"] == pytest.approx(published, abs=0.06)
+from tests.reference.networks import units
 
 
 def test_packed_bytes_are_those_of_the_packed_model() -> None:
