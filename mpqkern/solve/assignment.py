@@ -29,7 +29,9 @@ class Assignment:
     "optimal" (the two are equal), "feasible" (within the gap that was asked for), "limit" (out of time), "interrupted",
     "over budget" (only after rounding="nearest") or "edited" (changed by hand since it was solved, so that
     nothing is claimed). `costs` and `slack` hold what each budget has spent and left; `prices`, how much
-    the objective would fall for one unit more of it, by the LP. `relaxed` has the LP's continuous widths.
+    the objective would fall for one unit more of it, by the LP. Pairwise scores have no such LP: there, prices are
+    local, those of the LP in which every layer sees the others as they are, and good for small changes only.
+    `relaxed` has the LP's continuous widths.
     """
 
     schemes: Mapping[str, Scheme | None]
