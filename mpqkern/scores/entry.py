@@ -25,6 +25,8 @@ log = logging.getLogger("mpqkern")
 
 # name: module, suffix of its functions, what it measures
 METHODS = {
+    "ompq": ("ompq", "", "orthogonality of the layers' features; needs no labels"),
+    "csmpq": ("csmpq", "", "class separability of the layers' features; needs no labels"),
     "size": ("roundoff", "_size", "bit widths alone; needs no data"),
     "roundoff": ("roundoff", "", "relative rounding error of the weights; needs no data"),
 }
