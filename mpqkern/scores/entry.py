@@ -27,6 +27,7 @@ log = logging.getLogger("mpqkern")
 METHODS = {
     "ompq": ("ompq", "", "orthogonality of the layers' features; needs no labels"),
     "csmpq": ("csmpq", "", "class separability of the layers' features; needs no labels"),
+    "clado": ("clado", "", "loss increase of each layer and of each pair of layers, measured"),
     "size": ("roundoff", "_size", "bit widths alone; needs no data"),
     "roundoff": ("roundoff", "", "relative rounding error of the weights; needs no data"),
 }
@@ -154,7 +155,7 @@ def _run(
     depends = {
         **task.fingerprint(),
         "method": method.name,
-        "options": repr(sorted((k, _plain(v)) for k, v in options.items())),
+        "options": repr(sorted((k, _plain(v)) for k, v in options.items() if k not in method.afterwards)),
         "schemes": ", ".join(repr(s) for s in schemes),
         "rounding": rounding,
         "seed": str(seed),
@@ -171,7 +172,8 @@ def _method(method: str | Callable[..., Any]) -> Method:
         raise ValueError(f"method={method!r}; wanted one of {', '.join(METHODS)}, or a callable")
     file, suffix, summary = METHODS[method]
     module = import_module(f".{file}", __package__)
-    return Method(method, summary, getattr(module, f"score{suffix}"), getattr(module, f"work{suffix}"))
+    afterwards = getattr(module, "AFTERWARDS", ())
+    return Method(method, summary, getattr(module, f"score{suffix}"), getattr(module, f"work{suffix}"), afterwards)
 
 
 def _plain(value: Any) -> Any:

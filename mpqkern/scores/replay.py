@@ -56,7 +56,8 @@ class Replay:
     are possible.
     """
 
-    def __init__(self, task: Task, index: int) -> None:
+    def __init__(self, task: Task, index: int, like: Replay | None = None) -> None:
+        """`like` is of another batch: if the same modules are called here, its cuts are tried first."""
         self.task, self.index, self.size = task, index, task.sizes[index]
         self.batch = task.batches[index]
         self.modules = list(dict.fromkeys(task.model.modules()))[1:]  # all but the model itself
@@ -64,21 +65,20 @@ class Replay:
         self._by_key = {call.key: call for call in self.calls}
         number = {id(module): i for i, module in enumerate(self.modules)}
         first: dict[int, int] = {}
+        last: dict[int, int] = {}
         for layer, modules in enumerate(task.modules):
             own = {number[id(module)] for module in modules}
             starts = [call.start for call in self.calls if call.key[0] in own]
             if starts:
                 first[layer] = min(starts)
+                last[layer] = max(starts)
         self.order = sorted(first, key=first.__getitem__)
         self.skips = [self._done_before(first[layer]) for layer in self.order]
+        self._first, self._last = first, last
         self.live: list[list[Key]] = []
         self.why_not: str | None = None
-        for layer, skip in zip(self.order, self.skips, strict=True):
-            needed = self._needed(skip)
-            if needed is None:
-                self.why_not = f"what comes before {task.layers[layer].name} cannot be left out"
-                break
-            self.live.append(needed)
+        if not self._adopts(like):
+            self._find_cuts()
         live = {key for keys in self.live for key in keys}
         self.stackable = all(map(_stacks, [self.batch, self.output], [self.size] * 2)) and all(
             self._by_key[key].stacks for key in live
@@ -87,6 +87,10 @@ class Replay:
     @property
     def depth(self) -> int:
         return len(self.order)
+
+    def pending(self, layer: int, position: int) -> bool:
+        """Whether a layer is called again after this cut: a state that it has changed needs it changed there too."""
+        return self._last[layer] >= self._first[self.order[position]]
 
     def macs(self) -> list[int]:
         """Multiply-adds of a sample from each position to the end."""
@@ -224,6 +228,32 @@ class Replay:
         with _forwards(self.modules, [partial(wrap, number) for number in range(len(self.modules))]):
             return calls, self.task.run(self.batch)
 
+    def _find_cuts(self) -> None:
+        for layer, skip in zip(self.order, self.skips, strict=True):
+            needed = self._needed(skip)
+            if needed is None:
+                self.why_not = f"what comes before {self.task.layers[layer].name} cannot be left out"
+                break
+            self.live.append(needed)
+
+    def _adopts(self, like: Replay | None) -> bool:
+        """Takes the cuts of another batch if the calls are the same and going from cut to cut gives the output."""
+        if like is None or like.why_not or [_place(c) for c in like.calls] != [_place(c) for c in self.calls]:
+            return False
+        self.live = like.live
+        state: State = {}
+        try:
+            for position in range(self.depth):
+                skip = self.skips[position - 1] if position else []
+                state = self._run(skip, [state], self.live[position], stop=True, filling=torch.nan)[1][0]
+            outputs, _ = self._run(self.skips[-1], [state], filling=torch.nan) if self.depth else ([self.output], [])
+        except Exception:
+            outputs = []  # the code in between stumbles over the placeholders
+        if outputs and _equal(outputs[0], self.output):
+            return True
+        self.live = []
+        return False
+
     def _done_before(self, start: int) -> list[Key]:
         """The outermost calls that had ended by then, in order."""
         done = [call for call in self.calls if call.end < start]
@@ -263,6 +293,10 @@ class Replay:
         return _equal(outputs[0], self.output)
 
 
+def _place(call: Call) -> tuple[Any, ...]:
+    return call.key, call.parent, call.start, call.end, call.stacks
+
+
 class _Shape:
     def __init__(self, tensor: Tensor) -> None:
         self.shape, self.dtype, self.device = tuple(tensor.shape), tensor.dtype, tensor.device
@@ -277,14 +311,14 @@ class _forwards:
     def __enter__(self) -> None:
         self.before = [module.__dict__.get("forward") for module in self.modules]
         for module, wrapper in zip(self.modules, self.wrappers, strict=True):
-            module.forward = wrapper(module.forward)
+            vars(module)["forward"] = wrapper(module.forward)  # past Module.__setattr__, which is slow
 
     def __exit__(self, *_: object) -> None:
         for module, before in zip(self.modules, self.before, strict=True):
             if before is None:
                 module.__dict__.pop("forward", None)
             else:
-                module.forward = before
+                vars(module)["forward"] = before
 
 
 def _copied(value: Any) -> Any:

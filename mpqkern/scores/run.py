@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from .table import FLOAT_BITS, Scores
 from .task import Task
 from .variants import Variants
 
+TRACED_SAMPLES = 3
+
 
 @dataclass
 class Run:
@@ -31,13 +33,19 @@ class Run:
     meter: Meter
     memory: int  # bytes that a method may hold besides the model and the batches
     seed: int
+    _traced: Replay | None = field(default=None, init=False, repr=False)
 
     def widths(self) -> np.ndarray:
         """Bits of each scheme; 32 for float."""
         return np.array([FLOAT_BITS if s is None else s.bits for s in self.schemes], dtype=np.float64)
 
     def replay(self, index: int) -> Replay:
-        return Replay(self.task, index)
+        """A batch to be run from the middle. Where to cut is sought on a few samples, then tried on this batch."""
+        self._traced = self._traced or Replay(self.task.split(TRACED_SAMPLES), 0)
+        found = Replay(self.task, index, like=self._traced)
+        if not found.why_not:
+            self._traced = found
+        return found
 
     def key(self, index: int, *parts: str | int) -> str:
         """Names an item of a batch by the contents of the batch."""
@@ -64,6 +72,7 @@ class Method:
     summary: str
     score: Callable[..., Scores]
     work: Callable[..., Work]
+    afterwards: Sequence[str] = ()  # options that act on what was measured: a bank serves all their values
 
     def check(self, options: dict[str, Any]) -> None:
         """Raise for an option that the method does not have."""

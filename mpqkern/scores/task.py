@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -139,6 +140,19 @@ class Task:
             "forward": forward,
         }
 
+    def split(self, most: int) -> Task:
+        """The same task, not `prepare`d, in batches of at most so many samples.
+
+        A batch with a tensor for all samples stays whole.
+        """
+        task = copy(self)
+        task.batches = [
+            part for batch, size in zip(self.batches, self.sizes, strict=True) for part in _cut(batch, size, most)
+        ]
+        task.sizes = [batch_size(batch) for batch in task.batches]
+        task._float_logits = {}
+        return task
+
     def _reference(self, index: int) -> Tensor:
         """Logits of the model as it is. Methods call `prepare` before they change any weight."""
         if index not in self._float_logits:
@@ -203,6 +217,17 @@ def batch_size(batch: Any) -> int:
         if isinstance(leaf, Tensor) and leaf.dim() > 0:
             return leaf.shape[0]
     raise ValueError(f"a batch is {type(batch).__name__} without tensors; wanted a tensor, a pair or a dict")
+
+
+def _cut(batch: Any, size: int, most: int) -> list[Any]:
+    leaves = [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]
+    if size <= most or any(leaf.shape[:1] != (size,) for leaf in leaves):
+        return [batch]
+
+    def take(start: int) -> Callable[[Any], Any]:
+        return lambda leaf: leaf[start : start + most] if isinstance(leaf, Tensor) else leaf
+
+    return [tree_map(take(start), batch) for start in range(0, size, most)]
 
 
 def digest(values: Iterable[Any]) -> str:
