@@ -26,6 +26,10 @@ log = logging.getLogger("mpqkern")
 # name: module, suffix of its functions, what it measures
 METHODS = {
     "size": ("roundoff", "_size", "bit widths alone; needs no data"),
+    "fisher": ("gradient", "_fisher", "squared loss gradient times squared change, at layer outputs (ModelOpt)"),
+    "mpqco": ("gradient", "_mpqco", "squared slope of each label's log-probability along the rounding (MPQCO)"),
+    "delta_loss": ("gradient", "_delta_loss", "loss gradient times rounding, weight by weight (AutoScheme)"),
+    "hawq": ("hessian", "", "mean Hessian eigenvalue of a layer times its squared rounding error (HAWQ)"),
     "roundoff": ("roundoff", "", "relative rounding error of the weights; needs no data"),
 }
 
