@@ -29,6 +29,10 @@ METHODS = {
     "csmpq": ("csmpq", "", "class separability of the layers' features; needs no labels"),
     "clado": ("clado", "", "loss increase of each layer and of each pair of layers, measured"),
     "size": ("roundoff", "_size", "bit widths alone; needs no data"),
+    "fisher": ("gradient", "_fisher", "squared loss gradient times squared change, at layer outputs (ModelOpt)"),
+    "mpqco": ("gradient", "_mpqco", "squared slope of each label's log-probability along the rounding (MPQCO)"),
+    "delta_loss": ("gradient", "_delta_loss", "loss gradient times rounding, weight by weight (AutoScheme)"),
+    "hawq": ("hessian", "", "mean Hessian eigenvalue of a layer times its squared rounding error (HAWQ)"),
     "roundoff": ("roundoff", "", "relative rounding error of the weights; needs no data"),
 }
 

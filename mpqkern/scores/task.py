@@ -119,6 +119,11 @@ class Task:
             return getattr(self._loss, "__qualname__", "callable")
         return self._loss or ("ce" if self.labels(0) is not None else "kl")
 
+    @property
+    def from_itself(self) -> bool:
+        """Whether the loss is the divergence from the model as it is: there it is 0, and so is its gradient."""
+        return not callable(self._loss) and self.loss_name == "kl"
+
     def labels(self, index: int) -> Tensor | None:
         batch = self.batches[index]
         if isinstance(batch, Mapping):
