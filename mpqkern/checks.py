@@ -152,6 +152,17 @@ def check_conv(
     return height, width
 
 
+def check_features(op: str, features: list[Tensor], debiased: bool = False) -> None:
+    check(op, "features", "[]", len(features) > 0, "at least one tensor")
+    n = features[0].shape[0] if features[0].dim() else 0
+    _tensor(op, "features[0]", features[0], 1 <= n <= 1024, "1..1024 samples in dimension 0")
+    for i, x in enumerate(features):
+        good = x.dtype in FLOATS and x.dim() > 0 and x.shape[0] == n
+        _tensor(op, f"features[{i}]", x, good, f"float32, float16 or bfloat16 [{n}, ...]")
+        check(op, f"features[{i}].device", x.device, x.device == features[0].device, f"{features[0].device}")
+    check(op, "features' samples", n, not debiased or n >= 4, "at least 4 with debiased=True")
+
+
 def _bits(op: str, bits: int) -> None:
     check(op, "bits", bits, bits in PACKABLE_BITS, "2, 4 or 8")
 

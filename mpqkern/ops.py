@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import plain
-from .checks import FLOATS, check_codes, check_conv, check_linear, check_packed, check_quantize
+from .checks import FLOATS, check_codes, check_conv, check_features, check_linear, check_packed, check_quantize
 from .scheme import padded
 
 # csrc/ops.cpp defines the same; needed here only when that is missing.
@@ -30,6 +30,8 @@ SCHEMAS = {
     "conv2d": "(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, "
     "int bits, int group_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, "
     "int? act_bits=None) -> Tensor",
+    "gram": "(Tensor[] features, bool center=True) -> Tensor",
+    "orthogonality": "(Tensor[] features, bool center=True, bool debiased=False) -> Tensor",
 }
 ISAS = ("plain", "scalar", "avx2", "avx512")  # what MPQKERN_ISA may ask for, slowest first
 
@@ -124,6 +126,19 @@ def _(x, qweight, scales, zeros, bias, bits, group_size, kernel_size, stride, pa
     return torch.empty(
         (x.shape[0], qweight.shape[0], height, width), dtype=x.dtype, device=x.device, memory_format=form
     )
+
+
+@torch.library.register_fake("mpqkern::gram")
+def _(features: list[Tensor], center: bool = True) -> Tensor:
+    check_features("gram", features)
+    n = features[0].shape[0]
+    return features[0].new_empty(len(features), n, n, dtype=torch.float64)
+
+
+@torch.library.register_fake("mpqkern::orthogonality")
+def _(features: list[Tensor], center: bool = True, debiased: bool = False) -> Tensor:
+    check_features("orthogonality", features, debiased)
+    return features[0].new_empty(len(features), len(features), dtype=torch.float64)
 
 
 # ---- gradients: with respect to activations and bias; packed weights are constants -----------------

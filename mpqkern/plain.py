@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import packed
-from .checks import check_code_values, check_codes, check_conv, check_finite, check_linear, check_packed, check_quantize
+from .checks import (
+    check_code_values,
+    check_codes,
+    check_conv,
+    check_features,
+    check_finite,
+    check_linear,
+    check_packed,
+    check_quantize,
+)
 from .scheme import padded
 
 # The MSE search tries 1, 0.98, ... 0.2 of the full range.
@@ -145,3 +154,46 @@ def conv2d(
 def is_channels_last(x: Tensor) -> bool:
     """Whether `conv2d` answers in channels-last order."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+# ---- what looks at a model before it is packed -----------------------------------------------------
+
+
+def gram(features: list[Tensor], center: bool = True) -> Tensor:
+    check_features("gram", features)
+    grams = []
+    for feature in features:
+        f = feature.flatten(1).double() if feature.dim() > 1 else feature.double().unsqueeze(1)
+        if center:  # from the first sample on, so that what never changes contributes exactly nothing
+            f = f - f[:1]
+            f = f - f.mean(0)
+        grams.append(_symmetric(f @ f.T))
+    return torch.stack(grams)
+
+
+def orthogonality(features: list[Tensor], center: bool = True, debiased: bool = False) -> Tensor:
+    check_features("orthogonality", features, debiased)
+    k = gram(features, center or debiased)
+    if debiased:
+        k = _u_centred(k)
+    inner = _symmetric(k.flatten(1) @ k.flatten(1).T)
+    norm = inner.diagonal().sqrt()
+    both = norm.unsqueeze(1) * norm
+    m = torch.where(both == 0, 0, inner / both)
+    return m.diagonal_scatter(torch.where(norm.isfinite(), 1.0, torch.nan).to(m))
+
+
+def _symmetric(k: Tensor) -> Tensor:
+    """To the last bit, which a matrix product does not promise."""
+    return k.tril() + k.tril(-1).mT
+
+
+def _u_centred(k: Tensor) -> Tensor:
+    """Zero diagonals and row sums; all zero where only fp32's rounding of the diagonal is left."""
+    n = k.shape[-1]
+    others = 1 - torch.eye(n, dtype=k.dtype, device=k.device)
+    noise = k.diagonal(dim1=1, dim2=2).amax(1) * 2.0**-24
+    k = k * others
+    rows = k.sum(2, keepdim=True) / (n - 2)
+    k = (k - rows - rows.mT + k.sum((1, 2), keepdim=True) / ((n - 1) * (n - 2))) * others
+    return torch.where(k.abs().amax((1, 2), keepdim=True) <= noise.view(-1, 1, 1), 0, k)

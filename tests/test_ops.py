@@ -37,6 +37,8 @@ def samples() -> dict[str, list[tuple]]:
             (image, cq, cs, cz, None, 4, GROUP, *CONV),
             (last.requires_grad_(), cq, cs, cz, torch.randn(N, requires_grad=True), 4, GROUP, *CONV, 8),
         ],
+        "gram": [([image, last.detach(), torch.randn(2, 5).half()],), ([torch.randn(7, 3)], False)],
+        "orthogonality": [([torch.randn(6, 3), torch.randn(6, 8, 2)], True, True), ([torch.randn(3, 4)],)],
     }  # fmt: skip
 
 

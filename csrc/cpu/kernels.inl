@@ -398,6 +398,8 @@ bool quantize(const float* w, int64_t count, const mpq::QuantizeOptions& how, ui
 
 }  // namespace
 
-#define MPQ_KERNELS(table, isa)                                                                 \
-  const mpq::Kernels mpq::table = {isa,  to_float,  from_float, unpack,       dequantize, gemv, \
-                                   gemm, transpose, axpy,       quantize_act, gemm_a8,    quantize}
+#include "gram.inl"
+
+#define MPQ_KERNELS(table, isa)                                                                             \
+  const mpq::Kernels mpq::table = {isa,       to_float, from_float,   unpack,  dequantize, gemv,      gemm, \
+                                   transpose, axpy,     quantize_act, gemm_a8, gram,       load_rows, quantize}

@@ -17,6 +17,8 @@ struct Avx2 {
   // for the operands among 16 registers.
   static constexpr int tile_rows(int wide) { return wide == 4 ? 3 : wide == 3 ? 4 : wide == 2 ? 6 : 8; }
 
+  static constexpr int kGramRows = 2;  // by 4: 8 sums, as many as hide the latency
+
   static Vec zero() { return _mm256_setzero_ps(); }
   static Vec load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, Vec a) { _mm256_storeu_ps(p, a); }
@@ -26,6 +28,11 @@ struct Avx2 {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
+
+  static void sum4(const Vec* a, float* out) {  // the sum of each of four
+    const __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
   }
 
   // out[j][i] = in[i][j] for 8 x 8 floats

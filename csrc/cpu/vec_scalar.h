@@ -11,6 +11,8 @@ struct Isa {
   };
   static constexpr int tile_rows(int) { return 2; }
 
+  static constexpr int kGramRows = 2;
+
   static Vec zero() { return Vec{}; }
   static Vec load(const float* p) {
     Vec r;
@@ -28,6 +30,9 @@ struct Isa {
     return c;
   }
   static float sum(Vec a) { return ((a.v[0] + a.v[4]) + (a.v[2] + a.v[6])) + ((a.v[1] + a.v[5]) + (a.v[3] + a.v[7])); }
+  static void sum4(const Vec* a, float* out) {
+    for (int i = 0; i < 4; ++i) out[i] = sum(a[i]);
+  }
 
   static void transpose8(const float* in, int64_t in_ld, float* out, int64_t out_ld) {
     for (int i = 0; i < 8; ++i)
