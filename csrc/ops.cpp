@@ -179,6 +179,9 @@ STABLE_TORCH_LIBRARY(mpqkern, m) {
       "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, int? act_bits=None) -> Tensor");
   m.def("gram(Tensor[] features, bool center=True) -> Tensor");
   m.def("orthogonality(Tensor[] features, bool center=True, bool debiased=False) -> Tensor");
+  m.def(
+      "probe_errors(Tensor weight, int[] bits, int group_size, bool symmetric, Tensor fractions, "
+      "str scale_dtype=\"float16\") -> Tensor");
   m.def("isa(str want=\"\") -> str");
 }
 

@@ -63,9 +63,33 @@ Tensor orthogonality_cpu(std::vector<Tensor> features, bool center, bool debiase
   return out;
 }
 
+Tensor probe_errors_cpu(const Tensor& weight, std::vector<int64_t> bits, int64_t group_size, bool symmetric,
+                        const Tensor& fractions, std::string scale_dtype) {
+  const char* op = "mpqkern::probe_errors";
+  const bool half = check_quantize(op, weight, scale_dtype);
+  for (int64_t b : bits) STD_TORCH_CHECK(b >= 1 && b <= 8, op, ": bits holds ", b, "; wanted 1..8");
+  check_device(op, "fractions", fractions, "weight", weight);
+  STD_TORCH_CHECK(fractions.dim() == 1 && fractions.scalar_type() == ScalarType::Float, op, ": fractions is ",
+                  describe(fractions), "; wanted float32 [F]");
+  const Tensor w = dense(as_type(weight, ScalarType::Float)), f = dense(fractions);
+  for (int64_t i = 0; i < f.numel(); ++i)
+    STD_TORCH_CHECK(floats(f)[i] > 0 && floats(f)[i] <= 1, op, ": fractions holds ", floats(f)[i],
+                    "; wanted above 0, at most 1");
+  const int64_t n = w.size(0), k = w.size(1), kp = mpq::padded(k), group = checked_group(op, group_size, kp);
+  Tensor out = torch::stable::new_empty(w, {int64_t(bits.size()), n, mpq::ceil_div(kp, group), f.numel()});
+  mpq::ProbeErrorsArgs args;
+  args.weight = floats(w);
+  args.n = n, args.k = k, args.group = group;
+  args.how = {bits.data(), int64_t(bits.size()), floats(f), f.numel(), symmetric, half};
+  args.out = new_floats(out);
+  check_no_bad_row(op, mpq::probe_errors(args), half);
+  return out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(mpqkern, CPU, m) {
   m.impl("gram", TORCH_BOX(&gram_cpu));
   m.impl("orthogonality", TORCH_BOX(&orthogonality_cpu));
+  m.impl("probe_errors", TORCH_BOX(&probe_errors_cpu));
 }

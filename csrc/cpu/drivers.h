@@ -56,4 +56,14 @@ struct QuantizeArgs {
 };
 int64_t quantize(const QuantizeArgs& args);
 
+// The errors that `quantize` would report: out [widths][N][groups][fractions]. Reads the weight once; returns as
+// quantize does.
+struct ProbeErrorsArgs {
+  const float* weight = nullptr;
+  int64_t n = 0, k = 0, group = 0;
+  ProbeOptions how{};
+  float* out = nullptr;
+};
+int64_t probe_errors(const ProbeErrorsArgs& args);
+
 }  // namespace mpq

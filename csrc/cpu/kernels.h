@@ -33,6 +33,15 @@ struct Rows {
   const char* row(int64_t i) const { return static_cast<const char*>(data) + i * stride * size(); }
 };
 
+// Which grids `probe_errors` tries: every width with every fraction of a group's range.
+struct ProbeOptions {
+  const int64_t* bits;
+  int64_t widths;
+  const float* fractions;
+  int64_t fraction_count;
+  bool symmetric, half_scales;
+};
+
 // Columns that one call of `gemm` works on together; its panels are this wide.
 constexpr int64_t kPanel = 32;
 
@@ -86,6 +95,9 @@ struct Kernels {
   // One group of `count` weights -> codes and grid. False when a weight is not finite or a scale
   // does not fit its type.
   bool (*quantize)(const float* w, int64_t count, const QuantizeOptions& how, uint8_t* codes, Grid* grid);
+
+  // out[b * step + f] = the error that `quantize` would report for the group at width b and fraction f.
+  bool (*probe_errors)(const float* w, int64_t count, const ProbeOptions& how, float* out, int64_t step);
 };
 
 extern const Kernels scalar_kernels;

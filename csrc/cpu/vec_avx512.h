@@ -15,6 +15,11 @@ struct Avx512 : Avx2 {
   static Vec load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
   static Vec set1(float x) { return _mm512_set1_ps(x); }
+  static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+  static Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+  static Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
+  static Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+  static Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
   static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
   static float sum(Vec a) {
     alignas(64) float half[16];  // through memory: SIMDe has no extractf32x8
@@ -29,6 +34,15 @@ struct Avx512 : Avx2 {
     _mm512_store_ps(lanes, s);
     const __m128 low = _mm_add_ps(_mm_load_ps(lanes), _mm_load_ps(lanes + 8));
     _mm_storeu_ps(out, _mm_add_ps(low, _mm_add_ps(_mm_load_ps(lanes + 4), _mm_load_ps(lanes + 12))));
+  }
+
+  using Doubles = __m512d;
+  static Doubles no_doubles() { return _mm512_setzero_pd(); }
+  static void store(double* p, Doubles a) { _mm512_storeu_pd(p, a); }
+  static void add_squares(Doubles& sum, const float* w, const float* code, double scale, double zero) {
+    const __m512d c = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(code)), _mm512_set1_pd(zero));
+    const __m512d e = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(w)), _mm512_mul_pd(_mm512_set1_pd(scale), c));
+    sum = _mm512_add_pd(sum, _mm512_mul_pd(e, e));
   }
 
   // 8 bits: convert; 2 and 4 bits: the group's weights sit in a register, looked up by a permutation

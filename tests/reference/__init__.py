@@ -44,6 +44,22 @@ def linear_a8(x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor, group: in
     return y
 
 
+def rounding_error(w: Tensor, bits: int, group: int, symmetric: bool, fraction: Tensor, dtype: torch.dtype) -> Tensor:
+    """Squared error [N, groups] of rounding to a grid over `fraction` of each group's range, group by group."""
+    top, columns = float(2**bits - 1), []
+    for part in w.float().split(group or w.shape[1], dim=1):
+        lo, hi = part.amin(1, keepdim=True).clamp(max=0), part.amax(1, keepdim=True).clamp(min=0)
+        if symmetric:
+            scale, zero = torch.maximum(hi, -lo) * fraction / (top / 2), torch.tensor(top / 2)
+        else:
+            scale = (hi - lo) * fraction / top
+            zero = (-lo * fraction / scale.to(dtype).float()).clamp(0, top).to(dtype).float()
+        scale = scale.to(dtype).float()
+        back = scale.double() * ((part / scale + zero).clamp(0, top).round().double() - zero.double())
+        columns.append((part.double() - back).square().sum(1))
+    return torch.stack(columns, 1)
+
+
 def conv(x: Tensor, w: Tensor, bias: Tensor | None, **how: object) -> Tensor:
     return F.conv2d(x.double(), w.double(), None if bias is None else bias.double(), **how)
 
