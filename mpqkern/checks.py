@@ -67,24 +67,24 @@ def check_packed(
 
 def check_quantize(weight: Tensor, bits: int, group_size: int, search: str, scale_dtype: str) -> None:
     _bits("quantize", bits)
-    _group("quantize", group_size)
-    _tensor(
-        "quantize",
-        "weight",
-        weight,
-        weight.dtype in FLOATS and weight.dim() == 2 and weight.shape[1] > 0,
-        "float32, float16 or bfloat16 [N, K], K at least 1",
-    )
+    _float_weight("quantize", weight, group_size, scale_dtype)
     check("quantize", "search", repr(search), search in ("minmax", "mse"), "'minmax' or 'mse'")
-    check("quantize", "scale_dtype", repr(scale_dtype), scale_dtype in ("float16", "float32"), "'float16' or 'float32'")
 
 
-def check_finite(weight: Tensor, scale: Tensor, scale_dtype: str) -> None:
+def check_probe_errors(weight: Tensor, bits: list[int], group_size: int, fractions: Tensor, scale_dtype: str) -> None:
+    op = "probe_errors"
+    _float_weight(op, weight, group_size, scale_dtype)
+    for b in bits:
+        check(op, "bits", list(bits), 1 <= b <= 8, "1..8")
+    _tensor(op, "fractions", fractions, fractions.dim() == 1 and fractions.dtype == torch.float32, "float32 [F]")
+
+
+def check_finite(op: str, weight: Tensor, scale: Tensor, scale_dtype: str) -> None:
     bad = ~(weight.isfinite().all(1) & scale.isfinite().flatten(1).all(1))
     if bad.any():
         row = int(bad.nonzero()[0])
         raise ValueError(
-            f"mpqkern::quantize: row {row} of weight is not finite or too large for {scale_dtype} scales; "
+            f"mpqkern::{op}: row {row} of weight is not finite or too large for {scale_dtype} scales; "
             "wanted finite weights"
             + (" (scale_dtype='float32' allows larger ones)" if scale_dtype == "float16" else "")
         )
@@ -152,6 +152,17 @@ def check_conv(
     return height, width
 
 
+def check_features(op: str, features: list[Tensor], debiased: bool = False) -> None:
+    check(op, "features", "[]", len(features) > 0, "at least one tensor")
+    n = features[0].shape[0] if features[0].dim() else 0
+    _tensor(op, "features[0]", features[0], 1 <= n <= 1024, "1..1024 samples in dimension 0")
+    for i, x in enumerate(features):
+        good = x.dtype in FLOATS and x.dim() > 0 and x.shape[0] == n
+        _tensor(op, f"features[{i}]", x, good, f"float32, float16 or bfloat16 [{n}, ...]")
+        check(op, f"features[{i}].device", x.device, x.device == features[0].device, f"{features[0].device}")
+    check(op, "features' samples", n, not debiased or n >= 4, "at least 4 with debiased=True")
+
+
 def _bits(op: str, bits: int) -> None:
     check(op, "bits", bits, bits in PACKABLE_BITS, "2, 4 or 8")
 
@@ -164,6 +175,13 @@ def _group(op: str, group_size: int) -> None:
         group_size >= 0 and group_size % BLOCK == 0,
         "a multiple of 32, or 0 for the whole row",
     )
+
+
+def _float_weight(op: str, weight: Tensor, group_size: int, scale_dtype: str) -> None:
+    _group(op, group_size)
+    good = weight.dtype in FLOATS and weight.dim() == 2 and weight.shape[1] > 0
+    _tensor(op, "weight", weight, good, "float32, float16 or bfloat16 [N, K], K at least 1")
+    check(op, "scale_dtype", repr(scale_dtype), scale_dtype in ("float16", "float32"), "'float16' or 'float32'")
 
 
 def _bias(op: str, bias: Tensor | None, n: int) -> None:

@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 from . import plain
-from .checks import FLOATS, check_codes, check_conv, check_linear, check_packed, check_quantize
+from .checks import (
+    FLOATS,
+    check_codes,
+    check_conv,
+    check_features,
+    check_linear,
+    check_packed,
+    check_probe_errors,
+    check_quantize,
+)
 from .scheme import padded
 
 # csrc/ops.cpp defines the same; needed here only when that is missing.
@@ -30,6 +39,10 @@ SCHEMAS = {
     "conv2d": "(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, "
     "int bits, int group_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, "
     "int? act_bits=None) -> Tensor",
+    "gram": "(Tensor[] features, bool center=True) -> Tensor",
+    "orthogonality": "(Tensor[] features, bool center=True, bool debiased=False) -> Tensor",
+    "probe_errors": "(Tensor weight, int[] bits, int group_size, bool symmetric, Tensor fractions, "
+    'str scale_dtype="float16") -> Tensor',
 }
 ISAS = ("plain", "scalar", "avx2", "avx512")  # what MPQKERN_ISA may ask for, slowest first
 
@@ -77,6 +90,10 @@ def isa(want: str = "") -> str:
 # ---- fake kernels: shapes and types without data, with any of the sizes symbolic ------------------
 
 
+def _groups(k: int, group_size: int) -> int:
+    return (padded(k) + group_size - 1) // group_size if group_size else 1
+
+
 @torch.library.register_fake("mpqkern::pack")
 def _(codes: Tensor, bits: int) -> Tensor:
     check_codes(codes, bits)
@@ -99,7 +116,7 @@ def _(qweight: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, group_si
 def _(weight, bits, group_size, symmetric, search="minmax", scale_dtype="float16"):  # type: ignore[no-untyped-def]
     check_quantize(weight, bits, group_size, search, scale_dtype)
     n, kp = weight.shape[0], padded(weight.shape[1])
-    groups = (kp + group_size - 1) // group_size if group_size else 1
+    groups = _groups(weight.shape[1], group_size)
     dtype = getattr(torch, scale_dtype)
     return (
         weight.new_empty(n, kp * bits // 8, dtype=torch.uint8),
@@ -124,6 +141,26 @@ def _(x, qweight, scales, zeros, bias, bits, group_size, kernel_size, stride, pa
     return torch.empty(
         (x.shape[0], qweight.shape[0], height, width), dtype=x.dtype, device=x.device, memory_format=form
     )
+
+
+@torch.library.register_fake("mpqkern::gram")
+def _(features: list[Tensor], center: bool = True) -> Tensor:
+    check_features("gram", features)
+    n = features[0].shape[0]
+    return features[0].new_empty(len(features), n, n, dtype=torch.float64)
+
+
+@torch.library.register_fake("mpqkern::orthogonality")
+def _(features: list[Tensor], center: bool = True, debiased: bool = False) -> Tensor:
+    check_features("orthogonality", features, debiased)
+    return features[0].new_empty(len(features), len(features), dtype=torch.float64)
+
+
+@torch.library.register_fake("mpqkern::probe_errors")
+def _(weight, bits, group_size, symmetric, fractions, scale_dtype="float16"):  # type: ignore[no-untyped-def]
+    check_probe_errors(weight, bits, group_size, fractions, scale_dtype)
+    groups = _groups(weight.shape[1], group_size)
+    return weight.new_empty(len(bits), weight.shape[0], groups, fractions.shape[0], dtype=torch.float32)
 
 
 # ---- gradients: with respect to activations and bias; packed weights are constants -----------------

@@ -10,7 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import packed
-from .checks import check_code_values, check_codes, check_conv, check_finite, check_linear, check_packed, check_quantize
+from .checks import (
+    check,
+    check_code_values,
+    check_codes,
+    check_conv,
+    check_features,
+    check_finite,
+    check_linear,
+    check_packed,
+    check_probe_errors,
+    check_quantize,
+)
 from .scheme import padded
 
 # The MSE search tries 1, 0.98, ... 0.2 of the full range.
@@ -34,6 +45,37 @@ def dequantize(qweight: Tensor, scales: Tensor, zeros: Tensor | None, bits: int,
     return packed.dequantize(qweight, scales, zeros, bits, group_size, k)
 
 
+class _Ranges:
+    """The groups of a weight, and the grids that cover a fraction of each one's range."""
+
+    def __init__(self, weight: Tensor, group_size: int, symmetric: bool, scale_dtype: str) -> None:
+        k = weight.shape[1]
+        size = group_size or padded(k)
+        self.symmetric, self.dtype = symmetric, getattr(torch, scale_dtype)
+        # [N, groups, size]; the filling is 0, which every range holds, and is left out of the errors
+        self.w = F.pad(weight.float(), (0, -k % size)).unflatten(1, (-1, size))
+        real = F.pad(torch.ones(k, dtype=torch.bool, device=weight.device), (0, -k % size))
+        self.real = real.unflatten(0, (-1, size))
+        self.lo, self.hi = self.w.amin(-1, keepdim=True).clamp(max=0), self.w.amax(-1, keepdim=True).clamp(min=0)
+
+    def fit(self, fraction: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        """Scales and zeros, already rounded to their type."""
+        top = float(2**bits - 1)
+        if self.symmetric:
+            scale = (torch.maximum(self.hi, -self.lo) * fraction / (top / 2)).to(self.dtype).float()
+            return scale, torch.full_like(scale, top / 2)
+        scale = ((self.hi - self.lo) * fraction / top).to(self.dtype).float()
+        zero = torch.where(scale > 0, (-self.lo * fraction / scale).clamp(0, top), 0)
+        return scale, zero.to(self.dtype).float()
+
+    def codes(self, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+        return (torch.where(scale > 0, self.w / scale, 0) + zero).clamp(0, float(2**bits - 1)).round()
+
+    def error(self, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+        difference = self.w.double() - scale.double() * (self.codes(scale, zero, bits).double() - zero.double())
+        return (difference.square() * self.real).sum(-1, keepdim=True)
+
+
 def quantize(
     weight: Tensor, bits: int, group_size: int, symmetric: bool, search: str = "minmax", scale_dtype: str = "float16"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -46,43 +88,22 @@ def fit(
     weight: Tensor, bits: int, group_size: int, symmetric: bool, search: str = "minmax", scale_dtype: str = "float16"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Codes [N, K], scales, zeros and squared errors; also at widths that do not pack."""
-    k = weight.shape[1]
-    size = group_size or padded(k)
-    dtype = getattr(torch, scale_dtype)
-    top = float(2**bits - 1)
-    # [N, groups, size]; the filling is 0, which every range holds, and is left out of the errors
-    w = F.pad(weight.float(), (0, -k % size)).unflatten(1, (-1, size))
-    real = F.pad(torch.ones(k, dtype=torch.bool, device=weight.device), (0, -k % size)).unflatten(0, (-1, size))
-    lo, hi = w.amin(-1, keepdim=True).clamp(max=0), w.amax(-1, keepdim=True).clamp(min=0)
-
-    def fit(fraction: Tensor) -> tuple[Tensor, Tensor]:
-        if symmetric:
-            scale = (torch.maximum(hi, -lo) * fraction / (top / 2)).to(dtype).float()
-            return scale, torch.full_like(scale, top / 2)
-        scale = ((hi - lo) * fraction / top).to(dtype).float()
-        zero = torch.where(scale > 0, (-lo * fraction / scale).clamp(0, top), 0)
-        return scale, zero.to(dtype).float()
-
-    def codes_of(scale: Tensor, zero: Tensor) -> Tensor:
-        return (torch.where(scale > 0, w / scale, 0) + zero).clamp(0, top).round()
-
-    def error_of(scale: Tensor, zero: Tensor) -> Tensor:
-        difference = w.double() - scale.double() * (codes_of(scale, zero).double() - zero.double())
-        return (difference.square() * real).sum(-1, keepdim=True)
-
+    groups = _Ranges(weight, group_size, symmetric, scale_dtype)
     one = torch.ones((), device=weight.device)
-    scale, zero = fit(one)
-    check_finite(weight, scale, scale_dtype)
-    error = error_of(scale, zero)
+    scale, zero = groups.fit(one, bits)
+    check_finite("quantize", weight, scale, scale_dtype)
+    error = groups.error(scale, zero, bits)
     if search == "mse":
         for i in range(1, FRACTIONS):
-            s, z = fit(one - one * i * FRACTION_STEP)
-            e = error_of(s, z)
+            s, z = groups.fit(one - one * i * FRACTION_STEP, bits)
+            e = groups.error(s, z, bits)
             better = e < error
             scale, zero, error = (torch.where(better, a, b) for a, b in ((s, scale), (z, zero), (e, error)))
-    codes = codes_of(scale, zero).flatten(1)[:, :k].to(torch.uint8)
-    zeros = torch.full((1,), top / 2, dtype=dtype, device=weight.device) if symmetric else zero.squeeze(-1).to(dtype)
-    return codes, scale.squeeze(-1).to(dtype), zeros, error.squeeze(-1).float()
+    codes = groups.codes(scale, zero, bits).flatten(1)[:, : weight.shape[1]].to(torch.uint8)
+    scales, zeros = scale.squeeze(-1).to(groups.dtype), zero.squeeze(-1).to(groups.dtype)
+    if symmetric:
+        zeros = torch.full((1,), (2**bits - 1) / 2, dtype=groups.dtype, device=weight.device)
+    return codes, scales, zeros, error.squeeze(-1).float()
 
 
 def quantize_activations(x: Tensor, group_size: int, bits: int = 8) -> tuple[Tensor, Tensor]:
@@ -154,3 +175,63 @@ def conv2d(
 def is_channels_last(x: Tensor) -> bool:
     """Whether `conv2d` answers in channels-last order."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+# ---- what looks at a model before it is packed -----------------------------------------------------
+
+
+def gram(features: list[Tensor], center: bool = True) -> Tensor:
+    check_features("gram", features)
+    grams = []
+    for feature in features:
+        f = feature.flatten(1).double() if feature.dim() > 1 else feature.double().unsqueeze(1)
+        if center:  # from the first sample on, so that what never changes contributes exactly nothing
+            f = f - f[:1]
+            f = f - f.mean(0)
+        grams.append(_symmetric(f @ f.T))
+    return torch.stack(grams)
+
+
+def orthogonality(features: list[Tensor], center: bool = True, debiased: bool = False) -> Tensor:
+    check_features("orthogonality", features, debiased)
+    k = gram(features, center or debiased)
+    if debiased:
+        k = _u_centred(k)
+    inner = _symmetric(k.flatten(1) @ k.flatten(1).T)
+    norm = inner.diagonal().sqrt()
+    both = norm.unsqueeze(1) * norm
+    m = torch.where(both == 0, 0, inner / both)
+    return m.diagonal_scatter(torch.where(norm.isfinite(), 1.0, torch.nan).to(m))
+
+
+def _symmetric(k: Tensor) -> Tensor:
+    """To the last bit, which a matrix product does not promise."""
+    return k.tril() + k.tril(-1).mT
+
+
+def _u_centred(k: Tensor) -> Tensor:
+    """Zero diagonals and row sums; all zero where only fp32's rounding of the diagonal is left."""
+    n = k.shape[-1]
+    others = 1 - torch.eye(n, dtype=k.dtype, device=k.device)
+    noise = k.diagonal(dim1=1, dim2=2).amax(1) * 2.0**-24
+    k = k * others
+    rows = k.sum(2, keepdim=True) / (n - 2)
+    k = (k - rows - rows.mT + k.sum((1, 2), keepdim=True) / ((n - 1) * (n - 2))) * others
+    return torch.where(k.abs().amax((1, 2), keepdim=True) <= noise.view(-1, 1, 1), 0, k)
+
+
+def probe_errors(
+    weight: Tensor, bits: list[int], group_size: int, symmetric: bool, fractions: Tensor, scale_dtype: str = "float16"
+) -> Tensor:
+    check_probe_errors(weight, bits, group_size, fractions, scale_dtype)
+    outside = fractions[~((fractions > 0) & (fractions <= 1))]
+    if len(outside):
+        check("probe_errors", "fractions", f"...{float(outside[0])}...", False, "above 0, at most 1")
+    groups = _Ranges(weight, group_size, symmetric, scale_dtype)
+    out = weight.new_empty(len(bits), *groups.lo.shape[:2], len(fractions), dtype=torch.float32)
+    for b, width in enumerate(bits):
+        for f, fraction in enumerate(fractions):
+            scale, zero = groups.fit(fraction, width)
+            check_finite("probe_errors", weight, scale, scale_dtype)
+            out[b, ..., f] = groups.error(scale, zero, width).squeeze(-1)
+    return out

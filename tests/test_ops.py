@@ -37,6 +37,12 @@ def samples() -> dict[str, list[tuple]]:
             (image, cq, cs, cz, None, 4, GROUP, *CONV),
             (last.requires_grad_(), cq, cs, cz, torch.randn(N, requires_grad=True), 4, GROUP, *CONV, 8),
         ],
+        "gram": [([image, last.detach(), torch.randn(2, 5).half()],), ([torch.randn(7, 3)], False)],
+        "orthogonality": [([torch.randn(6, 3), torch.randn(6, 8, 2)], True, True), ([torch.randn(3, 4)],)],
+        "probe_errors": [
+            (torch.randn(5, 70), [2, 3, 8], 32, False, torch.tensor([1.0, 0.7])),
+            (torch.randn(0, 9).half(), [4], 0, True, torch.ones(1), "float32"),
+        ],
     }  # fmt: skip
 
 

@@ -32,6 +32,14 @@ struct ConvArgs {
 };
 void conv2d(const ConvArgs& args);
 
+// The Gram matrix x x^T of n samples of `columns` features each, fp64 [n][n]: fp32 sums over 512 columns,
+// fp64 from there on. center: every feature less its mean over the samples.
+void gram(const Rows& x, int64_t columns, bool center, double* out);
+
+// out[i][j] = <K_i, K_j> / (|K_i| |K_j|) for `count` Gram matrices [n][n], which are overwritten. debiased: their
+// diagonals are dropped and they are U-centred first. A matrix of zeros is orthogonal to all others.
+void orthogonality(double* grams, int64_t count, int64_t n, bool debiased, double* out);
+
 void pack(const uint8_t* codes, int64_t n, int64_t k, int bits, uint8_t* out);
 void unpack(const uint8_t* packed, int64_t n, int64_t k, int bits, uint8_t* out);
 void dequantize(const Packed& w, float* out);  // [N][K]
@@ -47,5 +55,15 @@ struct QuantizeArgs {
   float* errors = nullptr;
 };
 int64_t quantize(const QuantizeArgs& args);
+
+// The errors that `quantize` would report: out [widths][N][groups][fractions]. Reads the weight once; returns as
+// quantize does.
+struct ProbeErrorsArgs {
+  const float* weight = nullptr;
+  int64_t n = 0, k = 0, group = 0;
+  ProbeOptions how{};
+  float* out = nullptr;
+};
+int64_t probe_errors(const ProbeErrorsArgs& args);
 
 }  // namespace mpq

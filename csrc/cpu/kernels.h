@@ -21,6 +21,27 @@ struct QuantizeOptions {
   bool half_scales;  // round scale and zero to fp16 before codes are chosen
 };
 
+constexpr int64_t kWidest = 16;  // floats in the widest vector of any instruction set
+
+// Rows of one element type in memory, `stride` elements apart.
+struct Rows {
+  const void* data = nullptr;
+  Float type = Float::f32;
+  int64_t count = 0, stride = 0;
+
+  int size() const { return type == Float::f32 ? 4 : 2; }  // bytes of an element
+  const char* row(int64_t i) const { return static_cast<const char*>(data) + i * stride * size(); }
+};
+
+// Which grids `probe_errors` tries: every width with every fraction of a group's range.
+struct ProbeOptions {
+  const int64_t* bits;
+  int64_t widths;
+  const float* fractions;
+  int64_t fraction_count;
+  bool symmetric, half_scales;
+};
+
 // Columns that one call of `gemm` works on together; its panels are this wide.
 constexpr int64_t kPanel = 32;
 
@@ -63,9 +84,20 @@ struct Kernels {
   void (*gemm_a8)(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const float* a_scale, const int64_t* a_sum,
                   int64_t rows, float* y, int64_t ldy, float* grid);
 
+  // sums[i * n + j] += x[i] . x[j] over `depth` (a multiple of kWidest), for j <= i and some j > i.
+  // n is a multiple of 4. Meanwhile the first `depth` elements of the rows `next` are fetched into the cache.
+  void (*gram)(const float* x, int64_t n, int64_t ld, int64_t depth, double* sums, const Rows& next);
+
+  // out[i * ld + k] = x[i][k], less x[0][k] with `shift`, for k < columns, and 0 up to a multiple of kWidest.
+  // `first` holds as many floats of scratch.
+  void (*load_rows)(const Rows& x, int64_t columns, bool shift, float* out, int64_t ld, float* first);
+
   // One group of `count` weights -> codes and grid. False when a weight is not finite or a scale
   // does not fit its type.
   bool (*quantize)(const float* w, int64_t count, const QuantizeOptions& how, uint8_t* codes, Grid* grid);
+
+  // out[b * step + f] = the error that `quantize` would report for the group at width b and fraction f.
+  bool (*probe_errors)(const float* w, int64_t count, const ProbeOptions& how, float* out, int64_t step);
 };
 
 extern const Kernels scalar_kernels;

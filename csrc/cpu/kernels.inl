@@ -231,7 +231,8 @@ void axpy(float a, const float* x, int64_t step, float* y, int64_t count) {
 // ---- 8-bit activations ------------------------------------------------------------------------------
 
 // Adding and taking away 1.5 * 2^23 rounds |v| < 2^22 to the nearest even integer, on every processor.
-inline float round_even(float v) { return (v + 12582912.0f) - 12582912.0f; }
+constexpr float kRound = 12582912.0f;
+inline float round_even(float v) { return (v + kRound) - kRound; }
 inline float clamp(float v, float lo, float hi) { return v < lo ? lo : v > hi ? hi : v; }
 inline bool finite(float v) { return v <= FLT_MAX && v >= -FLT_MAX; }
 
@@ -318,86 +319,12 @@ void gemm_a8(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const flo
   if (w.bits == 8) a8_bits<8>(w, n0, n1, q, a_scale, a_sum, rows, y, ldy, scratch);
 }
 
-// ---- quantize one group of a weight -----------------------------------------------------------------
-
-inline float stored(float v, bool half) {
-  if (!half) return v;
-  uint16_t h;
-  Isa::floats_to_halves(&v, &h, 1);
-  Isa::halves_to_floats(&h, &v, 1);
-  return v;
-}
-
-inline float code_of(float w, float scale, float zero, float top) {
-  return scale > 0 ? round_even(clamp(w / scale + zero, 0, top)) : round_even(clamp(zero, 0, top));
-}
-
-// Squared error of one grid: 8 running sums, which the compiler keeps in vector registers.
-inline float squared_error(const float* w, int64_t count, float scale, float zero, float top) {
-  float sums[8] = {};
-  int64_t k = 0;
-  for (; k + 8 <= count; k += 8)
-    for (int j = 0; j < 8; ++j) {
-      const float e = w[k + j] - scale * (code_of(w[k + j], scale, zero, top) - zero);
-      sums[j] += e * e;
-    }
-  for (; k < count; ++k) {
-    const float e = w[k] - scale * (code_of(w[k], scale, zero, top) - zero);
-    sums[0] += e * e;
-  }
-  return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
-}
-
-// The range [lo, hi] shrunk to `fraction` of itself, as a scale and a zero of the stored type.
-inline void fit(float lo, float hi, float fraction, const mpq::QuantizeOptions& how, float* scale, float* zero) {
-  const float top = float(mpq::max_code(how.bits));
-  if (how.symmetric) {
-    *zero = top / 2;
-    *scale = stored((hi > -lo ? hi : -lo) * fraction / *zero, how.half_scales);
-  } else {
-    *scale = stored((hi - lo) * fraction / top, how.half_scales);
-    *zero = *scale > 0 ? stored(clamp(-lo * fraction / *scale, 0, top), how.half_scales) : 0;
-  }
-}
-
-// MSE search: fractions 1, 0.98, ... 0.2 of the full range; the first of equals wins.
-constexpr int kFractions = 41;
-constexpr float kFractionStep = 0.02f;
-
-bool quantize(const float* w, int64_t count, const mpq::QuantizeOptions& how, uint8_t* codes, mpq::Grid* grid) {
-  float lo = 0, hi = 0;  // the range always holds 0, so that zero lies in 0..top
-  int bad = 0;
-  for (int64_t k = 0; k < count; ++k) {
-    lo = w[k] < lo ? w[k] : lo;
-    hi = w[k] > hi ? w[k] : hi;
-    bad |= !finite(w[k]);
-  }
-  const float top = float(mpq::max_code(how.bits));
-  float scale, zero;
-  fit(lo, hi, 1, how, &scale, &zero);
-  if (bad || !finite(scale)) return false;
-  if (how.mse) {
-    float best = squared_error(w, count, scale, zero, top);
-    for (int i = 1; i < kFractions; ++i) {
-      float s, z;
-      fit(lo, hi, 1 - float(i) * kFractionStep, how, &s, &z);
-      const float error = squared_error(w, count, s, z, top);
-      if (error < best) best = error, scale = s, zero = z;
-    }
-  }
-  double error = 0;
-  for (int64_t k = 0; k < count; ++k) {
-    const float code = code_of(w[k], scale, zero, top);
-    codes[k] = uint8_t(int(code));
-    const double e = double(w[k]) - double(scale) * (double(code) - double(zero));
-    error += e * e;
-  }
-  *grid = {scale, zero, error};
-  return true;
-}
-
 }  // namespace
 
-#define MPQ_KERNELS(table, isa)                                                                 \
-  const mpq::Kernels mpq::table = {isa,  to_float,  from_float, unpack,       dequantize, gemv, \
-                                   gemm, transpose, axpy,       quantize_act, gemm_a8,    quantize}
+#include "gram.inl"
+#include "quantize.inl"
+
+#define MPQ_KERNELS(table, isa)                                                             \
+  const mpq::Kernels mpq::table = {                                                         \
+      isa,  to_float,     from_float, unpack, dequantize, gemv,     gemm,        transpose, \
+      axpy, quantize_act, gemm_a8,    gram,   load_rows,  quantize, probe_errors}

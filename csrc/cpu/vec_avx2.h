@@ -17,15 +17,46 @@ struct Avx2 {
   // for the operands among 16 registers.
   static constexpr int tile_rows(int wide) { return wide == 4 ? 3 : wide == 3 ? 4 : wide == 2 ? 6 : 8; }
 
+  static constexpr int kGramRows = 2;  // by 4: 8 sums, as many as hide the latency
+
   static Vec zero() { return _mm256_setzero_ps(); }
   static Vec load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, Vec a) { _mm256_storeu_ps(p, a); }
   static Vec set1(float x) { return _mm256_set1_ps(x); }
+  static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+  static Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+  static Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
+  static Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+  static Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
   static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
   static float sum(Vec a) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
+
+  static void sum4(const Vec* a, float* out) {  // the sum of each of four
+    const __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
+  }
+
+  // sum += (w - scale * (code - zero))^2, eight times, with no fused steps
+  struct Doubles {
+    __m256d low, high;
+  };
+  static Doubles no_doubles() { return {_mm256_setzero_pd(), _mm256_setzero_pd()}; }
+  static void store(double* p, Doubles a) {
+    _mm256_storeu_pd(p, a.low);
+    _mm256_storeu_pd(p + 4, a.high);
+  }
+  static __m256d square(const float* w, const float* code, double scale, double zero) {
+    const __m256d c = _mm256_sub_pd(_mm256_cvtps_pd(_mm_loadu_ps(code)), _mm256_set1_pd(zero));
+    const __m256d e = _mm256_sub_pd(_mm256_cvtps_pd(_mm_loadu_ps(w)), _mm256_mul_pd(_mm256_set1_pd(scale), c));
+    return _mm256_mul_pd(e, e);
+  }
+  static void add_squares(Doubles& sum, const float* w, const float* code, double scale, double zero) {
+    sum.low = _mm256_add_pd(sum.low, square(w, code, scale, zero));
+    sum.high = _mm256_add_pd(sum.high, square(w + 4, code + 4, scale, zero));
   }
 
   // out[j][i] = in[i][j] for 8 x 8 floats

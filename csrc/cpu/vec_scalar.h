@@ -11,6 +11,8 @@ struct Isa {
   };
   static constexpr int tile_rows(int) { return 2; }
 
+  static constexpr int kGramRows = 2;
+
   static Vec zero() { return Vec{}; }
   static Vec load(const float* p) {
     Vec r;
@@ -23,11 +25,47 @@ struct Isa {
     for (float& e : r.v) e = x;
     return r;
   }
+  template <class F>
+  static Vec each(Vec a, Vec b, F f) {
+    for (int i = 0; i < kWidth; ++i) a.v[i] = f(a.v[i], b.v[i]);
+    return a;
+  }
+  static Vec add(Vec a, Vec b) {
+    return each(a, b, [](float x, float y) { return x + y; });
+  }
+  static Vec sub(Vec a, Vec b) {
+    return each(a, b, [](float x, float y) { return x - y; });
+  }
+  static Vec div(Vec a, Vec b) {
+    return each(a, b, [](float x, float y) { return x / y; });
+  }
+  static Vec min(Vec a, Vec b) {
+    return each(a, b, [](float x, float y) { return x < y ? x : y; });
+  }
+  static Vec max(Vec a, Vec b) {
+    return each(a, b, [](float x, float y) { return x > y ? x : y; });
+  }
   static Vec fma(Vec a, Vec b, Vec c) {
     for (int i = 0; i < kWidth; ++i) c.v[i] += a.v[i] * b.v[i];
     return c;
   }
   static float sum(Vec a) { return ((a.v[0] + a.v[4]) + (a.v[2] + a.v[6])) + ((a.v[1] + a.v[5]) + (a.v[3] + a.v[7])); }
+  static void sum4(const Vec* a, float* out) {
+    for (int i = 0; i < 4; ++i) out[i] = sum(a[i]);
+  }
+
+  // sum += (w - scale * (code - zero))^2, eight times
+  struct Doubles {
+    double v[8];
+  };
+  static Doubles no_doubles() { return Doubles{}; }
+  static void store(double* p, const Doubles& a) { std::memcpy(p, a.v, sizeof a.v); }
+  static void add_squares(Doubles& sum, const float* w, const float* code, double scale, double zero) {
+    for (int i = 0; i < 8; ++i) {
+      const double e = double(w[i]) - scale * (double(code[i]) - zero);
+      sum.v[i] += e * e;
+    }
+  }
 
   static void transpose8(const float* in, int64_t in_ld, float* out, int64_t out_ld) {
     for (int i = 0; i < 8; ++i)

@@ -1,4 +1,4 @@
-// pack, unpack, dequantize and quantize: weights in and out of the packed format, by rows.
+// pack, unpack, dequantize and quantize: weights in and out of the packed format, by rows; probe_errors.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -20,6 +20,21 @@ void rows(int64_t n, int64_t k, const F& body) {
 void pack_row(const uint8_t* codes, int64_t k, int bits, uint8_t* row) {
   std::memset(row, 0, packed_bytes(padded(k), bits));
   for (int64_t i = 0; i < k; ++i) or_code(row, i, bits, codes[i]);
+}
+
+// The first row that is not good(n), or -1. Threads share out the rows.
+template <class F>
+int64_t first_bad_row(int64_t n, int64_t k, const F& good) {
+  std::atomic<int64_t> bad{-1};
+  rows(n, k, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      if (!good(i)) {
+        for (int64_t seen = bad; (seen < 0 || i < seen) && !bad.compare_exchange_weak(seen, i);) {
+        }
+        return;  // rows of this thread after i are no concern: i is its smallest
+      }
+  });
+  return bad;
 }
 
 }  // namespace
@@ -52,30 +67,35 @@ void dequantize(const Packed& w, float* out) {
 int64_t quantize(const QuantizeArgs& a) {
   const int64_t groups = ceil_div(padded(a.k), a.group), bytes = packed_bytes(padded(a.k), a.how.bits);
   const Float type = a.how.half_scales ? Float::f16 : Float::f32;
-  std::atomic<int64_t> bad{-1};
   auto store = [&](void* base, int64_t at, float v) {
     kernels().from_float(&v, type, static_cast<char*>(base) + at * (a.how.half_scales ? 2 : 4), 1);
   };
-  rows(a.n, a.k, [&](int64_t begin, int64_t end) {
-    Buffer<uint8_t> codes(a.k);
-    for (int64_t n = begin; n < end; ++n) {
-      for (int64_t g = 0; g < groups; ++g) {
-        const int64_t k0 = g * a.group, k1 = std::min(a.k, k0 + a.group);
-        Grid grid{};
-        if (!kernels().quantize(a.weight + n * a.k + k0, k1 - k0, a.how, codes + k0, &grid)) {
-          for (int64_t seen = bad; (seen < 0 || n < seen) && !bad.compare_exchange_weak(seen, n);) {
-          }
-          return;  // rows of this thread after n are no concern: n is its smallest
-        }
-        store(a.scales, n * groups + g, grid.scale);
-        if (!a.how.symmetric) store(a.zeros, n * groups + g, grid.zero);
-        a.errors[n * groups + g] = float(grid.error);
-      }
-      pack_row(codes, a.k, a.how.bits, a.packed + n * bytes);
-    }
-  });
   if (a.how.symmetric) store(a.zeros, 0, mid_zero(a.how.bits));
-  return bad;
+  return first_bad_row(a.n, a.k, [&](int64_t n) {
+    Buffer<uint8_t> codes(a.k);
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t k0 = g * a.group, k1 = std::min(a.k, k0 + a.group);
+      Grid grid{};
+      if (!kernels().quantize(a.weight + n * a.k + k0, k1 - k0, a.how, codes + k0, &grid)) return false;
+      store(a.scales, n * groups + g, grid.scale);
+      if (!a.how.symmetric) store(a.zeros, n * groups + g, grid.zero);
+      a.errors[n * groups + g] = float(grid.error);
+    }
+    pack_row(codes, a.k, a.how.bits, a.packed + n * bytes);
+    return true;
+  });
+}
+
+int64_t probe_errors(const ProbeErrorsArgs& a) {
+  const int64_t groups = ceil_div(padded(a.k), a.group), count = a.how.fraction_count;
+  return first_bad_row(a.n, a.k, [&](int64_t n) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t k0 = g * a.group, k1 = std::min(a.k, k0 + a.group);
+      float* out = a.out + (n * groups + g) * count;
+      if (!kernels().probe_errors(a.weight + n * a.k + k0, k1 - k0, a.how, out, a.n * groups * count)) return false;
+    }
+    return true;
+  });
 }
 
 }  // namespace mpq

@@ -44,8 +44,48 @@ def linear_a8(x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor, group: in
     return y
 
 
+def rounding_error(w: Tensor, bits: int, group: int, symmetric: bool, fraction: Tensor, dtype: torch.dtype) -> Tensor:
+    """Squared error [N, groups] of rounding to a grid over `fraction` of each group's range, group by group."""
+    top, columns = float(2**bits - 1), []
+    for part in w.float().split(group or w.shape[1], dim=1):
+        lo, hi = part.amin(1, keepdim=True).clamp(max=0), part.amax(1, keepdim=True).clamp(min=0)
+        if symmetric:
+            scale, zero = torch.maximum(hi, -lo) * fraction / (top / 2), torch.tensor(top / 2)
+        else:
+            scale = (hi - lo) * fraction / top
+            zero = (-lo * fraction / scale.to(dtype).float()).clamp(0, top).to(dtype).float()
+        scale = scale.to(dtype).float()
+        back = scale.double() * ((part / scale + zero).clamp(0, top).round().double() - zero.double())
+        columns.append((part.double() - back).square().sum(1))
+    return torch.stack(columns, 1)
+
+
 def conv(x: Tensor, w: Tensor, bias: Tensor | None, **how: object) -> Tensor:
     return F.conv2d(x.double(), w.double(), None if bias is None else bias.double(), **how)
+
+
+def gram(x: Tensor, center: bool) -> tuple[Tensor, Tensor]:
+    """fp64 Gram matrix of the samples, and a bound on what fp32 sums over 512 columns may differ by.
+
+    Kernels sum products of x less its first sample, rounded once each (2 u), and centre afterwards, which
+    averages the errors of rows and columns into every entry.
+    """
+    f = x.reshape(x.shape[0], -1).double()
+    shifted = f - f[:1] if center else f
+    bound = (6 * 512**0.5 + 2) * U * (shifted.abs() @ shifted.abs().T)
+    if center:
+        bound = bound + bound.mean(0) + bound.mean(1, keepdim=True) + bound.mean()
+        f = f - f.mean(0)
+    return f @ f.T, bound
+
+
+def hsic(k: Tensor, m: Tensor, debiased: bool) -> float:
+    """Of two centred Gram matrices, up to a factor; unbiased: Song et al. 2012, equation 5."""
+    if not debiased:
+        return float((k * m).sum())
+    n = k.shape[0]
+    k, m = (a - a.diag().diag() for a in (k, m))
+    return float((k * m).sum() + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * k.sum(0) @ m.sum(0))
 
 
 def sum_bound(x: Tensor, w: Tensor, k: int) -> Tensor:

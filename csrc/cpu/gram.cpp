@@ -1,0 +1,117 @@
+// gram and orthogonality: features are read once, in chunks that stay in the level 2 cache.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "buffer.h"
+#include "drivers.h"
+#include "parallel.h"
+
+namespace mpq {
+namespace {
+
+constexpr int64_t kChunk = 512;                   // columns; longer fp32 sums would lose accuracy, shorter ones time
+constexpr int64_t kRow = kChunk + 16;             // their distance: no two rows a multiple of 4 KiB apart
+constexpr int64_t kSlices = 16;                   // parts of a layer that threads share out ...
+constexpr int64_t kSliceSums = int64_t(1) << 22;  // ... and the sums that all of them hold, at most (fp64)
+constexpr int64_t kGrain = 1 << 14;               // products below which a second thread costs more than it saves
+
+Rows from_column(const Rows& x, int64_t column) { return {x.row(0) + column * x.size(), x.type, x.count, x.stride}; }
+
+// sums[n][n] (lower triangle) of columns k0..k1.
+void add_slice(const Rows& x, int64_t k0, int64_t k1, bool shift, int64_t n, double* sums) {
+  Buffer<float> rows(n * kRow), first(kChunk);
+  std::memset(rows + x.count * kRow, 0, (n - x.count) * kRow * sizeof(float));
+  for (int64_t k = k0; k < k1; k += kChunk) {
+    const int64_t columns = std::min(kChunk, k1 - k), depth = ceil_div(columns, kWidest) * kWidest;
+    kernels().load_rows(from_column(x, k), columns, shift, rows, kRow, first);
+    kernels().gram(rows, n, kRow, depth, sums, from_column(x, k + kChunk < k1 ? k + kChunk : k));
+  }
+}
+
+// Takes the mean of each row and column away: exact for the shift by the first sample that load_rows made.
+void double_centre(double* k, int64_t n) {
+  Buffer<double> mean(n);
+  double all = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    double sum = 0;
+    for (int64_t j = 0; j < n; ++j) sum += k[i * n + j];
+    mean[i] = sum / double(n);
+    all += mean[i];
+  }
+  all /= double(n);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < n; ++j) k[i * n + j] -= (mean[i] + mean[j]) - all;
+}
+
+// Zero diagonal and zero row sums: inner products of such matrices are unbiased (Song et al. 2012). What is left
+// below fp32's rounding of the diagonal is noise, and becomes 0.
+void u_centre(double* k, int64_t n) {
+  Buffer<double> part(n);
+  double all = 0, noise = 0, left = 0;
+  for (int64_t i = 0; i < n; ++i) noise = std::max(noise, k[i * n + i] * 0x1p-24);
+  for (int64_t i = 0; i < n; ++i) {
+    k[i * n + i] = 0;
+    double sum = 0;
+    for (int64_t j = 0; j < n; ++j) sum += k[i * n + j];
+    part[i] = sum / double(n - 2);
+    all += sum;
+  }
+  all /= double((n - 1) * (n - 2));
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < n; ++j)
+      if (i != j) left = std::max(left, std::abs(k[i * n + j] -= (part[i] + part[j]) - all));
+  if (left <= noise) std::fill(k, k + n * n, 0.0);
+}
+
+double dot(const double* a, const double* b, int64_t count) {
+  double sums[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    for (int j = 0; j < 8; ++j) sums[j] += a[i + j] * b[i + j];
+  for (; i < count; ++i) sums[0] += a[i] * b[i];
+  return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+}
+
+}  // namespace
+
+// The columns are cut into slices whose number depends on shapes alone, and their sums are added in order: the
+// result never depends on the number of threads.
+void gram(const Rows& x, int64_t columns, bool center, double* out) {
+  if (columns == 0) return std::fill(out, out + x.count * x.count, 0.0);
+  const int64_t n = ceil_div(x.count, 4) * 4, chunks = ceil_div(columns, kChunk);
+  const int64_t slices = std::min({chunks, kSlices, std::max<int64_t>(1, kSliceSums / (n * n))});
+  Buffer<double> sums(slices * n * n);
+  std::memset(sums, 0, slices * n * n * sizeof(double));
+  parallel_for(slices, ceil_div(kGrain, n * n * ceil_div(columns, slices)), [&](int64_t begin, int64_t end) {
+    for (int64_t s = begin; s < end; ++s)
+      add_slice(x, s * chunks / slices * kChunk, std::min(columns, (s + 1) * chunks / slices * kChunk), center, n,
+                sums + s * n * n);
+  });
+  for (int64_t s = 1; s < slices; ++s)
+    for (int64_t i = 0; i < n * n; ++i) sums[i] += sums[s * n * n + i];
+  for (int64_t i = 0; i < x.count; ++i)
+    for (int64_t j = 0; j <= i; ++j) out[i * x.count + j] = out[j * x.count + i] = sums[i * n + j];
+  if (center) double_centre(out, x.count);
+}
+
+void orthogonality(double* grams, int64_t count, int64_t n, bool debiased, double* out) {
+  const int64_t size = n * n;
+  if (debiased)
+    for (int64_t i = 0; i < count; ++i) u_centre(grams + i * size, n);
+  parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t j = 0; j <= i; ++j) out[i * count + j] = dot(grams + i * size, grams + j * size, size);
+  });
+  Buffer<double> norm(count);
+  for (int64_t i = 0; i < count; ++i) norm[i] = std::sqrt(out[i * count + i]);
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t j = 0; j < i; ++j) {
+      const double both = norm[i] * norm[j];
+      out[i * count + j] = out[j * count + i] = both == 0 ? 0 : out[i * count + j] / both;
+    }
+    out[i * count + i] = std::isfinite(norm[i]) ? 1 : std::nan("");
+  }
+}
+
+}  // namespace mpq
