@@ -88,10 +88,13 @@ def test_directions_and_objectives() -> None:
 def test_samples_without_any_channel_and_channels_that_are_constant() -> None:
     z = np.array([[0.0, 0.0], [1.0, 2.0], [4.0, 1.0], [0.0, 0.0]])
     assert separability(z) == pytest.approx(tf_idf(z), rel=1e-12) and separability(np.zeros((4, 3))) == 0
+    same = np.tile([0.1, 0.7, 1.3], (30, 1))
+    assert (same.mean(0) > same[0]).any()
+    assert separability(same) == pytest.approx(math.log(30 / 31) / 3, rel=1e-12)
     model, x = Mixed(), torch.randn(30, 2, 5, 5)
     with torch.no_grad():
         model.mix.weight.zero_()
-        model.mix.bias.fill_(0.1)  # all samples are the same, and above a mean that must not be rounded up
+        model.mix.bias.fill_(0.1)  # all samples are the same
         model.head.bias.fill_(-100.0)  # nothing is left by the ReLU
     found = score(model, x, method="csmpq").provenance
     assert found["gamma"][1] == pytest.approx(math.log(30 / 31) / 8, rel=1e-9) and found["gamma"][2] == 0

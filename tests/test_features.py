@@ -114,17 +114,19 @@ def test_transformer() -> None:
 
 
 class Branches(nn.Module):
-    """Two ways from the same input, one of them longer, written side by side into a buffer."""
+    """Two ways from the same input, one of them longer, written side by side into a buffer; then into another."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b1, self.b2, self.last = (nn.Linear(4, 4) for _ in range(4))
+        self.a, self.b1, self.b2, self.c, self.last = (nn.Linear(4, 4) for _ in range(5))
 
     def forward(self, x: Tensor) -> Tensor:
         out = torch.zeros(len(x), 2, 4)
         out[:, 0] = self.a(x)
         out[:, 1] = self.b2(self.b1(x).clamp(min=0.1))
-        return self.last(out)
+        total = torch.zeros_like(out)
+        total += self.c(out)
+        return self.last(total.tanh())
 
 
 @torch.no_grad()
@@ -133,6 +135,7 @@ def test_only_what_was_computed_from_a_layer_counts() -> None:
     got = taken(m, x)
     assert torch.equal(got["a"], m.a(x)) and torch.equal(got["b1"], m.b1(x).clamp(min=0.1))
     assert torch.equal(got["b2"], m.b2(m.b1(x).clamp(min=0.1)))
+    assert torch.equal(got["c"], m.c(torch.stack([got["a"], got["b2"]], dim=1)).tanh())
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ def score(
     gamma = np.array([separability(np.concatenate([item[str(i)] for item in items]), balance) for i in reached])
     # where every sample has the same, gamma is a little below 0: there is nothing to lose
     theta = np.maximum(gamma, 0.0) if direction == "increasing" else importance.decayed(gamma, beta)
-    factors = np.zeros(len(run.task.layers))  # of layers that no batch reaches
+    factors = np.zeros(len(run.task.layers))  # of layers that a batch does not reach
     factors[reached] = theta
     notes = {"order": [run.task.layers[i].name for i in reached], "gamma": gamma.tolist(), "theta": theta.tolist()}
     return importance.table(run, factors, objective, **notes)
@@ -87,8 +87,8 @@ def separability(pooled: np.ndarray, balance: float | None = None) -> float:
     z = np.asarray(pooled, dtype=np.float64)
     samples, channels = z.shape
     kappa = 1.0 if balance is None else 1.0 + np.log(channels / balance)
-    above = z >= z.mean(0)
-    count = above.sum(0)  # never 0: the greatest is not below the mean
+    above = z >= np.minimum(z.mean(0), z.max(0))  # where all are the same, their mean may be rounded up
+    count = above.sum(0)
     sums = z.sum(1, keepdims=True)
     share = np.divide(z, sums, out=np.zeros_like(z), where=sums > 0)
     return float(np.mean(kappa * (share * above).sum(0) / count * np.log(samples / (count + 1))))
@@ -106,7 +106,7 @@ def _measure(task: Task, index: int, taps: str) -> Item:
 
 
 def _pooled(feature: Tensor, kind: str) -> Tensor:
-    """fp32 [N, C]. In fp32, sums of a channel are exact in fp64, so that a constant channel equals its mean."""
+    """fp32 [N, C], summed in fp64."""
     if kind == "conv2d":
         feature = feature.movedim(-3, -1)
     places = list(range(1, feature.dim() - 1))

@@ -5,7 +5,8 @@
                   shape that was computed from it. So norm, activation and shortcut count, pooling and views do not;
                   the last convolution of a residual block, and the one in its shortcut, have the block's output.
 
-No code is traced: "block" follows tensors through whatever operations the model runs, functional or in place.
+No code is traced: "block" follows tensors through whatever operations the model runs, functional or in place; only
+torch's higher-order operators (flex attention) refuse to be watched.
 A feature is valid only during the call that hands it out, as the model may write to it afterwards. Samples come
 first in it; a layer that is called on several rows a sample, [samples * rows, ...], gives [samples, rows, ...].
 """

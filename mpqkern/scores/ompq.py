@@ -73,7 +73,7 @@ def score(
     matrix, order = _average(run.task, items)
     gamma = matrix[np.ix_(order, order)].sum(1) - 1
     theta = _theta(gamma, beta, decrease)
-    factors = np.zeros(len(matrix))  # of layers that no batch reaches
+    factors = np.zeros(len(matrix))  # of layers that the first batch does not reach
     factors[order] = np.cumsum(theta[::-1])[::-1] / np.arange(len(theta), 0, -1) if later else theta
     notes = {"order": [run.task.layers[i].name for i in order], "gamma": gamma.tolist(), "theta": theta.tolist()}
     return importance.table(run, factors, objective, **notes)
