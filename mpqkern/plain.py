@@ -196,7 +196,7 @@ def orthogonality(features: list[Tensor], center: bool = True, debiased: bool = 
     check_features("orthogonality", features, debiased)
     k = gram(features, center or debiased)
     if debiased:
-        k = _u_centred(k)
+        k = u_centred(k)
     inner = _symmetric(k.flatten(1) @ k.flatten(1).T)
     norm = inner.diagonal().sqrt()
     both = norm.unsqueeze(1) * norm
@@ -209,7 +209,7 @@ def _symmetric(k: Tensor) -> Tensor:
     return k.tril() + k.tril(-1).mT
 
 
-def _u_centred(k: Tensor) -> Tensor:
+def u_centred(k: Tensor) -> Tensor:
     """Zero diagonals and row sums; all zero where only fp32's rounding of the diagonal is left."""
     n = k.shape[-1]
     others = 1 - torch.eye(n, dtype=k.dtype, device=k.device)

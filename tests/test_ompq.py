@@ -249,3 +249,12 @@ def test_flat_importance_is_told_and_leaves_sizes(caplog: pytest.LogCaptureFixtu
 def test_errors_name_argument_value_and_wish(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         score(chain(), torch.randn(3, 6), method="ompq", **options)
+
+
+def test_a_bank_serves_every_option_that_acts_afterwards(tmp_path):
+    model, batches = chain(), [torch.randn(6, 6) for _ in range(2)]
+    first = score(model, batches, method="ompq", bank=tmp_path)
+    again = score(model, batches, method="ompq", bank=tmp_path, beta=3.0, later=False, bits=(3, 8))
+    assert (first.provenance["evaluations"], again.provenance["evaluations"]) == (2, 0)
+    with pytest.raises(ValueError, match="options was"):
+        score(model, batches, method="ompq", bank=tmp_path, center=False)

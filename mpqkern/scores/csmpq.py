@@ -29,6 +29,7 @@ from .table import Scores
 from .task import Task
 
 DIRECTIONS = ("increasing", "decreasing")
+AFTERWARDS = ("direction", "beta", "balance", "objective", "schemes", "rounding")
 
 
 def score(

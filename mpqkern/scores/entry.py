@@ -170,6 +170,7 @@ def _run(
         "rounding": rounding,
         "seed": str(seed),
     }
+    depends = {name: value for name, value in depends.items() if name not in method.afterwards}
     folder = None if bank is None else Path(bank) / method.name
     return Run(task, schemes, Variants(task, schemes, rounding), Bank(folder, depends), Meter(), memory, seed)
 

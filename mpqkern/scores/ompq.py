@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..held import held
+from ..plain import u_centred
 from . import features, importance
 from .bank import Item
 from .meter import Work
@@ -39,7 +40,7 @@ DECREASES = {
     "cubic": lambda x: -(x**3),
     "negexp": lambda x: -np.exp(x),
 }
-CONSTANT = 1e-6  # centred features below this share of the features are rounding errors
+AFTERWARDS = ("beta", "decrease", "later", "objective", "schemes", "rounding")
 
 
 def score(
@@ -123,9 +124,13 @@ def _measure(task: Task, index: int, taps: str, center: bool, debiased: bool) ->
     """Of one batch. A layer that is called several times has the outputs of all calls side by side."""
     samples = task.sizes[index]
     grams = torch.zeros(len(task.layers), samples, samples, dtype=torch.float64, device=task.device)
-    order = features.visit(task, index, taps, lambda layer, feature: grams[layer].add_(_gram(feature, center)))
+
+    def take(layer: int, feature: Tensor) -> None:
+        grams[layer] += torch.ops.mpqkern.gram([feature], center)[0]
+
+    order = features.visit(task, index, taps, take)
     if debiased:
-        grams = _u_centred(grams)
+        grams = u_centred(grams)
     norms = grams.flatten(1).norm(dim=1)
     unit = grams.flatten(1) / torch.where(norms > 0, norms, 1.0)[:, None]
     matrix = (unit @ unit.T).clamp_(-1, 1).fill_diagonal_(1)
@@ -140,25 +145,6 @@ def _average(task: Task, items: Sequence[Item]) -> tuple[np.ndarray, list[int]]:
     if alone and len(order) > 1:
         log.warning("%s resemble no other layer, as features do that are the same for all samples", ", ".join(alone))
     return matrix, order
-
-
-def _gram(feature: Tensor, center: bool) -> Tensor:
-    """float64 [N, N] of a feature [N, ...], summed in fp32."""
-    rows = feature.flatten(1).float()
-    if center:
-        whole, rows = rows, rows - rows.mean(0)
-        if rows.norm() <= CONSTANT * whole.norm():
-            rows = torch.zeros_like(rows)
-    return (rows @ rows.T).double()
-
-
-def _u_centred(grams: Tensor) -> Tensor:
-    """Zero diagonal and zero sums of rows: inner products are unbiased estimates of HSIC, up to a common factor."""
-    n = grams.shape[-1]
-    grams = grams - torch.diag_embed(grams.diagonal(dim1=1, dim2=2))
-    rows = grams.sum(2, keepdim=True) / (n - 2)
-    centred = grams - rows - rows.transpose(1, 2) + rows.sum(1, keepdim=True) / (n - 1)
-    return centred - torch.diag_embed(centred.diagonal(dim1=1, dim2=2))
 
 
 def _theta(gamma: np.ndarray, beta: float | None, decrease: str) -> np.ndarray:

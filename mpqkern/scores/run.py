@@ -77,7 +77,7 @@ class Method:
     summary: str
     score: Callable[..., Scores]
     work: Callable[..., Work]
-    afterwards: Sequence[str] = ()  # options that act on what was measured: a bank serves all their values
+    afterwards: Sequence[str] = ()  # what acts on measurements only: a bank serves all values of it
 
     def check(self, options: dict[str, Any]) -> None:
         """Raise for an option that the method does not have."""
