@@ -26,6 +26,8 @@ log = logging.getLogger("mpqkern")
 # name: module, suffix of its functions, what it measures
 METHODS = {
     "size": ("roundoff", "_size", "bit widths alone; needs no data"),
+    "limpq": ("limpq", "", "learned quantization steps, by training a copy at all widths at once; labels help"),
+    "limpq_lite": ("limpq", "_lite", "the same with the weights as they are"),
     "roundoff": ("roundoff", "", "relative rounding error of the weights; needs no data"),
 }
 
