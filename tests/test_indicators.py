@@ -73,8 +73,9 @@ def test_layers_without_steps_are_narrowed_last() -> None:
 
 
 def test_what_is_given_is_checked() -> None:
-    with pytest.raises(ValueError, match=r"w\['a'\]\[2\]=nan; wanted a step above 0"):
-        from_indicators(LAYERS, {"a": {2: math.nan}})
+    for step in (math.nan, math.inf, 0.0):
+        with pytest.raises(ValueError, match=rf"w\['a'\]\[2\]={step}; wanted a step above 0"):
+            from_indicators(LAYERS, {"a": {2: step}})
     with pytest.raises(ValueError, match=r"a\['b'\] has the widths \[4\]; wanted the same for all layers"):
         from_indicators(LAYERS, W, {"a": {2: 1.0}, "b": {4: 1.0}})
     with pytest.raises(ValueError, match="layer 'a' has no step for w3: 3 is missing"):

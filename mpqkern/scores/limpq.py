@@ -68,7 +68,8 @@ def score(
                    8 bits. Layers without steps cost nothing at the widest scheme, and at any other as much as
                    all other layers can cost together: they are narrowed last
     init           "statistics" of weights and of the first inputs, or "same": 0.1 / bits everywhere
-    step_max       upper limit of a step; the authors' code has 1.0, which suits inputs of about unit size only
+    step_max       limit that steps are put back to after an update; the authors clamp to 1.0 as they use them,
+                   which suits inputs of about unit size only
     wired          what is done with a narrower width that has a smaller step than a wider one. "repair": it costs
                    the wider one's step times the ratio of the two widths' steps in the median layer.
                    "forbid", the authors': it costs 1e8
