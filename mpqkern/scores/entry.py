@@ -29,6 +29,8 @@ METHODS: dict[str, tuple[str | None, str, str]] = {
     "csmpq": ("csmpq", "", "class separability of the layers' features; needs no labels"),
     "clado": ("clado", "", "loss increase of each layer and of each pair of layers, measured"),
     "greedy": ("greedy", "", "search that rounds the layer that hurts least, measures again, and so on"),
+    "limpq": ("limpq", "", "learned quantization steps, by training a copy at all widths at once; labels help"),
+    "limpq_lite": ("limpq", "_lite", "the same with the weights as they are"),
     "single": ("single", "", "measured loss with one layer rounded"),
     "kl": ("single", "_kl", "measured divergence from the float model with one layer rounded; needs no labels"),
     "fisher": ("gradient", "_fisher", "squared loss gradient times squared change, at layer outputs (ModelOpt)"),
