@@ -40,6 +40,7 @@ def test_budgets_and_constraints_hold(method: str) -> None:
         answer = mq.assign(model, batch(), Budget(avg_bits=bits), Budget(bytes=2200), **how)
         assert answer.costs["avg_bits"] <= bits and answer.costs["bytes"] <= 2200
         assert answer.bits["0"] == 8 and answer.bits["8"] > 2 and answer.bits["2"] == answer.bits["4"]
+        assert answer.path is None or answer.path.assigned(-1) == answer.schemes  # tied layers were tried as tied
         mq.swap_(net(), answer)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -172,7 +173,7 @@ def test_answers_are_judged_by_other_scores() -> None:
         for method in OPTIONS:
             plain = mq.assign(model, batch(), budget, method=method, **OPTIONS[method])
             answer = mq.assign(model, batch(), budget, method=method, scores=known, **OPTIONS[method])
-            assert answer.schemes == plain.schemes and answer.costs == plain.costs
+            assert answer.schemes == plain.schemes and answer.costs == plain.costs and answer.path == plain.path
             assert answer.objective == known.cost([known.schemes.index(s) for s in answer.schemes.values()])
             assert answer.bound <= best.objective <= answer.objective
             assert (answer.status == "optimal") == (answer.gap == 0) and answer.status in ("optimal", "heuristic")
