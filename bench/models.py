@@ -53,10 +53,11 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x[train], y[train], x[test], y[test]
 
 
-def trained_resnet8(width: int = 32, epochs: int = 12) -> ResNet8:
+def trained_resnet8(width: int = 32, epochs: int = 12, seed: int = 0, smoothing: float = 0.1) -> ResNet8:
     """Trained once (about half a minute on one core), then read back from build/models."""
-    path = CACHE / f"resnet8-{width}-{epochs}-torch{torch.__version__}.pt"
-    torch.manual_seed(0)
+    other = f"-seed{seed}-smoothing{smoothing}" if (seed, smoothing) != (0, 0.1) else ""
+    path = CACHE / f"resnet8-{width}-{epochs}{other}-torch{torch.__version__}.pt"
+    torch.manual_seed(seed)
     model = ResNet8(width)
     if path.is_file():
         model.load_state_dict(torch.load(path, weights_only=True))
@@ -71,7 +72,7 @@ def trained_resnet8(width: int = 32, epochs: int = 12) -> ResNet8:
             # a shift by up to one pixel is the only augmentation
             dx, dy = torch.randint(-1, 2, (2,)).tolist()
             images = torch.roll(x[batch], (dy, dx), (2, 3))
-            loss = F.cross_entropy(model(images), y[batch], label_smoothing=0.1)
+            loss = F.cross_entropy(model(images), y[batch], label_smoothing=smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

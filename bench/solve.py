@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,8 @@ def ours(problem: Instance, limit: float) -> dict[str, float]:
         allowed = np.ones(problem.unary.shape, bool)
         found = exact_linear.minimise(problem.unary, problem.rows, problem.caps, allowed, time_limit=limit)
     else:
-        found = exact_quadratic.minimise(problem.unary, problem.pairwise, problem.rows, problem.caps, time_limit=limit)
+        arrays = problem.unary, problem.pairwise, problem.rows, problem.caps
+        found = exact_quadratic.minimise(*arrays, psd=problem.psd, time_limit=limit)
     seconds = time.process_time() - start
     choice = np.asarray(found.choice)
     assert (problem.rows[:, np.arange(len(choice)), choice].sum(1) <= problem.caps).all()
@@ -41,9 +43,10 @@ def ours(problem: Instance, limit: float) -> dict[str, float]:
 
 
 def peer(name: str, problem: Instance, limit: float) -> dict[str, float]:
-    arrays = {"unary": problem.unary, "rows": problem.rows, "caps": problem.caps}
-    if problem.pairwise is not None:
-        arrays["pairwise"] = problem.pairwise
+    unary, pairwise, form = problem.costs
+    arrays = {"unary": unary, "rows": problem.rows, "caps": problem.caps}
+    if pairwise is not None:
+        arrays |= {"pairwise": pairwise, "form": form}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "problem.npz"
         np.savez(path, **arrays)
@@ -53,6 +56,29 @@ def peer(name: str, problem: Instance, limit: float) -> dict[str, float]:
         except subprocess.TimeoutExpired:
             return {"missing": "did not stop at its time limit"}
     return json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {"missing": done.stderr[-100:]}
+
+
+def compared(data: list[Path]) -> list[Instance]:
+    """Of every kind one, for other solvers to try as well."""
+    problems = [linear(100, 4, k, 4.0) for k in (1, 2, 3)] + [linear(1000, 4, k, 4.0) for k in (1, 3)]
+    problems += [quadratic(n, 3, 4.0) for n in (20, 53, 74, 150, 300)] + [quadratic(53, 4, 4.0), quadratic(74, 6, 4.0)]
+    problems += [quadratic(74, 3, 4.0, budgets=2), quadratic(74, 3, 4.0, project=False, noise=0.02)]
+    problems += [quadratic(300, 3, 4.0, near=0.4)]
+    return problems + [measured(path, 4.0, project=p) for path in data for p in (True, False)]
+
+
+def grid(data: list[Path]) -> list[Instance]:
+    """From tight to loose."""
+    problems = [
+        quadratic(n, b, average, project=p, noise=0.0 if p else 0.02)
+        for n in (20, 53, 74, 150, 300)
+        for b in (3, 4)
+        for average in (3.0, 4.0, 5.0)
+        for p in (True, False)
+    ]
+    return problems + [
+        measured(path, average, project=p) for path in data for average in (3.0, 5.0) for p in (True, False)
+    ]
 
 
 def frontiers() -> list[dict[str, float | str]]:
@@ -65,7 +91,7 @@ def frontiers() -> list[dict[str, float | str]]:
         start = time.process_time()
         for average in np.linspace(2.3, 7.5, points):
             caps = np.array([int(average / 4.0 * problem.caps[0])])
-            got = ours(Instance(name, problem.unary, problem.pairwise, problem.rows, caps), 60)
+            got = ours(replace(problem, name=name, caps=caps), 60)
             assert got["bound"] >= got["objective"] - 1e-6 * abs(got["objective"])
         rows.append({"what": f"{points} budgets, {name}", "seconds": time.process_time() - start})
     return rows
@@ -73,23 +99,18 @@ def frontiers() -> list[dict[str, float | str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", nargs="*", default=[], choices=["gurobi", "scip", "cbc", "highs"])
+    parser.add_argument("--peers", nargs="*", default=[], choices=["gurobi", "scip", "cpsat", "cbc", "highs"])
     parser.add_argument("--limit", type=float, default=20, help="seconds for each problem and solver")
     parser.add_argument("--data", nargs="*", default=[], type=Path, help="files of measured tables")
-    parser.add_argument("--large", action="store_true", help="L=300 as well")
+    parser.add_argument("--grid", action="store_true", help="all lengths, widths and averages, without other solvers")
     parser.add_argument("--out", help="write JSON here")
     args = parser.parse_args()
-    problems = [linear(100, 4, k, 4.0) for k in (1, 2, 3)] + [linear(1000, 4, k, 4.0) for k in (1, 3)]
-    problems += [quadratic(n, 3, 4.0) for n in (20, 53, 74, 150)] + [quadratic(53, 4, 4.0)]
-    problems += [quadratic(74, 3, 4.0, project=False, noise=0.02, name="L74 B3 avg 4.0 raw, 2% noise")]
-    problems += [quadratic(300, 3, 4.0)] if args.large else []
-    for path in args.data:
-        problems += [measured(path, average, project=p) for average in (3.0, 4.0, 5.0) for p in (True, False)]
+    problems, alone = compared(args.data), grid(args.data) if args.grid else []
     ours(linear(20, 4, 2, 4.0), args.limit)  # imports and first calls are not what is timed
     results, lines = [], [("problem", "solver", "CPU s", "objective", "gap")]
-    for problem in problems:
+    for problem in problems + alone:
         found = {"mpqkern": ours(problem, args.limit)}
-        for name in args.peers:
+        for name in args.peers if problem in problems else []:
             if (problem.pairwise is None) == (name == "cbc"):
                 found[name] = peer(name, problem, args.limit)
         for name, f in found.items():

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from mpqkern.solve.prepare import projected
+
 BITS = {2: (4, 8), 3: (2, 4, 8), 4: (2, 3, 4, 8), 6: (2, 3, 4, 5, 6, 8)}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Instance:
     """minimise unary + pairs subject to rows <= caps; arrays as in mpqkern.solve.quadratic.minimise."""
 
@@ -19,12 +22,23 @@ class Instance:
     pairwise: np.ndarray | None  # [L, B, L, B]
     rows: np.ndarray  # int64 [K, L, B]
     caps: np.ndarray  # int64 [K]
+    psd: str = "none"
+
+    @cached_property
+    def costs(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """What is minimised, after `psd`: unary, pairwise, and as one form [n, n] for solvers that want convexity."""
+        if self.pairwise is None:
+            return self.unary, None, None
+        unary, pairwise, form = projected(self.unary, self.pairwise, self.psd)
+        n = unary.size
+        return unary, pairwise, pairwise.reshape(n, n) / 2 + np.diag(unary.ravel()) if form is None else form
 
     def objective(self, choice: np.ndarray) -> float:
+        unary, pairwise, _ = self.costs
         layers = np.arange(len(choice))
-        value = float(self.unary[layers, choice].sum())
-        if self.pairwise is not None:
-            value += 0.5 * float(self.pairwise[layers[:, None], choice[:, None], layers, choice].sum())
+        value = float(unary[layers, choice].sum())
+        if pairwise is not None:
+            value += 0.5 * float(pairwise[layers[:, None], choice[:, None], layers, choice].sum())
         return value
 
 
@@ -57,21 +71,22 @@ def quadratic(
     *,
     project: bool = True,
     noise: float = 0.0,
+    near: float = 0.15,
+    budgets: int = 1,
     seed: int = 0,
-    name: str = "",
 ) -> Instance:
-    """1/2 x'Gx from error vectors whose neighbours are correlated and which share a direction; `noise` adds
-    symmetric measurement noise, which makes G indefinite unless it is projected."""
+    """1/2 x'Gx from error vectors whose neighbours are correlated (by `near`) and which share a direction; `noise`
+    adds symmetric measurement noise, which makes G indefinite unless it is projected."""
     rng = np.random.default_rng(seed)
     bits = np.array(BITS[choices])
-    params, _ = sizes(layers, rng)
+    params, macs = sizes(layers, rng)
     scale = np.exp(rng.normal(0, 1, layers)) * (params / params.mean()) ** 0.3
     scale /= scale.mean()
     distance = np.abs(np.subtract.outer(np.arange(layers), np.arange(layers)))
-    near = 0.15 * np.exp(-(distance - 1) / 4.0)
-    np.fill_diagonal(near, 1)
-    near = 0.95 * clipped(near) + 0.05
-    latent = np.linalg.cholesky(near + 1e-9 * np.eye(layers)) @ rng.normal(size=(layers, 256))
+    alike = near * np.exp(-(distance - 1) / 4.0)
+    np.fill_diagonal(alike, 1)
+    alike = 0.95 * clipped(alike) + 0.05
+    latent = np.linalg.cholesky(alike + 1e-9 * np.eye(layers)) @ rng.normal(size=(layers, 256))
     errors = np.empty((layers, choices, 256))
     for j, b in enumerate(bits):
         size = np.sqrt(scale) * 2.0 ** (2 - b) * np.exp(0.15 * rng.normal(size=layers))
@@ -81,8 +96,9 @@ def quadratic(
     if noise:
         d, n = np.sqrt(np.diag(matrix)), rng.normal(size=matrix.shape)
         matrix = matrix + noise * (n + n.T) / 2**0.5 * np.outer(d, d) * (1 - np.eye(len(matrix)))
-    kind = "psd" if project else "raw"
-    return from_matrix(name or f"L{layers} B{choices} avg {average} {kind}", matrix, params, bits, average, project)
+    notes = [f"L{layers} B{choices} avg {average}", "psd" if project else "raw"]
+    notes += [f"{noise:.0%} noise"] * (noise > 0) + ["strong"] * (near > 0.15) + [f"K{budgets}"] * (budgets > 1)
+    return from_matrix(" ".join(notes), matrix, [params, macs][:budgets], bits, average, project)
 
 
 def measured(path: Path, average: float, *, project: bool) -> Instance:
@@ -95,28 +111,22 @@ def measured(path: Path, average: float, *, project: bool) -> Instance:
     kind = "psd" if project else "raw"
     params = data["sizes"].astype(np.int64)
     return from_matrix(
-        f"{path.stem} avg {average} {kind}", matrix, params, data["bits"].astype(np.int64), average, project
+        f"{path.stem} avg {average} {kind}", matrix, [params], data["bits"].astype(np.int64), average, project
     )
 
 
 def from_matrix(
-    name: str, matrix: np.ndarray, params: np.ndarray, bits: np.ndarray, average: float, project: bool
+    name: str, matrix: np.ndarray, counts: list[np.ndarray], bits: np.ndarray, average: float, project: bool
 ) -> Instance:
-    """CLADO's convention: 1/2 x'Gx, nothing between two choices of one layer."""
-    layers, choices = len(params), len(bits)
+    """CLADO's convention: 1/2 x'Gx, nothing between two choices of one layer. A budget for each of `counts`."""
+    layers, choices = len(counts[0]), len(bits)
     tensor = ((matrix + matrix.T) / 2).reshape(layers, choices, layers, choices).copy()
-    diagonal = np.diag(matrix).copy()
     own = np.arange(layers)
     tensor[own, :, own, :] = 0
-    flat = tensor.reshape(layers * choices, -1)
-    np.fill_diagonal(flat, diagonal)
-    if project:
-        flat = clipped(flat)
-    unary = np.diag(flat).reshape(layers, choices) / 2
-    pairwise = flat.reshape(layers, choices, layers, choices).copy()
-    pairwise[own, :, own, :] = 0
-    rows = (params[:, None] * bits)[None].astype(np.int64)
-    return Instance(name, unary, pairwise, rows, np.array([int(average * params.sum())]))
+    rows = np.array([np.outer(count, bits) for count in counts], dtype=np.int64)
+    caps = np.array([int(average * count.sum()) for count in counts])
+    unary = np.diag(matrix).reshape(layers, choices) / 2
+    return Instance(name, unary, tensor, rows, caps, psd="clip" if project else "none")
 
 
 def clipped(matrix: np.ndarray) -> np.ndarray:

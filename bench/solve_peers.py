@@ -19,10 +19,11 @@ def main() -> None:
     data = np.load(path)
     pairs = data.get("pairwise")
     try:
-        run = {"gurobi": gurobi, "scip": scip, "cbc": cbc, "highs": highs}[solver]
+        run = {"gurobi": gurobi, "scip": scip, "cpsat": cpsat, "cbc": cbc, "highs": highs}[solver]
         start = time.process_time()
         children = _children()
-        objective, bound = run(data["unary"], pairs, data["rows"], data["caps"], limit)
+        extra = {"form": data["form"]} if solver == "gurobi" and pairs is not None else {}
+        objective, bound = run(data["unary"], pairs, data["rows"], data["caps"], limit, **extra)
         seconds = time.process_time() - start + _children() - children
         print(json.dumps({"objective": objective, "bound": bound, "seconds": seconds}))
     except ImportError as error:
@@ -38,7 +39,7 @@ def _children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def gurobi(unary, pairs, rows, caps, limit):  # type: ignore[no-untyped-def]
+def gurobi(unary, pairs, rows, caps, limit, form=None):  # type: ignore[no-untyped-def]
     """As CLADO's code states it: the matrix with its diagonal as one quadratic form."""
     import gurobipy as gp
 
@@ -51,11 +52,10 @@ def gurobi(unary, pairs, rows, caps, limit):  # type: ignore[no-untyped-def]
         x = model.addMVar(layers * choices, vtype="B")
         model.addConstr(np.kron(np.eye(layers), np.ones(choices)) @ x == 1)
         model.addConstr(rows.reshape(len(rows), -1).astype(float) / caps[:, None] @ x <= 1)
-        if pairs is None:
+        if form is None:
             model.setObjective(unary.ravel() @ x)
         else:
-            matrix = pairs.reshape(layers * choices, -1) / 2 + np.diag(unary.ravel())
-            model.setObjective(x @ matrix @ x)
+            model.setObjective(x @ form @ x)
             model.Params.NonConvex = 2
         model.optimize()
         return model.ObjVal, model.ObjBound
@@ -85,6 +85,38 @@ def scip(unary, pairs, rows, caps, limit):  # type: ignore[no-untyped-def]
         model.setObjective(value)
     model.optimize()
     return model.getObjVal(), model.getDualbound()
+
+
+def cpsat(unary, pairs, rows, caps, limit):  # type: ignore[no-untyped-def]
+    """A Boolean for every product; costs in whole numbers of 1e-9 of the largest."""
+    from ortools.sat.python import cp_model
+
+    layers, choices = unary.shape
+    flat = unary.ravel()
+    matrix = np.zeros((flat.size, flat.size)) if pairs is None else pairs.reshape(flat.size, -1)
+    scale = 1e9 / max(np.abs(flat).max(), np.abs(matrix).max())
+    model = cp_model.CpModel()
+    x = [model.NewBoolVar("") for _ in range(flat.size)]
+    for layer in range(layers):
+        model.AddExactlyOne(x[layer * choices : (layer + 1) * choices])
+    for row, cap in zip(rows.reshape(len(rows), -1), caps, strict=True):
+        model.Add(cp_model.LinearExpr.WeightedSum(x, row.tolist()) <= int(cap))
+    terms, costs = list(x), np.rint(flat * scale).astype(np.int64).tolist()
+    for i, j in zip(*np.nonzero(np.triu(matrix, 1)), strict=True):
+        both = model.NewBoolVar("")
+        if matrix[i, j] > 0:
+            model.AddBoolOr(both, x[i].Not(), x[j].Not())
+        else:
+            model.AddImplication(both, x[i])
+            model.AddImplication(both, x[j])
+        terms.append(both)
+        costs.append(round(matrix[i, j] * scale))
+    model.Minimize(cp_model.LinearExpr.WeightedSum(terms, costs))
+    solver = cp_model.CpSolver()
+    solver.parameters.max_time_in_seconds, solver.parameters.num_workers = limit, 1
+    if solver.Solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        raise RuntimeError("no assignment found in time")
+    return solver.ObjectiveValue() / scale, solver.BestObjectiveBound() / scale
 
 
 def cbc(unary, pairs, rows, caps, limit):  # type: ignore[no-untyped-def]

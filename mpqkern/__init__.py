@@ -8,6 +8,7 @@ True
 """
 
 from . import ops  # first: registers torch.ops.mpqkern
+from .assign import assign
 from .capabilities import capabilities
 from .catalog import catalog
 from .checkpoint import load, save
@@ -34,6 +35,7 @@ __all__ = [
     "Unfinished",
     "Verification",
     "__version__",
+    "assign",
     "capabilities",
     "catalog",
     "frontier",

@@ -63,6 +63,22 @@ class Functional(nn.Module):
         return self.last(y / y.shape[-1])
 
 
+class Reused(nn.Module):
+    """A block of two layers that runs twice, with a layer in between and one after; a branch that adds nothing."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.block = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        self.between, self.branch, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+        nn.init.zeros_(self.branch.weight)
+        nn.init.zeros_(self.branch.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(self.between(self.block(x)))
+        return self.last(x + self.branch(x))
+
+
 class Tied(nn.Module):
     """Two layers that hold the same weight."""
 
@@ -105,5 +121,5 @@ class Keywords(nn.Module):
     def forward(self, *, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         x, positions, _ = self.embed(ids)
         x = x + positions.unsqueeze(-1)
-        x = torch.relu(self.mix(x)) * mask.unsqueeze(-1)
+        x = torch.relu(self.mix(x)) * mask.unsqueeze(-1) + positions.unsqueeze(-1)
         return {"logits": self.head(x)}

@@ -1,9 +1,8 @@
-"""Assignment: a file to read and edit, a table, and what other choices would cost. Also Scores and exporters."""
+"""Assignment: a file to read and edit, a table, and what other choices would cost. Also Scores."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import torch
 
 import mpqkern as mq
 from mpqkern.scheme import Layer, Scheme
-from mpqkern.solve import Assignment, Budget, Scores, export, solve
+from mpqkern.solve import Assignment, Budget, Scores, solve
 
 LAYERS = [Layer(f"block.{i}.fc", "linear", (8 * (i + 1), 32), 256 * (i + 1), 1000) for i in range(4)]
 SCHEMES = [Scheme(2), Scheme(4, group_size=32), Scheme(8, act_bits=8, symmetric=False), None]
@@ -182,48 +181,3 @@ def _entry(*at: int) -> np.ndarray:
     pairwise = np.zeros((4, 4, 4, 4))
     pairwise[at] = 1.0
     return pairwise
-
-
-# --- exporters ---
-
-PLAN = Assignment(
-    {"a.0": Scheme(4, group_size=64), "a.1": Scheme(8, act_bits=8), "b": Scheme(4, group_size=64), "c": None}
-)
-
-
-def test_torchao() -> None:
-    config = export.to_fqn_config(PLAN)
-    assert config["a.0"]["_type"] == "IntxWeightOnlyConfig" and config["a.0"]["granularity"] == "PerGroup(64)"
-    assert config["a.1"]["_type"] == "Int8DynamicActivationIntxWeightConfig" and config["c"] is None
-    with pytest.raises(ValueError, match="act_bits=6, for which torchao"):
-        export.to_fqn_config(Assignment({"a": Scheme(4, act_bits=6)}))
-
-
-def test_gptq_patterns_match_one_layer_each() -> None:
-    import re
-
-    dynamic = export.to_gptq_dynamic(PLAN)
-    assert dynamic["-:^c$"] == {} and dynamic[r"+:^a\.1$"] == {"bits": 8, "group_size": -1, "sym": True}
-    for pattern in dynamic:
-        assert sum(bool(re.match(pattern[2:], name)) for name in [*PLAN.schemes, "aX0", "b.0"]) == 1
-
-
-def test_compressed_tensors() -> None:
-    config = export.to_compressed_tensors(PLAN)
-    assert [g["targets"] for g in config["config_groups"].values()] == [["a.0", "b"], ["a.1"]]
-    assert config["ignore"] == ["c"] and json.loads(json.dumps(config)) == config
-    first, second = config["config_groups"].values()
-    assert first["weights"]["group_size"] == 64 and first["input_activations"] is None
-    assert second["weights"]["strategy"] == "channel" and second["input_activations"]["num_bits"] == 8
-
-
-def test_llama() -> None:
-    lines = export.to_llama_tensor_types(PLAN).splitlines()
-    assert lines == [
-        r'--tensor-type "a\.0=q4_k"',
-        r'--tensor-type "a\.1=q8_0"',
-        '--tensor-type "b=q4_k"',
-        '--tensor-type "c=f16"',
-    ]
-    with pytest.raises(ValueError, match=r"layer 'a' has 7 bits, for which llama\.cpp has no type"):
-        export.to_llama_tensor_types(Assignment({"a": Scheme(7)}))

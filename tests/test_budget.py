@@ -1,4 +1,4 @@
-"""Budgets count as the papers and the files do, in whole numbers."""
+"""Budgets count in whole numbers, as the files and the models do."""
 
 from __future__ import annotations
 
@@ -11,85 +11,7 @@ import torch
 import mpqkern as mq
 from mpqkern.scheme import Layer, Scheme
 from mpqkern.solve import Budget, Scores, solve
-from tests.test_solve import R18, R18_ENDS, mobilenet_v2, units
-
-STEM, HEAD = 9_536, 513_000  # OMPQ's units of ResNet-18 besides the 16 of its blocks
-OMPQ_PTQ = {  # published 2-4 bit configurations of 18 units
-    3.0: "4 3 4 4 4 4 4 3 4 4 2 2 2 2 2 2 2 2",
-    3.5: "4 3 3 4 4 4 4 4 4 4 3 3 4 3 2 2 2 3",
-    4.0: "4 4 4 4 4 4 4 3 3 3 3 3 4 3 2 3 3 3",
-    4.5: "4 3 3 4 4 4 4 4 4 4 3 3 4 4 3 3 3 3",
-    5.0: "4 3 3 3 4 4 4 3 4 3 4 3 4 3 3 4 4 4",
-    5.5: "4 4 4 4 4 4 4 4 4 4 3 4 4 4 4 4 4 4",
-}
-
-
-def spends(budget: Budget, layers: list[Layer], bits: list[int], act: int | None = None) -> float:
-    """What an assignment costs, by pinning every layer."""
-    schemes = [Scheme(b, act_bits=act) for b in sorted(set(bits))]
-    scores = Scores(layers, schemes, np.zeros((len(layers), len(schemes))))
-    answer = solve(scores, budget, pins={la.name: b for la, b in zip(layers, bits, strict=True)})
-    return next(iter(answer.costs.values()))
-
-
-@pytest.mark.parametrize("published", OMPQ_PTQ)
-def test_ompq_resnet18_ptq_sizes(published: float) -> None:
-    bits = list(map(int, OMPQ_PTQ[published].split()))
-    got = spends(Budget(mbytes=99, count="nominal"), units([STEM, *R18, HEAD]), bits)
-    assert got == pytest.approx(published, abs=0.002)
-
-
-def test_ompq_resnet18_qat_is_6_70_mib() -> None:
-    bits = [8] * 4 + [7] + [8] * 4 + [4, 6, 8, 4, 4, 4, 4]
-    layers = [*units(R18), Layer("ends", "linear", (R18_ENDS, 1), R18_ENDS)]
-    assert spends(Budget(mbytes=7, count="nominal"), layers, [*bits, 8]) == pytest.approx(6.70, abs=0.005)
-
-
-@pytest.mark.parametrize(("bits", "published"), [(4, 5.574), (2, 2.787)])
-def test_uniform_resnet18(bits: int, published: float) -> None:
-    layers = units([STEM, *R18, HEAD])
-    assert sum(layer.params for layer in layers) == 11_689_512
-    assert spends(Budget(mbytes=9, count="nominal"), layers, [bits] * 18) == pytest.approx(published, abs=5e-4)
-
-
-@pytest.mark.parametrize(("bits", "published"), [(4, 1.671), (2, 0.836)])
-def test_uniform_mobilenet_v2(bits: int, published: float) -> None:
-    layers = units(mobilenet_v2())
-    assert spends(Budget(mbytes=9, count="nominal"), layers, [bits] * 53) == pytest.approx(published, abs=5e-4)
-
-
-def resnet18() -> list[Layer]:
-    """All 21 convolutions and the classifier, weights only, multiply-adds at 224 x 224."""
-
-    def conv(name: str, cin: int, out: int, k: int, size: int) -> Layer:
-        return Layer(name, "conv2d", (out, cin, k, k), cin * out * k * k, cin * out * k * k * size * size)
-
-    layers, cin = [conv("stem", 3, 64, 7, 112)], 64
-    for stage, out in enumerate((64, 128, 256, 512)):
-        size = 56 >> stage
-        for block in range(2):
-            layers += [conv(f"{stage}.{block}.1", cin, out, 3, size), conv(f"{stage}.{block}.2", out, out, 3, size)]
-            layers += [conv(f"{stage}.{block}.down", cin, out, 1, size)] if cin != out else []
-            cin = out
-    return [*layers, Layer("head", "linear", (1000, 512), 512_000, 512_000)]
-
-
-@pytest.mark.parametrize(("act", "published"), [(6, 74.4), (8, 96.7)])
-def test_ompq_resnet18_bit_operations(act: int, published: float) -> None:
-    layers = resnet18()
-    assert len(layers) == 21 and sum(layer.params for layer in layers) == 11_678_912
-    blocks = iter([8] * 4 + [7] + [8] * 4 + [4, 6, 8, 4, 4, 4, 4])
-    bits: list[int] = []
-    for layer in layers:  # a downsample has the width of the convolution before it
-        bits.append(8 if layer.name in ("stem", "head") else bits[-1] if "down" in layer.name else next(blocks))
-    schemes = [Scheme(b, act_bits=a) for b in (4, 6, 7, 8) for a in sorted({act, 8})]
-    scores = Scores(layers, schemes, np.zeros((21, len(schemes))))
-    pins = {
-        la.name: Scheme(b, act_bits=8 if la.name in ("stem", "head") else act)
-        for la, b in zip(layers, bits, strict=True)
-    }
-    got = solve(scores, Budget(gbops=1000), pins=pins)
-    assert got.costs["gbops"] == pytest.approx(published, abs=0.06)
+from tests.reference.networks import units
 
 
 def test_packed_bytes_are_those_of_the_packed_model() -> None:
@@ -120,6 +42,41 @@ def test_kinds_agree_with_each_other() -> None:
     assert bops.values.tolist() == [[640 * 16, 640 * 128, 640 * 1024], [1280 * 16, 1280 * 128, 1280 * 1024]]
 
 
+def gate_count(weight: int, act: int, products: int, outputs: int) -> int:
+    """CLADO's formula: an array multiplier for each product, an adder for each but the first of an output."""
+    multiplier = 5 * act * weight - 5 * act - 3 * weight + 3
+    return products * multiplier + (products - outputs) * (3 * act + 3 * weight + 29)
+
+
+def test_gates_of_multipliers_and_adders() -> None:
+    conv = Layer("conv", "conv2d", (16, 8, 3, 3), 1152, 2 * 1152 * 49)  # a batch of 2, 7 x 7 positions
+    depthwise = Layer("dw", "conv2d", (8, 1, 3, 3), 72, 72 * 49)
+    head = Layer("head", "linear", (10, 64), 640, 640)
+    schemes = [Scheme(2, act_bits=4), Scheme(8, act_bits=8), Scheme(4), None]
+    row = Budget(gbops=0.01, count="gates").row([conv, depthwise, head], schemes)
+    sums = [(2 * 1152 * 49, 2 * 16 * 49), (72 * 49, 8 * 49), (640, 10)]  # products, outputs
+    widths = [(2, 4), (8, 8), (4, 32), (32, 32)]
+    assert row.values.tolist() == [[gate_count(w, a, *layer) for w, a in widths] for layer in sums]
+    assert gate_count(8, 8, 1, 1) == 7 * 37 and row.cap == 10**7 and row.unit == "10^9 gates"
+    assert Budget(gbops=1, count="macs").row([head], schemes).values.tolist() == [[5120, 40960, 81920, 655360]]
+
+
+def test_tables_of_several_batch_sizes(tmp_path) -> None:
+    layers, schemes = units([10, 20]), [Scheme(2), None]
+    one, eight = [[0.5, 1.25], [2.0, 4.0]], {"unit0": {"w2": 1, "float": 2}, "unit1": {"w2": 3, "float": 5}}
+    (tmp_path / "t.json").write_text(json.dumps({1: one, 8: eight}))
+    for source in ({1: one, 8: eight}, tmp_path / "t.json"):
+        for batch, wanted in ((1, one), (8, [[1, 2], [3, 5]])):
+            row = Budget(ms=3, table=source, batch=batch).row(layers, schemes)
+            assert (row.values / 1e9).tolist() == wanted and row.label == f"ms at batch {batch}"
+    budgets = [Budget(ms=limit, table={1: one, 8: eight}, batch=batch) for limit, batch in ((9, 1), (4, 8))]
+    answer = solve(Scores(layers, schemes, [[1, 0], [1, 0]]), *budgets)
+    assert answer.costs == {"ms at batch 1": 2.5, "ms at batch 8": 4.0} and repr(budgets[1]) == "Budget(ms=4, batch=8)"
+    digits = [Layer("1", "linear", (1, 1), 1), Layer("8", "linear", (1, 1), 1)]  # as torch.nn.Sequential names them
+    row = Budget(ms=9, table={"1": {"w2": 1, "float": 2}, "8": {"w2": 3, "float": 5}}).row(digits, schemes)
+    assert (row.values / 1e9).tolist() == [[1, 2], [3, 5]]
+
+
 def test_written_decimals_are_exact() -> None:
     layers = units([10, 10, 10])
     assert Budget(avg_bits=4.7).row(layers, [Scheme(2)]).cap == 141  # 4.7 * 30 is 141.0 - 3e-14 in floats
@@ -148,7 +105,16 @@ def test_tables_from_files(tmp_path) -> None:
         (lambda la: Budget(bytes=-1), "bytes=-1; wanted a finite number, not negative"),
         (lambda la: Budget(ms=float("nan")), "ms=nan; wanted a finite number"),
         (lambda la: Budget(bytes=True), "bytes=True; wanted"),
-        (lambda la: Budget(bytes=9, count="real"), "count='real'; wanted 'packed' or 'nominal'"),
+        (lambda la: Budget(bytes=9, count="real"), "count='real' with bytes; wanted 'packed' or 'nominal'"),
+        (lambda la: Budget(gbops=9, count="packed"), "count='packed' with gbops; wanted 'macs' or 'gates'"),
+        (lambda la: Budget(ms=9, table=[[1]], count="packed"), "count='packed' with ms; wanted none"),
+        (lambda la: Budget(bytes=9, batch=8), "batch=8 with bytes=; wanted ms= with batch="),
+        (
+            lambda la: Budget(ms=3, table={1: [[1], [1]], 8: [[1], [1]]}, batch=4).row(la, [Scheme(2)]),
+            "batch=4 is not in table; wanted one of its batches: 1, 8",
+        ),
+        (lambda la: Budget(ms=3, table=[[1], [1]], batch=4).row(la, [Scheme(2)]), "wanted a table {batch: table"),
+        (lambda la: Budget(ms=3, table={1: [[1], [1]]}).row(la, [Scheme(2)]), "table holds the batches 1; wanted"),
         (lambda la: Budget(ms=3), "wanted table= beside ms="),
         (lambda la: Budget(bytes=3, rows=[[1]]), "wanted limit= with rows="),
         (lambda la: Budget(gbops=3).row([Layer("x", "linear", (1, 1), 1)], [Scheme(2)]), "layer 'x' has no macs"),

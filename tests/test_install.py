@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -76,6 +77,31 @@ for name in ("scheme", "select"):
 assert "torch" not in sys.modules
 """
     assert run(code, {}).returncode == 0
+
+
+def test_highspy_is_imported_only_when_it_is_needed() -> None:
+    code = """
+import sys, numpy as np, mpqkern as mq
+assert "highspy" not in sys.modules
+sys.modules["highspy"] = None  # from here on it cannot be imported
+layers = [mq.Layer(f"l{i}", "linear", (8, 8), 64) for i in range(4)]
+scores = mq.Scores(layers, [2, 4, 8], np.arange(4)[:, None] * [3.0, 1.0, 0.0])
+print(mq.solve(scores, mq.Budget(avg_bits=4)).status)
+mq.solve(scores, mq.Budget(avg_bits=4), mq.Budget(limit=10, rows=[[5, 0, 3]] * 4))
+"""
+    done = run(code, {})
+    assert done.stdout.strip() == "optimal" and "this problem needs HiGHS" in done.stderr
+    assert done.stderr.strip().endswith("wanted: pip install highspy")
+
+
+def test_the_solver_imports_no_torch() -> None:
+    sources = sorted((Path(mq.__file__).parent / "solve").glob("*.py"))
+    assert len(sources) > 10
+    for source in sources:
+        for node in ast.walk(ast.parse(source.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "torch" for name in names), source
 
 
 def test_capabilities_name_a_kernel_for_each_op_bits_and_device() -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
-from mpqkern.solve import convexify, quadratic
-from mpqkern.solve.quadratic import Outcome, evaluate, minimise
+from mpqkern.solve import convexify, prepare, quadratic
+from mpqkern.solve.prepare import evaluate
+from mpqkern.solve.quadratic import Outcome, minimise
 
 needs_host = pytest.mark.skipif(quadratic._host is None, reason=f"no mpqkern._host: {quadratic.why_no_host}")
 
@@ -144,8 +147,8 @@ def test_bounds_of_unfinished_searches_hold(monkeypatch: pytest.MonkeyPatch) -> 
         best, arg = problem.enumerate()
         if arg is None:
             continue
-        task = quadratic._Task(problem.unary, problem.pairwise, None, problem.rows, problem.caps, problem.allowed)
-        form, _ = quadratic._clipped(task.pairwise.reshape(18, 18) / 2 + np.diag(task.unary.ravel()))
+        task = prepare.Task(problem.unary, problem.pairwise, None, problem.rows, problem.caps, problem.allowed)
+        form, _ = prepare.clipped(task.pairwise.reshape(18, 18) / 2 + np.diag(task.unary.ravel()))
         for work in (1, 300, 1000, 3000, 10000):
             result = host.tree(
                 **task.arrays(), incumbent=None, form=form, share=0.6, relative=0.0, absolute=0.0, work=work,
@@ -162,7 +165,7 @@ def test_reformulation_bounds_from_below() -> None:
         best, arg = problem.enumerate()
         if arg is None:
             continue
-        task = quadratic._Task(problem.unary, problem.pairwise, None, problem.rows, problem.caps, problem.allowed)
+        task = prepare.Task(problem.unary, problem.pairwise, None, problem.rows, problem.caps, problem.allowed)
         args = (task.unary, task.pairwise, task.use, task.rest, task.alive)
         first = convexify.convexify(*args, rounds=0, incumbent=best / task.scale)
         last = convexify.convexify(*args, rounds=12, incumbent=best / task.scale)
@@ -180,11 +183,11 @@ def test_nodes_keep_their_identity(layers: int, width: int, budgets: int) -> Non
     """Both sides of the node's identity, after every operation and for random choices."""
     for seed in range(12):
         problem = case(seed, layers, width, budgets)
-        task = quadratic._Task(problem.unary, problem.pairwise, None, problem.rows, problem.caps, problem.allowed)
+        task = prepare.Task(problem.unary, problem.pairwise, None, problem.rows, problem.caps, problem.allowed)
         if task.infeasible:
             continue
         n = layers * width
-        form, _ = quadratic._clipped(task.pairwise.reshape(n, n) / 2 + np.diag(task.unary.ravel()))
+        form, _ = prepare.clipped(task.pairwise.reshape(n, n) / 2 + np.diag(task.unary.ravel()))
         for convex in (None, form):
             error, steepest = quadratic._host.identity_error(
                 **task.arrays(), form=convex, share=0.7, rounds=4, seed=seed
@@ -294,6 +297,16 @@ def test_gap_ends_the_search_early() -> None:
     assert loose.bound < loose.objective
 
 
+@contextlib.contextmanager
+def ctrl_c(after: float) -> Iterator[None]:
+    timer = threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()  # a search that ended early must not take the test run with it
+
+
 @needs_host
 def test_ctrl_c_returns_the_incumbent() -> None:
     problem = hard()
@@ -302,9 +315,8 @@ def test_ctrl_c_returns_the_incumbent() -> None:
     def note(incumbent: float, bound: float, seconds: float, nodes: int) -> None:
         seen.append((incumbent, bound, seconds, nodes))
 
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    out = problem.solve(on_progress=note, time_limit=60)
+    with ctrl_c(after=1.0):
+        out = problem.solve(on_progress=note, time_limit=60)
     assert out.status == "interrupted" and out.seconds < 20
     assert problem.fits(out.choice) and out.bound <= out.objective
     assert len(seen) >= 2
@@ -316,9 +328,8 @@ def test_ctrl_c_returns_the_incumbent() -> None:
 @needs_host
 def test_ctrl_c_works_without_a_callback() -> None:
     problem = hard()
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    out = problem.solve(time_limit=20)
+    with ctrl_c(after=0.3):
+        out = problem.solve(time_limit=20)
     assert out.status == "interrupted" and out.seconds < 10 and problem.fits(out.choice)
 
 
@@ -439,7 +450,7 @@ def test_errors_name_the_argument(change: dict[str, object], message: str) -> No
 
 @needs_host
 def test_module_refuses_wrong_shapes() -> None:
-    task = quadratic._Task(*[getattr(case(0, 3, 2, 1), k) for k in ("unary", "pairwise")], None, *[
+    task = prepare.Task(*[getattr(case(0, 3, 2, 1), k) for k in ("unary", "pairwise")], None, *[
         getattr(case(0, 3, 2, 1), k) for k in ("rows", "caps", "allowed")])  # fmt: skip
     good = dict(**task.arrays(), incumbent=None, form=None, share=0.0, relative=0.0, absolute=0.0, work=1e9, memory=1e9,
                 seconds=9.0)  # fmt: skip

@@ -92,15 +92,31 @@ def test_skipped_layers_do_not_run(monkeypatch):
     model, task, _ = case("resnet")
     with held(model):
         replay = Replay(task, 0)
-        state = replay.start()
-        for position in range(replay.depth - 1):
-            state = replay.advance(position, [state])[0]
         ran = []
         for kind in (nn.Conv2d, nn.Linear):
             own = kind.forward
             monkeypatch.setattr(kind, "forward", lambda module, x, own=own: ran.append(module) or own(module, x))
+        state = replay.start()
+        assert ran == []
+        for position in range(replay.depth - 1):
+            state = replay.advance(position, [state])[0]
+        assert ran == task_modules(task)[:-1]
+        ran.clear()
         replay.finish(replay.depth - 1, [state])
     assert ran == [model[6]]
+
+
+def task_modules(task):
+    return [modules[0] for modules in task.modules]
+
+
+def test_an_output_of_zeros_is_needed_all_the_same():
+    model = nets.Reused()
+    task = Task(model, [torch.randn(5, 8)])
+    with held(model):
+        replay = Replay(task, 0)
+        live = replay.live[[task.layers[i].name for i in replay.order].index("last")]
+    assert model.branch in [replay.modules[key[0]] for key in live]
 
 
 def test_macs_from_each_cut():
@@ -132,10 +148,9 @@ def test_forwards_are_put_back():
     model, task, _ = case("resnet")
     own = model[1].forward
     model[1].forward = own  # a user's own forward on the instance
-    with held(model), pytest.raises(ValueError, match="stop"):
-        replay = Replay(task, 0)
-        model[6].register_forward_hook(lambda *_: (_ for _ in ()).throw(ValueError("stop")))
-        replay.finish(0, [replay.start()])
+    replay = Replay(task, 0)
+    model[6].register_forward_hook(lambda *_: (_ for _ in ()).throw(ValueError("stop")))
+    with pytest.raises(ValueError, match="stop"):
+        replay.finish(2, [replay.advance(1, replay.advance(0, [replay.start()]))[0]])
     assert model[1].__dict__["forward"] is own
     assert all("forward" not in m.__dict__ for m in model.modules() if m is not model[1])
-    assert not model[6]._forward_hooks

@@ -7,17 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from mpqkern.scheme import Layer, Scheme
 from mpqkern.solve import Budget, Infeasible, Scores, core, highs, linear, solve
-
-# OMPQ's units of ResNet-18: parameters with batch norms, downsamples counted with the last convolution of their block.
-R18 = [36_992] * 4 + [73_984, 156_160, 147_712, 147_712] + [295_424, 623_616, 590_336, 590_336]
-R18 += [1_180_672, 2_492_416, 2_360_320, 2_360_320]
-R18_ENDS = 522_536  # first convolution and classifier, at 8 bits
-
-
-def units(sizes: list[int]) -> list[Layer]:
-    return [Layer(f"unit{i}", "conv2d", (n, 1, 1, 1), n, 1000 * (i + 1)) for i, n in enumerate(sizes)]
+from tests.reference.networks import units
 
 
 def cheapest(cost, rows, caps, allowed):
@@ -223,82 +214,6 @@ def _symmetric(rng, layers, width):
 
 def _pairs(pairwise, x):
     return sum(pairwise[i, x[i], j, x[j]] for i in range(len(x)) for j in range(len(x)))
-
-
-# --- the published searches ---
-
-
-def test_ompq_lp_of_csmpq_gammas() -> None:
-    """The LP with CSMPQ's published gammas ends at 8 x 9, 4, 8, 5.89, 4 x 4 for 6.7 MiB."""
-    gamma = [132, 136, 128, 127, 76, 76, 91, 72, 51, 48, 67, 46, 45, 46, 49, 49]
-    bits = [4, 5, 6, 7, 8]
-    scores = Scores(units(R18), bits, -np.outer(gamma, bits) * 1e-4)
-    budget = Budget(mbytes=6.7 - R18_ENDS / 2**20, count="nominal")
-    got = solve(scores, budget, relaxation="lp", rounding="floor")
-    wanted = [8] * 9 + [4, 8, 5.89] + [4] * 4
-    assert list(got.relaxed.values()) == pytest.approx(wanted, abs=0.005)
-    exact = solve(scores, budget)
-    assert got.bound <= exact.objective <= got.objective and got.slack["mbytes"] >= 0
-    assert exact.bound == exact.objective
-
-
-def mobilenet_v2() -> list[int]:
-    """Parameters of its 53 units: convolution with its batch norm; the classifier with its bias."""
-    sizes, channels = [3 * 9 * 32 + 64], 32
-    for expand, out, repeat in ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1)):
-        for _ in range(repeat):
-            wide = channels * expand
-            sizes += [channels * wide + 2 * wide] if expand > 1 else []
-            sizes += [9 * wide + 2 * wide, wide * out + 2 * out]
-            channels = out
-    return [*sizes, 320 * 1280 + 2560, 1280 * 1000 + 1000]
-
-
-def test_ompq_mobilenet_rounds_over_its_budget_and_says_so() -> None:
-    sizes = mobilenet_v2()
-    assert len(sizes) == 53 and sum(sizes) == 3_504_872
-    scores = Scores(units(sizes), [2, 3, 4], np.tile([-2.0, -3.0, -4.0], (53, 1)))
-    budget = Budget(mbytes=1.5, count="nominal")
-    near = solve(scores, budget, relaxation="lp", rounding="nearest")
-    assert list(near.bits.values()) == [4] * 52 + [3]
-    assert near.status == "over budget" and near.costs["mbytes"] == pytest.approx(1.519, abs=5e-4)
-    assert near.slack["mbytes"] < 0 and near.bound <= near.objective
-    for rounding in ("floor", "dfs", "exact"):
-        got = solve(scores, budget, relaxation="lp", rounding=rounding)
-        assert got.costs["mbytes"] <= 1.5 and got.status in ("optimal", "feasible")
-
-
-def test_limpq_shape_joint_widths_under_two_budgets() -> None:
-    """A twin of LIMPQ's ResNet-50 search: 52 layers, 25 pairs of widths, bit operations and size, proven."""
-    rng = np.random.default_rng(0)
-    bits = [6, 5, 4, 3, 2]
-    pairs = [(w, a) for w in bits for a in bits]
-    layers = [Layer(f"l{i}", "conv2d", (64, 16, 3, 3), int(p), int(m)) for i, (p, m) in enumerate(_r50_like(rng))]
-    weight, act = (rng.uniform(0.01, 0.1, (52, 1)) * [0.2, 0.3, 0.45, 0.65, 1.0] for _ in range(2))
-    unary = [[act[i][bits.index(a)] + 2 * weight[i][bits.index(w)] for w, a in pairs] for i in range(52)]
-    scores = Scores(layers, [Scheme(w, act_bits=a) for w, a in pairs], unary)
-    total = sum(layer.macs for layer in layers)
-    got = solve(scores, Budget(gbops=12 * total / 1e9), Budget(avg_bits=2.6))
-    assert got.status == "optimal" and got.gap == 0.0
-    spent = sum(la.macs * s.bits * s.act_bits for la, s in zip(layers, got.schemes.values(), strict=True))
-    assert spent <= 12 * total
-    # Two checks that do not trust the solver: by its prices almost nothing is left to win, and no single change wins.
-    gbops, widths = got.prices["gbops"] / 1e9, got.prices["avg_bits"] / sum(layer.params for layer in layers)
-    priced = [
-        [u + gbops * la.macs * w * a + widths * la.params * w for u, (w, a) in zip(line, pairs, strict=True)]
-        for la, line in zip(layers, unary, strict=True)
-    ]
-    bound = sum(map(min, priced)) - gbops * 12 * total - got.prices["avg_bits"] * 2.6
-    assert bound <= got.objective <= bound * 1.005
-    for name in got.schemes:
-        lines = [line.split() for line in got.explain(name).splitlines() if line.endswith("fits")]
-        assert all(float(cells[1]) > 0 for cells in lines)
-
-
-def _r50_like(rng):
-    return zip(
-        rng.choice([4096, 16384, 36864, 147456, 589824, 2359296], 52), rng.integers(50, 120, 52) * 10**6, strict=True
-    )
 
 
 # --- what cannot be ---

@@ -174,10 +174,30 @@ def test_tied_weights_share_their_codes() -> None:
     assert ledger.bytes == Scheme(4).bytes((32, 32)) and ledger.float_bytes == 32 * 32 * 4
     mq.unswap_(model)
     assert model[0].weight is model[1].weight
-    for plan in ({"0": 4, "1": 8}, {"0": 4}, {"1": 4}):
+    for plan in ({"0": 4, "1": 8}, {"0": 4, "1": None}, {"0": None, "1": 4}):
         with pytest.raises(ValueError, match="share"):
             mq.swap_(model, plan)
     assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("named", ["0", "2"])
+def test_a_layer_that_is_not_named_follows_the_one_it_shares_its_weight_with(named: str) -> None:
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32))
+    model[2].weight = model[0].weight
+    ledger = mq.swap_(model, {named: 4})
+    assert model[0].qweight is model[2].qweight and type(model[1]) is nn.Linear
+    assert ledger["0"].scheme == ledger["2"].scheme == Scheme(4) and ledger["1"].reason == "not selected"
+    mq.unswap_(model)
+    mq.swap_(model, {named: None, "1": 2})
+    assert type(model[0]) is type(model[2]) is nn.Linear
+
+
+def test_twins_follow_an_assignment_which_names_only_the_first() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    model[2].weight = model[0].weight
+    answer = mq.assign(model, torch.randn(4, 8), mq.Budget(avg_bits=4), method="uniform")
+    assert list(answer.schemes) == ["0", "4"]
+    assert [row.name for row in mq.swap_(model, answer).packed] == ["0", "2", "4"]
 
 
 class Doubled(nn.Linear):

@@ -88,9 +88,9 @@ def test_divergence_is_from_the_model_as_it_was():
 
 
 def test_mistakes():
-    task = Task(nets.resnet(), [(torch.randn(3, 3, 8, 8), torch.tensor([0, 1, 2]))])
-    logits = torch.eye(5)[[0, 1, 1]]
-    assert task.mistakes(logits, 0).tolist() == [0, 0, 1]
+    task = Task(nets.resnet(), [(torch.randn(5, 3, 8, 8), torch.tensor([0, 1, 2, 0, -100]))])
+    logits = torch.eye(5)[[0, 1, 1, 2, 3]]
+    assert task.mistakes(logits, 0).tolist() == [0, 0, 1, 1, 0]
 
 
 def test_layers_that_share_a_weight_are_one():
@@ -172,3 +172,16 @@ def test_variants_are_what_packed_layers_compute_with(name):
     mq.swap_(model, {name: scheme}, rounding="mse")
     with torch.no_grad():
         torch.testing.assert_close(got, task.run(task.batches[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_variants_are_kept_only_as_far_as_memory_goes(monkeypatch):
+    task = Task(nets.resnet(), [pair()])
+    variants = Variants(task, [Scheme(2), Scheme(4)])
+    most = 3 * task.layers[2].params * 4
+    monkeypatch.setattr("mpqkern.scores.variants.CACHE_BYTES", most)
+    for layer in range(len(task.layers)):
+        for scheme in range(2):
+            want = rounded(variants.parameter(layer).detach(), variants.schemes[scheme])
+            assert torch.equal(variants.weight(layer, scheme), want)
+            held_bytes = sum(t.nbytes for t in variants._kept.values())
+            assert held_bytes <= max(most, want.nbytes)

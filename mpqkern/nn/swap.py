@@ -50,6 +50,7 @@ def swap_(
     `plan` maps exact names, globs, "re:..." patterns or types to a `Scheme`, to a bit width, or to None
     (stay in float); the most specific pattern wins. Anything with a `schemes` mapping works as well.
     All or nothing: on any error, also one raised by `check(model)` after the swap, the model is as before.
+    A layer that nothing names follows the one whose weight it shares.
 
     Layers that cannot be packed (see `mpqkern.catalog`) stay in float with the reason in the ledger, or
     raise with `strict=True`. `rounding` is "minmax" or "mse" (the range with the least squared error).
@@ -62,7 +63,7 @@ def swap_(
     if rounding not in ("minmax", "mse"):
         raise ValueError(f"rounding={rounding!r}; wanted 'minmax' or 'mse'")
     found = candidates(model)
-    wanted = _resolve(plan, found)
+    wanted = _followed(_resolve(plan, found), found)
     blocked = [c for c in found if wanted.get(c.name) is not None and c.reason]
     for c in blocked:
         if strict:
@@ -157,6 +158,13 @@ def _resolve(plan: Any, found: list[Candidate]) -> dict[str, Scheme | None]:
         if values:
             wanted[c.name] = next(iter(values.values()))
     return wanted
+
+
+def _followed(wanted: dict[str, Scheme | None], found: list[Candidate]) -> dict[str, Scheme | None]:
+    """With the schemes of layers that are not named but share the weight of one that is."""
+    by_weight = {id(c.module.weight): wanted[c.name] for c in found if c.name in wanted and not c.reason}
+    others = {c.name: id(c.module.weight) for c in found if c.name not in wanted and not c.reason}
+    return wanted | {name: by_weight[weight] for name, weight in others.items() if weight in by_weight}
 
 
 def _pack(c: Candidate, scheme: Scheme, rounding: str, twin: PackedModule | None) -> tuple[PackedModule, Row]:

@@ -23,16 +23,28 @@ from .variants import Variants
 
 log = logging.getLogger("mpqkern")
 
-# name: module, suffix of its functions, what it measures
-METHODS = {
+# name: module, suffix of its functions, what it measures; no module: what only `assign` can do
+METHODS: dict[str, tuple[str | None, str, str]] = {
+    "ompq": ("ompq", "", "orthogonality of the layers' features; needs no labels"),
+    "csmpq": ("csmpq", "", "class separability of the layers' features; needs no labels"),
     "clado": ("clado", "", "loss increase of each layer and of each pair of layers, measured"),
-    "size": ("roundoff", "_size", "bit widths alone; needs no data"),
+    "greedy": ("greedy", "", "search that rounds the layer that hurts least, measures again, and so on"),
+    "single": ("single", "", "measured loss with one layer rounded"),
+    "kl": ("single", "_kl", "measured divergence from the float model with one layer rounded; needs no labels"),
+    "fisher": ("gradient", "_fisher", "squared loss gradient times squared change, at layer outputs (ModelOpt)"),
+    "mpqco": ("gradient", "_mpqco", "squared slope of each label's log-probability along the rounding (MPQCO)"),
+    "delta_loss": ("gradient", "_delta_loss", "loss gradient times rounding, weight by weight (AutoScheme)"),
+    "hawq": ("hessian", "", "mean Hessian eigenvalue of a layer times its squared rounding error (HAWQ)"),
     "roundoff": ("roundoff", "", "relative rounding error of the weights; needs no data"),
+    "size": ("roundoff", "_size", "bit widths alone; needs no data"),
+    "uniform": (None, "", "the widest single scheme that fits; for assign only"),
+    "random": (None, "", "random costs, a control; for assign only"),
+    "reversed": (None, "", "importance of another method turned upside down, a control; for assign only"),
 }
 
 
 def methods() -> dict[str, str]:
-    """What `score` can measure, each in a line.
+    """What `score` can measure and `assign` can choose by, each in a line.
 
     >>> "size" in methods()
     True
@@ -166,9 +178,11 @@ def _method(method: str | Callable[..., Any]) -> Method:
     if callable(method):
         name = getattr(method, "__name__", type(method).__name__)
         return Method(name, "", method, lambda run, **_: Work(0, 0.0, 0))
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}; wanted one of {', '.join(METHODS)}, or a callable")
-    file, suffix, summary = METHODS[method]
+    file, suffix, summary = METHODS.get(method, (None, "", ""))
+    if file is None:
+        only = " measures nothing and is for assign only" if method in METHODS else ""
+        names = ", ".join(name for name, (file, *_) in METHODS.items() if file is not None)
+        raise ValueError(f"method={method!r}{only}; wanted one of {names}, or a callable")
     module = import_module(f".{file}", __package__)
     afterwards = getattr(module, "AFTERWARDS", ())
     return Method(method, summary, getattr(module, f"score{suffix}"), getattr(module, f"work{suffix}"), afterwards)

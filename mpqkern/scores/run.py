@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..held import held
 from ..scheme import Scheme
@@ -16,7 +17,7 @@ from .bank import Bank
 from .meter import Meter, Work
 from .replay import Replay
 from .table import FLOAT_BITS, Scores
-from .task import Task
+from .task import Task, digest
 from .variants import Variants
 
 TRACED_SAMPLES = 3
@@ -50,6 +51,10 @@ class Run:
     def key(self, index: int, *parts: str | int) -> str:
         """Names an item of a batch by the contents of the batch."""
         return "/".join(map(str, (self.task.digest(index), *parts)))
+
+    def generator(self, index: int, *parts: str | int) -> torch.Generator:
+        """Random numbers for one item of a batch: the same ones in whatever order the items are made."""
+        return torch.Generator().manual_seed(int(digest([self.seed, self.task.digest(index), *parts]), 16))
 
     def seconds_a_pass(self) -> float:
         """One forward pass over all samples, by a timed pass over the first batch."""

@@ -133,6 +133,16 @@ class Scores:
         return f"Scores({len(self.layers)} layers, {', '.join(str(s or 'float') for s in self.schemes)}, {kind})"
 
 
+def widest_first(schemes: Sequence[Scheme | None]) -> list[int]:
+    """Indices from the widest scheme to the narrowest; of two of one width, that of wider activations comes first.
+
+    >>> widest_first([Scheme(2), Scheme(4, act_bits=8), None, Scheme(4)])
+    [2, 3, 1, 0]
+    """
+    wide = [(FLOAT_BITS, FLOAT_BITS) if s is None else (s.bits, s.act_bits or FLOAT_BITS) for s in schemes]
+    return sorted(range(len(wide)), key=lambda b: (-wide[b][0], -wide[b][1], b))
+
+
 def cost(unary: np.ndarray, pairwise: np.ndarray | None, choice: Sequence[int]) -> float:
     at = np.arange(len(unary)), np.asarray(choice)
     total = float(np.sum(unary[at]))

@@ -100,11 +100,15 @@ class Task:
                 raise ValueError(f"loss(output, batch) returned {shape}; wanted one loss a sample, a tensor [{size}]")
             return values.double()
         if self.loss_name == "kl":
-            return divergence(self._reference(index), logits_of(output))
+            return self.divergences(output, index)
         labels = self.labels(index)
         if labels is None:
             raise ValueError("loss='ce' but the batches hold no labels; wanted (inputs, labels) pairs or loss='kl'")
         return cross_entropy(logits_of(output), labels)
+
+    def divergences(self, output: Any, index: int) -> Tensor:
+        """float64 [samples]: Kullback-Leibler divergence from the model as it is; needs its answers, see `prepare`."""
+        return divergence(self._reference(index), logits_of(output))
 
     def mistakes(self, output: Any, index: int) -> Tensor:
         """float64 [samples]: the share of wrong answers; without labels, of answers that have changed."""
@@ -118,6 +122,11 @@ class Task:
         if callable(self._loss):
             return getattr(self._loss, "__qualname__", "callable")
         return self._loss or ("ce" if self.labels(0) is not None else "kl")
+
+    @property
+    def from_itself(self) -> bool:
+        """Whether the loss is the divergence from the model as it is: there it is 0, and so is its gradient."""
+        return not callable(self._loss) and self.loss_name == "kl"
 
     def labels(self, index: int) -> Tensor | None:
         batch = self.batches[index]
@@ -159,9 +168,9 @@ class Task:
             raise RuntimeError("the float model's answers were not recorded; wanted Task.prepare() first")
         return self._float_logits[index]
 
-    def prepare(self) -> None:
-        """Records the model's own answers where the loss compares with them."""
-        if (callable(self._loss) or self.loss_name == "ce") and self.labels(0) is not None:
+    def prepare(self, *, answers: bool = False) -> None:
+        """Records the model's own answers where the loss compares with them, or where they are asked for."""
+        if not answers and (callable(self._loss) or self.loss_name == "ce") and self.labels(0) is not None:
             return
         with held(self.model):
             for index, batch in enumerate(self.batches):

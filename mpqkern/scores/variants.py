@@ -83,14 +83,19 @@ def rounded(weight: Tensor, scheme: Scheme, rounding: str = "minmax") -> Tensor:
     return packed.weight_from_rows(found, weight.shape).to(weight.dtype)
 
 
+def rounded_input(x: Tensor, scheme: Scheme, kind: str) -> Tensor:
+    """The input that a packed layer computes with: a scale a row and group, for images one a sample."""
+    grouped, size = (x.float().flatten(1), 0) if kind == "conv2d" else (x.float(), scheme.group_size or 0)
+    q, scale = plain.quantize_activations(grouped, size, scheme.act_bits)
+    return (q * packed.spread(scale, size, grouped.shape[-1])).view(x.shape).to(x.dtype)
+
+
 def _activation_hook(scheme: Scheme, kind: str) -> Callable[[nn.Module, tuple], Any]:
-    """Rounds a layer's input as the packed layer does: a scale a row and group, for images one a sample."""
+    """Rounds a layer's input; its gradient passes straight through, as rounding has no slope of its own."""
 
     def hook(module: nn.Module, args: tuple) -> tuple:
         x = args[0]
-        grouped, size = (x.float().flatten(1), 0) if kind == "conv2d" else (x.float(), scheme.group_size or 0)
-        q, scale = plain.quantize_activations(grouped, size, scheme.act_bits)
-        back = q * packed.spread(scale, size, grouped.shape[-1])
-        return (back.view(x.shape).to(x.dtype), *args[1:])
+        back = rounded_input(x.detach(), scheme, kind)
+        return (x + (back - x.detach()) if torch.is_grad_enabled() else back, *args[1:])
 
     return hook

@@ -18,7 +18,7 @@ from ..scores.table import FLOAT_BITS, cost
 from .problem import Problem
 
 FORMAT, VERSION = "mpqkern-assignment", 1
-STATES = ("optimal", "feasible", "limit", "interrupted", "over budget", "edited")
+STATES = ("optimal", "feasible", "heuristic", "limit", "interrupted", "over budget", "edited")
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,13 @@ class Assignment:
     """`swap_(model, assignment)` puts it to work.
 
     `objective` is its cost by the scores and no assignment that fits costs less than `bound`; `status` is
-    "optimal" (the two are equal), "feasible" (within the gap that was asked for), "limit" (out of time), "interrupted",
+    "optimal" (the two are equal), "feasible" (within the gap that was asked for), "heuristic" (fits; found by a
+    search that proves nothing, so `bound` is there only if scores gave one), "limit" (out of time), "interrupted",
     "over budget" (only after rounding="nearest") or "edited" (changed by hand since it was solved, so that
     nothing is claimed). `costs` and `slack` hold what each budget has spent and left; `prices`, how much
-    the objective would fall for one unit more of it, by the LP. `relaxed` has the LP's continuous widths.
+    the objective would fall for one unit more of it, by the LP. Pairwise scores have no such LP: there, prices are
+    local, those of the LP in which every layer sees the others as they are, and good for small changes only.
+    `relaxed` has the LP's continuous widths.
     """
 
     schemes: Mapping[str, Scheme | None]
@@ -41,6 +44,7 @@ class Assignment:
     prices: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     relaxed: Mapping[str, float] | None = None
+    path: Any = field(default=None, repr=False, compare=False)  # the `Trajectory` of a search that walked one
     _problem: Problem | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -145,10 +149,9 @@ class Assignment:
 
     def __str__(self) -> str:
         lines = [("layer", "scheme", "bits"), *((n, _text(s), str(self.bits[n])) for n, s in self.schemes.items())]
-        if self.objective is None:
-            return f"{table(lines, left=(0, 1))}\n{self.status}"
+        value = "" if self.objective is None else f": objective {self.objective:.6g}"
         proof = "" if self.gap is None else f", bound {self.bound:.6g}, gap {100 * self.gap:.3g} %"
-        notes = [f"{self.status}: objective {self.objective:.6g}{proof}"]
+        notes = [f"{self.status}{value}{proof}"]
         for name, used in self.costs.items():
             price = f", price {self.prices[name]:.3g}" if name in self.prices else ""
             left = f", {_plain(self.slack[name])} left" if name in self.slack else ""

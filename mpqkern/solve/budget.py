@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from ..scheme import Layer, Scheme
+from ..scheme import Layer, Scheme, rows
 from ..scores.table import FLOAT_BITS
 
 KINDS = ("avg_bits", "bytes", "mbytes", "fraction", "gbops", "ms", "limit")
+COUNTS = {kind: ("packed", "nominal") for kind in ("avg_bits", "bytes", "mbytes", "fraction")} | {
+    "gbops": ("macs", "gates")
+}
 PICOSECONDS = 10**9  # in a millisecond
 MAX_SUM = 2**61  # rows add up below this, so int64 never overflows
 
@@ -48,12 +51,13 @@ class Budget:
     fraction  of what the weights take in float32
     gbops     weight bits x activation bits x multiply-adds / 1e9; no act_bits counts as 32
     ms        milliseconds; `table` holds them: an array [layers, schemes], or a .npy or .json file of one
-              (JSON may be {layer: {scheme: ms}}, too)
+              (JSON may be {layer: {scheme: ms}}, too). With `batch`, {batch: such a table}
     limit     on the sum of `rows`, an array [layers, schemes] of your own
 
     `count` says how bytes are counted: "packed", as stored with scales, zeros and padding (not for widths
     that do not pack), or "nominal", parameters x bits. By default averages are nominal, all else packed.
-    A layer that stays in float counts 32 bits a parameter.
+    A layer that stays in float counts 32 bits a parameter. Bit operations count as "macs", above, or as
+    "gates": logic gates of array multipliers and of the adders behind them, in 1e9 (CLADO, arXiv 2307.05657).
 
     >>> Budget(avg_bits=4.0)
     Budget(avg_bits=4.0)
@@ -71,6 +75,7 @@ class Budget:
     limit: float | None = None
     count: str | None = None
     table: Any = None
+    batch: int | None = None
     rows: Any = None
     name: str | None = None
 
@@ -83,8 +88,9 @@ class Budget:
         number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
         if not number or not np.isfinite(value) or (value < 0 and given[0] != "limit"):
             raise ValueError(f"{given[0]}={value!r}; wanted a finite number, not negative")
-        if self.count not in (None, "packed", "nominal"):
-            raise ValueError(f"count={self.count!r}; wanted 'packed' or 'nominal'")
+        _check_count(given[0], self.count)
+        if self.batch is not None and given[0] != "ms":
+            raise ValueError(f"batch={self.batch!r} with {given[0]}=; wanted ms= with batch=")
         for argument, kind in (("table", "ms"), ("rows", "limit")):
             if (getattr(self, argument) is None) == (kind in given):
                 wanted = f"{argument}= beside {kind}=" if kind in given else f"{kind}= with {argument}="
@@ -101,15 +107,15 @@ class Budget:
     def row(self, layers: Sequence[Layer], schemes: Sequence[Scheme | None]) -> Row:
         """What each choice spends, and the limit, as whole numbers."""
         source = self.table if self.kind == "ms" else self.rows
-        row = make_row(self.kind, layers, schemes, count=self.count, source=source)
+        row = make_row(self.kind, layers, schemes, count=self.count, source=source, batch=self.batch)
         cap = int(_decimal(self.value) * row.per // 1)
         if not -MAX_SUM < cap < MAX_SUM:
             cap = MAX_SUM  # more than any row adds up to
         return Row(self.name or row.label, row.values, cap, row.per, row.unit)
 
     def __repr__(self) -> str:
-        extra = f", count={self.count!r}" if self.count else ""
-        return f"Budget({self.kind}={self.value!r}{extra})"
+        given = {key: getattr(self, key) for key in (self.kind, "count", "batch")}
+        return f"Budget({', '.join(f'{key}={value!r}' for key, value in given.items() if value is not None)})"
 
 
 def make_row(
@@ -119,8 +125,10 @@ def make_row(
     *,
     count: str | None = None,
     source: Any = None,
+    batch: int | None = None,
 ) -> Row:
     """The row of one kind of budget, without a limit."""
+    _check_count(kind, count)
     total = sum(layer.params for layer in layers)
     if kind in ("avg_bits", "bytes", "mbytes", "fraction"):
         nominal = (count or ("nominal" if kind == "avg_bits" else "packed")) == "nominal"
@@ -134,13 +142,15 @@ def make_row(
         missing = [layer.name for layer in layers if layer.macs is None]
         if missing:
             raise ValueError(f"gbops: layer {missing[0]!r} has no macs; wanted layers cataloged with a batch")
-        values = [[_bops(layer, s) for s in schemes] for layer in layers]
-        return Row(kind, _int64(values), None, Fraction(10**9), "GBOPs")
+        gates = count == "gates"
+        values = [[_gates(layer, s) if gates else _bops(layer, s) for s in schemes] for layer in layers]
+        return Row(kind, _int64(values), None, Fraction(10**9), "10^9 gates" if gates else "GBOPs")
     if kind == "ms":
-        array = _table(source, layers, schemes)
+        array = _table(source, batch, layers, schemes)
         if not np.isfinite(array).all() or (array < 0).any():
             raise ValueError(f"table ranges from {array.min()} to {array.max()}; wanted finite milliseconds, none < 0")
-        return Row(kind, _int64(np.rint(array * PICOSECONDS).tolist()), None, Fraction(PICOSECONDS), "ms")
+        label = kind if batch is None else f"ms at batch {batch}"
+        return Row(label, _int64(np.rint(array * PICOSECONDS).tolist()), None, Fraction(PICOSECONDS), "ms")
     if kind == "limit":
         array = _shaped("rows", np.asarray(source), layers, schemes)
         if np.issubdtype(array.dtype, np.integer):
@@ -156,6 +166,12 @@ def make_row(
             kind, _int64([[round(_decimal(v) * per) for v in line] for line in array.tolist()]), None, per, "rows"
         )
     raise ValueError(f"kind={kind!r}; wanted one of {', '.join(KINDS)}")
+
+
+def _check_count(kind: str, count: str | None) -> None:
+    known = COUNTS.get(kind, ())
+    if count is not None and count not in known:
+        raise ValueError(f"count={count!r} with {kind}; wanted {' or '.join(map(repr, known)) or 'none'}")
 
 
 def _decimal(value: float) -> Fraction:
@@ -176,13 +192,24 @@ def _packed_bytes(layer: Layer, scheme: Scheme | None) -> int:
         raise ValueError(f"count='packed' for {scheme}: {error}; wanted count='nominal' for such a scheme") from None
 
 
+def _widths(scheme: Scheme | None) -> tuple[int, int]:
+    """Bits of weights and of activations."""
+    return (FLOAT_BITS, FLOAT_BITS) if scheme is None else (scheme.bits, scheme.act_bits or FLOAT_BITS)
+
+
 def _bops(layer: Layer, scheme: Scheme | None) -> int:
-    if scheme is None:
-        return layer.macs * FLOAT_BITS**2
-    return layer.macs * scheme.bits * (scheme.act_bits or FLOAT_BITS)
+    weight, act = _widths(scheme)
+    return layer.macs * weight * act
 
 
-def _table(source: Any, layers: Sequence[Layer], schemes: Sequence[Scheme | None]) -> np.ndarray:
+def _gates(layer: Layer, scheme: Scheme | None) -> int:
+    """A product is weight - 1 additions of 5 act - 3 gates; of K products, K - 1 are added on."""
+    weight, act = _widths(scheme)
+    outputs = layer.macs // rows(layer.weight_shape)[1]
+    return layer.macs * (weight - 1) * (5 * act - 3) + (layer.macs - outputs) * (3 * act + 3 * weight + 29)
+
+
+def _table(source: Any, batch: int | None, layers: Sequence[Layer], schemes: Sequence[Scheme | None]) -> np.ndarray:
     if isinstance(source, (str, Path)):
         path = Path(source)
         if path.suffix == ".json":
@@ -191,6 +218,15 @@ def _table(source: Any, layers: Sequence[Layer], schemes: Sequence[Scheme | None
             source = np.load(path, allow_pickle=False)
         else:
             raise ValueError(f"table={str(path)!r}; wanted a .npy or .json file, or an array")
+    batches = _batches(source)
+    there = ", ".join(map(str, batches))
+    if batch is not None:
+        if batch not in batches:
+            wanted = f"one of its batches: {there}" if batches else "a table {batch: table for it}"
+            raise ValueError(f"batch={batch!r} is not in table; wanted {wanted}")
+        source = batches[batch]
+    elif batches and not any(layer.name in source for layer in layers):
+        raise ValueError(f"table holds the batches {there}; wanted batch= one of them")
     if isinstance(source, dict):
         names = ["float" if s is None else str(s) for s in schemes]
         for layer in layers:
@@ -199,6 +235,13 @@ def _table(source: Any, layers: Sequence[Layer], schemes: Sequence[Scheme | None
                     raise ValueError(f"table has no entry for layer {layer.name!r} as {name!r}; wanted one for each")
         source = [[source[layer.name][name] for name in names] for layer in layers]
     return _shaped("table", np.asarray(source, dtype=np.float64), layers, schemes)
+
+
+def _batches(source: Any) -> dict[int, Any]:
+    """What {batch: table} holds; JSON makes its keys strings. A table of layers called "0" and "1" looks the same."""
+    if not isinstance(source, dict) or not all(str(key).isdecimal() for key in source):
+        return {}
+    return {int(key): table for key, table in source.items()}
 
 
 def _shaped(argument: str, array: np.ndarray, layers: Sequence[Layer], schemes: Sequence[Scheme | None]) -> np.ndarray:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-import highspy
 import numpy as np
+
+from .lazy import highspy
 
 STALL = 3e-3  # of the incumbent: three rounds that gain less than this together are the last
 SHRINK = 0.45  # of the barrier's weight, each Newton step

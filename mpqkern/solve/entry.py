@@ -15,6 +15,8 @@ from .budget import Budget
 from .constraints import Choice, Constraints
 from .explain import explain
 from .highs import Progress
+from .prepare import projected
+from .prices import local_prices
 from .problem import Problem, make_problem
 
 OBJECTIVES = ("sum", "minimax")
@@ -85,14 +87,15 @@ def solve(
             raise explain(scores, budgets, constraints)
         from . import quadratic
 
-        outcome = quadratic.minimise(
-            problem.unary, problem.pairwise, problem.rows, problem.caps, problem.allowed, psd=psd, **limits
-        )
+        budget = (problem.rows, problem.caps, problem.allowed)
+        outcome = quadratic.minimise(problem.unary, problem.pairwise, *budget, psd=psd, **limits)
         if outcome.choice is None:
             raise TimeoutError(f"time_limit={time_limit!r} passed before any assignment was found; wanted longer")
-        # With psd the objective is that of the projected scores: the bound holds for them only.
+        # With psd the objective is that of the projected scores: the bound and the prices hold for them only.
         value = None if psd == "none" else outcome.objective
-        return make_assignment(problem, outcome.choice, outcome.bound, outcome.status, None, start, value=value)
+        unary, pairwise, _ = projected(problem.unary, problem.pairwise, psd)
+        prices = local_prices(unary, pairwise, outcome.choice, *budget)
+        return make_assignment(problem, outcome.choice, outcome.bound, outcome.status, prices, start, value=value)
     if objective == "minimax":
         result = linear.minimise_max(*arrays)
     else:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import highspy
 import numpy as np
+
+from .lazy import highspy
 
 TARGET = 1e4  # of the scaled LP value; anything from 1e3 to 1e5 is safe
 MAX_COST = 1e7  # scaled; the simplex gives up on duals of 1e9

@@ -11,7 +11,6 @@ pairs, loose ones want convexity. Stages end by counted work, so the answer does
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import numpy as np
 
 from . import highs
 from .convexify import convexify
+from .prepare import ROUNDING, Task, checked, clipped, evaluate, off_diagonal, projected, want
 
 try:
     from .. import _host
@@ -31,9 +31,7 @@ else:
 
 Progress = Callable[[float, float, float, int], None]  # incumbent, bound, seconds, nodes
 
-GAP = 1e-9  # of the objective ...
-ROUNDING = 1e-11  # ... plus this, of the largest cost: what "optimal" leaves open
-FITS = 1e-12  # of the cap: what a sum of fractions may exceed it by; whole numbers must fit exactly
+GAP = 1e-9  # of the objective, beside ROUNDING: what "optimal" leaves open
 NEGATIVE = 1e-6  # of the largest eigenvalue: below minus this a form counts as indefinite
 RLT_LAYERS = 75  # beyond this HiGHS has too many products to be of use
 MEMORY = 2**30  # bytes of stored nodes; beyond it the search goes depth-first
@@ -102,15 +100,15 @@ def minimise(
     [1, 0]
     """
     began = time.perf_counter()
-    unary, pairwise, rows, caps, allowed = _checked(unary, pairwise, rows, caps, allowed)
-    _want("psd", psd, psd in ("none", "clip", "shift"), '"none", "clip" or "shift"')
-    _want("engine", engine, engine in ("auto", "host", "highs"), '"auto", "host" or "highs"')
-    _want("rel_gap", rel_gap, 0 <= rel_gap < np.inf, "a number >= 0")
-    _want("time_limit", time_limit, time_limit is None or time_limit >= 0, "None or seconds >= 0")
+    unary, pairwise, rows, caps, allowed = checked(unary, pairwise, rows, caps, allowed)
+    want("psd", psd, psd in ("none", "clip", "shift"), '"none", "clip" or "shift"')
+    want("engine", engine, engine in ("auto", "host", "highs"), '"auto", "host" or "highs"')
+    want("rel_gap", rel_gap, 0 <= rel_gap < np.inf, "a number >= 0")
+    want("time_limit", time_limit, time_limit is None or time_limit >= 0, "None or seconds >= 0")
     if engine == "host" and _host is None:
         raise RuntimeError(f"engine='host' needs the compiled mpqkern._host: {why_no_host}")
-    used_unary, used_pairwise, form = _projected(unary, pairwise, psd)
-    task = _Task(used_unary, used_pairwise, form, rows, caps, allowed)
+    used_unary, used_pairwise, form = projected(unary, pairwise, psd)
+    task = Task(used_unary, used_pairwise, form, rows, caps, allowed)
     run = _Run(task, began, time_limit, rel_gap, seed, on_progress)
     if task.infeasible:
         return run.outcome(None, "infeasible", unary, pairwise)
@@ -120,105 +118,12 @@ def minimise(
     return run.outcome(choice, status, unary, pairwise)
 
 
-class _Task:
-    """The problem that is searched: costs scaled to 1, each layer's least use taken off, what cannot fit forbidden."""
-
-    def __init__(
-        self,
-        unary: np.ndarray,
-        pairwise: np.ndarray,
-        form: np.ndarray | None,
-        rows: np.ndarray,
-        caps: np.ndarray,
-        allowed: np.ndarray,
-    ) -> None:
-        self.whole, self.rows, self.caps = _row_kinds(rows, caps)
-        self.exact_unary, self.exact_pairwise = unary, pairwise
-        self.alive = allowed.copy()
-        self.infeasible = not self._reduce()
-        if self.infeasible:
-            return
-        pairs_alive = self.alive[:, :, None, None] & self.alive[None, None]
-        self.unary, self.pairwise = np.where(self.alive, unary, 0.0), np.where(pairs_alive, pairwise, 0.0)
-        self.scale = max(np.abs(self.unary).max(), np.abs(self.pairwise).max())
-        self.rounding = ROUNDING / 10 if self.scale else 0.0  # of one bound
-        self.scale = self.scale or 1.0
-        self.unary /= self.scale
-        self.pairwise /= self.scale
-        self.form = None
-        if form is not None:
-            n = unary.size
-            self.form = np.where(pairs_alive.reshape(n, n), form, 0.0) / self.scale
-
-    def _reduce(self) -> bool:
-        """Sets alive, use [K, L, B] and rest [K]; rows that always hold go. False: nothing fits."""
-        slack = np.array([0.0 if whole else FITS * abs(cap) for whole, cap in zip(self.whole, self.caps, strict=True)])
-        while True:
-            if not self.alive.any(axis=1).all():
-                return False
-            least = [np.where(self.alive, row, row.max()).min(axis=1) for row in self.rows]
-            rest = [cap - part.sum() for cap, part in zip(self.caps, least, strict=True)]
-            use = [np.where(self.alive, row - part[:, None], 0) for row, part in zip(self.rows, least, strict=True)]
-            if any(left < -spare for left, spare in zip(rest, slack, strict=True)):
-                return False
-            unfit = np.zeros_like(self.alive)
-            for row, left, spare in zip(use, rest, slack, strict=True):
-                unfit |= row > left + spare
-            if not unfit.any():
-                break
-            self.alive &= ~unfit
-        binding = [k for k in range(len(use)) if use[k].max(axis=1).sum() > rest[k]]
-        self.use, self.rest = np.zeros((len(binding), *self.alive.shape)), np.zeros(len(binding))
-        for at, k in enumerate(binding):
-            unit = 1
-            if self.whole[k]:  # in units of the common divisor, sums stay exact in float64 up to 2**53 of them
-                unit = int(np.gcd.reduce(use[k], axis=None)) or 1
-                left = int(rest[k]) // unit
-                if left >= 2**53:
-                    raise ValueError(f"caps[{k}] leaves {left} units; wanted less than 2**53 of them")
-            else:
-                left = max(rest[k], 0.0) + slack[k] / 2
-            self.use[at], self.rest[at] = use[k] / unit, left
-        return True
-
-    def fits(self, choice: np.ndarray) -> bool:
-        at = np.arange(len(choice))
-        for whole, row, cap in zip(self.whole, self.rows, self.caps, strict=True):
-            picked = row[at, choice]
-            used = int(picked.sum()) if whole else math.fsum(picked.tolist())
-            if used > cap + (0 if whole else FITS * abs(cap)):
-                return False
-        return bool(self.alive[at, choice].all())
-
-    def start_from(self, start: Sequence[int]) -> np.ndarray:
-        choice = np.asarray(start, dtype=np.int64)
-        layers, width = self.alive.shape
-        good = choice.shape == (layers,) and (choice >= 0).all() and (choice < width).all()
-        _want("start", start, good, f"{layers} choices from 0 to {width - 1}")
-        lightest = self.lightest()
-        return np.where(self.alive[np.arange(layers), choice], choice, lightest)
-
-    def lightest(self) -> np.ndarray:
-        """The least sum of shares of all budgets; fits where there is only one."""
-        shares = (self.use / np.where(self.rest > 0, self.rest, 1)[:, None, None]).sum(axis=0)
-        return np.where(self.alive, shares, np.inf).argmin(axis=1)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {
-            "unary": self.unary,
-            "pairwise": self.pairwise,
-            "use": self.use,
-            "cap": self.rest,
-            "allowed": self.alive.view(np.uint8),
-        }
-
-
 class _Run:
     """The clock, the best choice and bound so far, and what the caller hears of them."""
 
     def __init__(
         self,
-        task: _Task,
+        task: Task,
         began: float,
         time_limit: float | None,
         rel_gap: float,
@@ -276,13 +181,6 @@ class _Run:
         return Outcome(choice, value, raw, bound, status, seconds, self.nodes, self.log)
 
 
-def evaluate(unary: np.ndarray, pairwise: np.ndarray, choice: np.ndarray) -> float:
-    """The cost of a choice, its terms added exactly."""
-    at = np.arange(len(choice))
-    pairs = pairwise[at, choice][:, at, choice]
-    return math.fsum(unary[at, choice].tolist() + pairs[np.triu_indices(len(at), 1)].tolist())
-
-
 def _by_tree(run: _Run, start: np.ndarray | None) -> tuple[np.ndarray | None, str]:
     """Local search, then up to three trees; each keeps the best choice and the best bound of those before."""
     try:
@@ -332,7 +230,7 @@ def _prove(run: _Run) -> str:
     form, near, exact = task.form, True, True
     if form is None:
         costs = task.pairwise.reshape(n, n) / 2 + np.diag(task.unary.ravel())
-        form, lowest = _clipped(costs)
+        form, lowest = clipped(costs)
         near, exact = lowest >= -NEGATIVE, lowest >= 0
         form = costs if exact else form
     stages = [
@@ -342,7 +240,7 @@ def _prove(run: _Run) -> str:
     ]
     for name, share, work in stages:
         if work == np.inf:
-            pairs = _off_diagonal(2 * form, *task.unary.shape)
+            pairs = off_diagonal(2 * form, *task.unary.shape)
             better = convexify(
                 form.diagonal().reshape(task.unary.shape).copy(), pairs, task.use, task.rest, task.alive,
                 rounds=30 if n <= 300 else 16, incumbent=run.value if run.choice is not None else 0.0, end=run.end,
@@ -386,89 +284,3 @@ def _by_rlt(run: _Run, start: np.ndarray | None) -> tuple[np.ndarray | None, str
         run.take(found.choice, evaluate(task.unary, task.pairwise, found.choice))
     run.note("products by HiGHS")
     return run.choice, found.status
-
-
-def _projected(unary: np.ndarray, pairwise: np.ndarray, psd: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Costs and, unless psd is "none", the semidefinite form [n, n] whose one-hot values they are."""
-    if psd == "none":
-        return unary, pairwise, None
-    n = unary.size
-    matrix = pairwise.reshape(n, n) + np.diag(2 * unary.ravel())
-    if psd == "shift":
-        matrix[np.diag_indices(n)] += max(0.0, -np.linalg.eigvalsh(matrix)[0])
-        form = matrix / 2
-    else:
-        form = _clipped(matrix / 2)[0]
-    return form.diagonal().reshape(unary.shape).copy(), _off_diagonal(2 * form, *unary.shape), form
-
-
-def _clipped(form: np.ndarray) -> tuple[np.ndarray, float]:
-    """The nearest positive semidefinite matrix, and the lowest eigenvalue of `form` as a share of the largest."""
-    values, vectors = np.linalg.eigh(form)
-    clipped = (vectors * np.maximum(values, 0)) @ vectors.T
-    return (clipped + clipped.T) / 2, float(values[0] / max(np.abs(values).max(), 1e-300))
-
-
-def _off_diagonal(matrix: np.ndarray, layers: int, width: int) -> np.ndarray:
-    """[L, B, L, B] with zeros within a layer."""
-    pairs = matrix.reshape(layers, width, layers, width).copy()
-    at = np.arange(layers)
-    pairs[at, :, at, :] = 0
-    return pairs
-
-
-def _row_kinds(rows: np.ndarray, caps: np.ndarray) -> tuple[list[bool], list[np.ndarray], list[int | float]]:
-    """Which rows hold whole numbers (compared exactly, as int64), the rows, and their caps."""
-    whole, kept, limits = [], [], []
-    for row, cap in zip(rows, caps, strict=True):
-        if cap == np.inf:
-            continue
-        integers = bool((row == np.floor(row)).all()) and float(np.abs(row).max()) * len(row) < 2**62
-        whole.append(integers)
-        kept.append(row.astype(np.int64) if integers else row.astype(np.float64))
-        most = 2**62  # a cap beyond any sum is that sum's cap, too
-        limits.append(int(min(max(np.floor(cap), -most), most)) if integers else float(cap))
-    return whole, kept, limits
-
-
-def _checked(
-    unary: np.ndarray, pairwise: np.ndarray | None, rows: np.ndarray, caps: np.ndarray, allowed: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The arguments in their final types; infinite costs of choices that are not allowed become zero."""
-    unary = np.array(unary, dtype=np.float64)
-    _want("unary.shape", unary.shape, unary.ndim == 2 and unary.size > 0, "(L, B), both at least 1")
-    layers, width = unary.shape
-    allowed = np.ones(unary.shape, dtype=bool) if allowed is None else np.array(allowed, dtype=bool)
-    _want("allowed.shape", allowed.shape, allowed.shape == unary.shape, f"{unary.shape} like unary")
-    for layer in np.flatnonzero(~allowed.any(axis=1))[:1]:
-        raise ValueError(f"allowed[{layer}] has no choice; wanted one or more in every layer")
-    shape = (layers, width, layers, width)
-    pairwise = np.zeros(shape) if pairwise is None else np.array(pairwise, dtype=np.float64)
-    _want("pairwise.shape", pairwise.shape, pairwise.shape == shape, f"{shape} like unary")
-    unary[~allowed & ~np.isfinite(unary)] = 0
-    forbidden = ~(allowed[:, :, None, None] & allowed[None, None])
-    pairwise[forbidden & ~np.isfinite(pairwise)] = 0
-    at = np.arange(layers)
-    pairwise[at, :, at, :] = 0
-    for name, costs in (("unary", unary), ("pairwise", pairwise)):
-        bad = costs[~np.isfinite(costs)]
-        if bad.size:
-            raise ValueError(f"{name} holds {bad[0]}; wanted finite costs wherever allowed")
-    skew = np.abs(pairwise - pairwise.transpose(2, 3, 0, 1)).max()
-    _want("pairwise", f"off symmetry by {skew:.3g}", skew <= 1e-9 * np.abs(pairwise).max(), "a symmetric array")
-    pairwise = (pairwise + pairwise.transpose(2, 3, 0, 1)) / 2
-    rows, caps = np.asarray(rows), np.atleast_1d(np.asarray(caps))
-    _want("caps.shape", caps.shape, caps.ndim == 1, "(K,)")
-    want = (len(caps), layers, width)
-    _want("rows.shape", rows.shape, rows.shape == want, f"{want} like caps and unary")
-    for name, values in (("rows", rows), ("caps", caps)):
-        if values.dtype.kind not in "biuf" or np.isnan(values).any():
-            raise ValueError(f"{name} has dtype {values.dtype} or holds a NaN; wanted real numbers")
-    if np.isinf(rows).any():
-        raise ValueError("rows hold an infinity; wanted finite uses (forbid a choice through allowed)")
-    return unary, pairwise, rows, caps, allowed
-
-
-def _want(argument: str, value: object, good: object, wanted: str) -> None:
-    if not good:
-        raise ValueError(f"{argument}={value!r}; wanted {wanted}")

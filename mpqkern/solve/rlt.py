@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import highspy
 import numpy as np
+
+from .lazy import highspy
 
 TARGET = 1e4  # of the scaled LP value: HiGHS's tolerances are absolute
 TRUST = 1e-6  # of the objective's spread: HiGHS's feasibility tolerance, taken off its bound
