@@ -77,7 +77,6 @@ class _Flow(TorchDispatchMode):
     Noted for storages, not tensors, so that views and writes to a part of a tensor are followed too.
     """
 
-
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled here; to say so, torch would import its compiler, which takes seconds
