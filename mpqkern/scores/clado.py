@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from . import probes
+from . import perturbed
 from .bank import Bank
 from .meter import Work
-from .probes import Design
+from .perturbed import Design
 from .run import Run
 from .samples import Samples
-from .table import FLOAT_BITS, Scores
+from .table import Scores, widest_first
 
 PAIRS = ("all", "block", "none")
 BASELINES = ("float", "widest")
@@ -53,8 +53,8 @@ def score(
     Standard errors of `unary` are in the provenance; `samples` has those of pairs, and all losses.
     """
     design = _design(run, engine, pairs, baseline)
-    run = probes.fitted(run, design)
-    probes.measured(run, design)
+    run = perturbed.fitted(run, design)
+    perturbed.measured(run, design)
     batches = [run.key(index) for index in range(len(run.task.batches))]
     found = _samples(run.bank, batches, run.task.layers, run.schemes)
     passes = sum(float(base["passes"]) * len(base["loss"]) for base, _ in found.batches) / found.count
@@ -79,7 +79,7 @@ def work(
 ) -> Work:
     """As counted on the first batch."""
     design = _design(run, engine, pairs, baseline)
-    run = probes.fitted(run, design)
+    run = perturbed.fitted(run, design)
     replay = run.replay(0)
     bytes = design.bytes(replay) + replay.run_bytes()
     return Work(design.losses(replay.order), design.passes(replay), bytes)
@@ -110,16 +110,15 @@ def samples(scores: Scores, bank: str | Path) -> Samples:
 
 
 def _samples(bank: Bank, batches: Sequence[str], layers: Any, schemes: Any, notes: Any = None) -> Samples:
-    return Samples(layers, schemes, [probes.items(bank, batch) for batch in batches], notes)
+    return Samples(layers, schemes, [perturbed.items(bank, batch) for batch in batches], notes)
 
 
 def _design(run: Run, engine: str, pairs: str, baseline: str) -> Design:
-    wanted = {"engine": (engine, probes.ENGINES), "pairs": (pairs, PAIRS), "baseline": (baseline, BASELINES)}
+    wanted = {"engine": (engine, perturbed.ENGINES), "pairs": (pairs, PAIRS), "baseline": (baseline, BASELINES)}
     for name, (value, known) in wanted.items():
         if value not in known:
             raise ValueError(f"{name}={value!r}; wanted {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
-    widths = [(FLOAT_BITS, 0) if s is None else (s.bits, s.act_bits or FLOAT_BITS) for s in run.schemes]
-    widest = max(range(len(widths)), key=widths.__getitem__)
+    widest = widest_first(run.schemes)[0]
     # what a layer has when it is not changed costs nothing and is not measured: a scheme, or float
     unchanged = run.schemes[widest] if baseline == "widest" else None
     base = {} if unchanged is None else dict.fromkeys(range(len(run.task.layers)), widest)

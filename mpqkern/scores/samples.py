@@ -26,7 +26,7 @@ Tables = tuple[np.ndarray, np.ndarray | None]  # unary, pairwise
 
 
 class Samples:
-    """`batches` are the items of `probes`: of each batch the base, and by layer those where it is the last changed."""
+    """`batches` are the items of `perturbed`: of each batch the base, and that of each layer."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Probes: the losses of a model with one layer changed and with two, measured batch by batch into the bank.
+"""Perturbed: the losses of a model with one layer changed and with two, measured batch by batch into the bank.
 
     item  KEY/base   loss [samples] of the reference; order: its layers as they are called; schemes: what is tried
     item  KEY/j      loss [schemes, 1 + states, samples] with layer j changed: alone in column 0, then together
@@ -147,13 +147,13 @@ def _naive(run: Run, replay: Replay, design: Design, missing: set[int]) -> Itera
     for position, layer in enumerate(replay.order):
         if layer not in missing:
             continue
-        probes = [(i, b) for i in design.before(replay.order, position) for b in design.schemes]
-        losses = np.empty((len(design.schemes), 1 + len(probes), replay.size))
+        others = [(i, b) for i in design.before(replay.order, position) for b in design.schemes]
+        losses = np.empty((len(design.schemes), 1 + len(others), replay.size))
         for row, scheme in enumerate(design.schemes):
-            for column, other in enumerate([{}, *({i: b} for i, b in probes)]):
+            for column, other in enumerate([{}, *({i: b} for i, b in others)]):
                 with run.variants.applied({**design.base, **other, layer: scheme}):
                     losses[row, column] = _array(run.task.losses(run.task.run(replay.batch), replay.index))
-        yield layer, probes, losses
+        yield layer, others, losses
 
 
 def _frontier(run: Run, replay: Replay, design: Design, missing: set[int]) -> Iterator[Found]:
@@ -165,8 +165,8 @@ def _frontier(run: Run, replay: Replay, design: Design, missing: set[int]) -> It
     for position, layer in enumerate(replay.order):
         earlier = design.before(replay.order, position)
         kept = design.kept(replay.order, position + 1) if position + 1 < replay.depth else []
-        probes = [change for change in states if change[0] in earlier]
-        losses = np.empty((len(design.schemes), 1 + len(probes), replay.size))
+        others = [change for change in states if change[0] in earlier]
+        losses = np.empty((len(design.schemes), 1 + len(others), replay.size))
         added: dict[Change, State] = {}
         for row, scheme in enumerate(design.schemes):
             changed = {**base, layer: scheme}
@@ -178,13 +178,13 @@ def _frontier(run: Run, replay: Replay, design: Design, missing: set[int]) -> It
                     [state] = replay.advance(position, [clean])
             if layer in kept:
                 added[layer, scheme] = state
-            for part, again in _parts(replay, position, probes if layer in missing else [], chunk):
+            for part, again in _parts(replay, position, others if layer in missing else [], chunk):
                 with applied({**changed, **again}):
                     outputs = replay.finish(position, [states[change] for change in part], chunk)
                 for change, output in zip(part, outputs, strict=True):
-                    losses[row, 1 + probes.index(change)] = _array(task.losses(output, replay.index))
+                    losses[row, 1 + others.index(change)] = _array(task.losses(output, replay.index))
         if layer in missing:
-            yield layer, probes, losses
+            yield layer, others, losses
         if not missing.intersection(replay.order[position + 1 :]):
             return
         following: dict[Change, State] = {}
