@@ -15,10 +15,10 @@ from .networks import CharGPT, ResNet8, ViT
 CACHE = Path(__file__).resolve().parents[2] / "build" / "models"
 
 
-def trained(name: str, make: Callable[[], nn.Module], train: Callable[[nn.Module], None]) -> nn.Module:
+def trained(name: str, make: Callable[[], nn.Module], train: Callable[[nn.Module], None], seed: int = 0) -> nn.Module:
     """`make()` after `train`, or as an earlier call left it."""
     path = CACHE / f"{name}-torch{torch.__version__}.pt"
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = make()
     if path.is_file():
         model.load_state_dict(torch.load(path, weights_only=True))
@@ -32,14 +32,15 @@ def trained(name: str, make: Callable[[], nn.Module], train: Callable[[nn.Module
     return model.eval()
 
 
-def trained_resnet8(width: int = 32, epochs: int = 12) -> ResNet8:
+def trained_resnet8(width: int = 32, epochs: int = 12, seed: int = 0, smoothing: float = 0.1) -> ResNet8:
     """About half a minute on one core."""
 
     def train(model: nn.Module) -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
-        _train_on_digits(model, optimizer, 0.1, epochs)
+        _train_on_digits(model, optimizer, 0.1, epochs, smoothing)
 
-    return trained(f"resnet8-{width}-{epochs}", lambda: ResNet8(width), train)
+    other = f"-seed{seed}-smoothing{smoothing}" if (seed, smoothing) != (0, 0.1) else ""
+    return trained(f"resnet8-{width}-{epochs}{other}", lambda: ResNet8(width), train, seed)
 
 
 def trained_vit(epochs: int = 60) -> ViT:
@@ -65,7 +66,9 @@ def trained_chargpt(steps: int = 600) -> CharGPT:
     return trained(f"chargpt-{steps}", CharGPT, train)
 
 
-def _train_on_digits(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, epochs: int) -> None:
+def _train_on_digits(
+    model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, epochs: int, smoothing: float = 0.1
+) -> None:
     x, y, _, _ = digits()
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * (len(y) // 60))
     for _ in range(epochs):
@@ -73,7 +76,7 @@ def _train_on_digits(model: nn.Module, optimizer: torch.optim.Optimizer, rate: f
             # a shift by up to one pixel is the only augmentation
             dx, dy = torch.randint(-1, 2, (2,)).tolist()
             images = torch.roll(x[batch], (dy, dx), (2, 3))
-            _step(F.cross_entropy(model(images), y[batch], label_smoothing=0.1), optimizer, schedule)
+            _step(F.cross_entropy(model(images), y[batch], label_smoothing=smoothing), optimizer, schedule)
 
 
 def _step(loss: Tensor, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> None:
