@@ -11,6 +11,7 @@ from . import ops  # first: registers torch.ops.mpqkern
 from .capabilities import capabilities
 from .catalog import catalog
 from .checkpoint import load, save
+from .compare import Comparison, compare
 from .ledger import Ledger
 from .nn import PackedConv2d, PackedLinear, PackedModule, swap_, unswap_
 from .scheme import Layer, Scheme
@@ -23,6 +24,7 @@ from .version import __version__
 __all__ = [
     "Assignment",
     "Budget",
+    "Comparison",
     "Infeasible",
     "Layer",
     "Ledger",
@@ -36,6 +38,7 @@ __all__ = [
     "__version__",
     "capabilities",
     "catalog",
+    "compare",
     "frontier",
     "load",
     "methods",
