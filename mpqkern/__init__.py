@@ -12,6 +12,7 @@ from .assign import assign
 from .capabilities import capabilities
 from .catalog import catalog
 from .checkpoint import load, save
+from .compare import Comparison, compare
 from .ledger import Ledger
 from .nn import PackedConv2d, PackedLinear, PackedModule, swap_, unswap_
 from .scheme import Layer, Scheme
@@ -24,6 +25,7 @@ from .version import __version__
 __all__ = [
     "Assignment",
     "Budget",
+    "Comparison",
     "Infeasible",
     "Layer",
     "Ledger",
@@ -38,6 +40,7 @@ __all__ = [
     "assign",
     "capabilities",
     "catalog",
+    "compare",
     "frontier",
     "load",
     "methods",

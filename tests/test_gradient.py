@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import mpqkern as mq
 from mpqkern import Scheme
+from mpqkern.scores.gradient import _layout
 from mpqkern.scores.variants import rounded, rounded_input
 
 BITS = (2, 4, 8)
@@ -161,6 +162,20 @@ def test_mpqco_is_the_squared_slope_of_each_sample(name: str, of: str) -> None:
             value = log_likelihood if of == "probability" else logit
             want = sum(slopes(model, layer, change, value, batch).square().sum() for batch in batches) / (2 * 7)
             assert found.unary[i, b] == pytest.approx(float(want), rel=2e-3), (layer.name, bits)
+
+
+def test_samples_are_told_apart_by_gradients() -> None:
+    for shape, axis in (((3, 5), 0), ((6, 5), None), ((3, 3, 2), 1), ((4, 3, 2), 1), ((2, 5, 3), 2)):
+        output = torch.zeros(shape)
+        if axis is None:  # two rows a sample
+            output[:2] = 1
+            want = torch.arange(30.0).view(3, 10)
+        else:
+            output.select(axis, 0).fill_(1)
+            want = torch.arange(float(output.numel())).view(shape).movedim(axis, 0).reshape(3, -1)
+        by_sample = _layout(output, 3)
+        assert by_sample is not None and torch.equal(by_sample(torch.arange(float(output.numel())).view(shape)), want)
+    assert _layout(torch.ones(3, 5), 3) is None and _layout(torch.ones(4, 5), 3) is None
 
 
 def test_mpqco_of_a_linear_model() -> None:

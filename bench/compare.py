@@ -1,0 +1,81 @@
+"""Which method finds the better bits? Every method, the same budgets, held-out data, several calibration sets.
+
+    python bench/compare.py --models resnet8 vit --methods size roundoff fisher mpqco delta_loss hawq --seeds 3
+    python bench/compare.py --models efficientnet --averages 3 4 --samples 32 --out bench/results/compare-enet.json
+
+A seed picks the calibration samples and feeds what is random in a method; models and held-out data stay. Columns are
+means over seeds, +- half the range between the least and the greatest of them. Budgets are average bits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import torch
+from harness import write
+from models import CASES
+
+import mpqkern as mq
+from mpqkern.ledger import table
+
+
+def spread(values: list[float], form: str) -> str:
+    return f"{sum(values) / len(values):{form}} +-{(max(values) - min(values)) / 2:{form}}"
+
+
+def summary(runs: list[mq.Comparison]) -> str:
+    """Comparisons of one model, a calibration set each, as one table."""
+    lines = [("budget", "method", "bytes", "loss", "accuracy", "seconds", "tau", "> uniform", "> random")]
+    floats = [run.metrics for run in runs]
+    lines.append(("", "float", "", f"{floats[0]['loss']:.4f}", f"{floats[0]['accuracy']:.4f}", "", "", "", ""))
+    for first in sorted(runs[0].outcomes, key=lambda o: o.budget):
+        same = [o for run in runs for o in run.outcomes if (o.method, o.budget) == (first.method, first.budget)]
+        taus = [run.tau[first.method] for run in runs if run.tau[first.method] is not None]
+        wins = {c: [w for run in runs if (w := run.wins(first.method, c)) is not None] for c in ("uniform", "random")}
+        lines.append((
+            first.budget, first.method, f"{sum(o.bytes for o in same) / len(same):,.0f}",
+            spread([o.metrics["loss"] for o in same], ".4f"), spread([o.metrics["accuracy"] for o in same], ".4f"),
+            f"{sum(o.seconds for o in same) / len(same):.2f}", spread(taus, ".2f") if taus else "",
+            *(f"{sum(w) / len(w):.0%}" if w else "" for w in wins.values()),
+        ))  # fmt: skip
+    return table(lines, left=(0, 1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["resnet8"], choices=list(CASES))
+    parser.add_argument("--methods", nargs="+", default=list(mq.methods()), choices=list(mq.methods()))
+    parser.add_argument("--averages", type=float, nargs="+", default=[2.5, 3, 4], help="average bits")
+    parser.add_argument("--bits", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--samples", type=int, help="calibration samples; each model has a number of its own")
+    parser.add_argument("--time-limit", type=float, default=60, help="seconds for each cross-layer solve")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", help="write JSON here")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    budgets = [mq.Budget(avg_bits=average) for average in args.averages]
+    rows: list[dict[str, object]] = []
+    for name in args.models:
+        runs = []
+        for seed in range(args.seeds):
+            try:
+                case = CASES[name](seed=seed, **({} if args.samples is None else {"samples": args.samples}))
+            except ImportError as error:
+                print(f"{name} is skipped: {error}")
+                rows.append({"model": name, "skipped": str(error)})
+                break
+            run = mq.compare(
+                case.model, case.calibration, case.evaluate, budgets,
+                methods=args.methods, bits=args.bits, seed=seed, solver={"time_limit": args.time_limit},
+            )  # fmt: skip
+            runs.append(run)
+            rows.append({"model": name, "seed": seed, **json.loads(run.to_json())})
+            write(args.out, {"bench": "compare", "arguments": vars(args), "rows": rows})  # what there is so far
+        if runs:
+            print(f"\n{name}, {args.seeds} calibration sets\n{summary(runs)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""compare: figures that can be checked by hand, controls that are always there, a model that is left as found."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import mpqkern as mq
+from mpqkern.compare import DRAWS, kendall
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 4))
+
+
+def judge(x: torch.Tensor, y: torch.Tensor):  # type: ignore[no-untyped-def]
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        out = model(x).detach()
+        loss = nn.functional.cross_entropy(out.double(), y)
+        return {"loss": float(loss), "accuracy": float((out.argmax(1) == y).double().mean())}
+
+    return evaluate
+
+
+@pytest.fixture
+def task():  # type: ignore[no-untyped-def]
+    model, x = net(), torch.randn(60, 32)
+    y = (model(x) * 4).argmax(1)
+    return model, [(x[:20], y[:20])], judge(x[20:], y[20:])
+
+
+def test_what_is_reported_is_what_a_swap_gives(task) -> None:  # type: ignore[no-untyped-def]
+    model, batches, evaluate = task
+    budgets = [mq.Budget(avg_bits=3), mq.Budget(bytes=3500)]
+    found = mq.compare(model, batches, evaluate, budgets, methods=["roundoff", "fisher"])
+    assert [(o.method, o.budget) for o in found.outcomes] == [
+        (m, repr(b)) for m in ("roundoff", "fisher", "uniform", "random") for b in budgets
+    ]
+    for outcome in found.outcomes:
+        assert len(outcome.bits) == (DRAWS if outcome.method == "random" else 1) and outcome.seconds > 0
+        sizes, losses = [], []
+        for bits in outcome.bits:
+            swapped = copy.deepcopy(model)
+            sizes.append(mq.swap_(swapped, bits).bytes)
+            losses.append(evaluate(swapped)["loss"])
+        assert outcome.bytes == np.mean(sizes)
+        assert outcome.metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert all(o.bytes <= 3500 for o in found.outcomes if o.budget == repr(budgets[1]))
+    assert found.metrics == evaluate(model)
+    direct = mq.solve(mq.score(model, batches, method="fisher"), budgets[0])
+    assert found.of("fisher")[0].bits == [direct.bits]
+
+
+def test_wins_and_taus(task) -> None:  # type: ignore[no-untyped-def]
+    model, batches, evaluate = task
+    budgets = [mq.Budget(avg_bits=a) for a in (2.5, 3.5, 5)]
+    found = mq.compare(model, batches, evaluate, budgets, methods=["roundoff", "size"])
+    loss = {m: [o.metrics["loss"] for o in found.of(m)] for m in ("roundoff", "random")}
+    better = [(a < b) + (a == b) / 2 for a, b in zip(loss["roundoff"], loss["random"], strict=True)]
+    assert found.wins("roundoff", "random") == np.mean(better)
+    assert found.wins("random", "roundoff") == pytest.approx(1 - np.mean(better))
+    assert found.wins("random", "random") is None
+    damage = []
+    for name in ("0", "2", "4"):
+        swapped = copy.deepcopy(model)
+        mq.swap_(swapped, {name: 2})
+        damage.append(evaluate(swapped)["loss"])
+    scores = mq.score(model, batches, method="roundoff")
+    assert found.tau["roundoff"] == pytest.approx(kendall(scores.unary[:, 0], np.array(damage)))
+    assert found.tau["size"] is None and found.tau["random"] is None  # equal everywhere; no scores
+
+
+def test_ranks_are_those_at_the_narrowest_scheme(task, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    model, batches, _ = task
+    weights = [model[i].weight.detach().clone() for i in (0, 2, 4)]
+
+    def evaluate(m: nn.Module) -> float:  # the damage is 1, 2 or 3
+        return sum(k * bool((m[i].weight != w).any()) for k, i, w in zip((1, 2, 3), (0, 2, 4), weights, strict=True))
+
+    def score(*args: object, **how: object) -> mq.Scores:
+        return mq.Scores(mq.catalog(model), [8, 2, 4], [[3, 5, 9], [2, 6, 8], [1, 7, 7]])
+
+    monkeypatch.setattr(sys.modules["mpqkern.compare"], "score", score)
+    found = mq.compare(model, batches, evaluate, [mq.Budget(avg_bits=4)], methods=["fisher"], bits=(8, 2, 4))
+    assert found.tau["fisher"] == 1
+
+
+def test_options_by_label_and_files(task) -> None:  # type: ignore[no-untyped-def]
+    model, batches, evaluate = task
+    methods = {"noise": {"method": "delta_loss", "at": "float"}, "delta_loss": {}}
+    found = mq.compare(model, batches, evaluate, [mq.Budget(avg_bits=3)], methods=methods, bits=(2, 3, 8), seed=4)
+    assert list(found.tau) == ["noise", "delta_loss", "uniform", "random"]
+    assert found.tau["noise"] == pytest.approx(
+        mq.compare(
+            model, batches, evaluate, [mq.Budget(avg_bits=3)], methods={"x": methods["noise"]}, bits=(2, 3, 8)
+        ).tau["x"]
+    )
+    assert found.of("uniform")[0].bytes == 3 / 8 * (32 * 64 * 2 + 128)  # 3 bits do not pack: nominal
+    read = json.loads(found.to_json())
+    assert read["metrics"] == found.metrics and read["wins"]["noise"]["random"] in (0, 0.5, 1)
+    text = str(found)
+    assert all(word in text for word in ("noise", "> uniform", "Budget(avg_bits=3)", f"{found.metrics['loss']:.4f}"))
+
+
+def test_the_model_is_left_as_found(task) -> None:  # type: ignore[no-untyped-def]
+    model, batches, _ = task
+    model.train()
+    state = copy.deepcopy(model.state_dict())
+    seen = []
+
+    def fails(m: nn.Module) -> float:
+        seen.append((m.training, torch.is_grad_enabled(), bool((m[0].weight != state["0.weight"]).any())))
+        if seen[-1][2]:
+            raise ArithmeticError
+        return 1.0
+
+    with pytest.raises(ArithmeticError):
+        mq.compare(model, batches, fails, [mq.Budget(avg_bits=3)], methods=["size"])
+    assert seen[0] == (False, False, False) and model.training and torch.is_grad_enabled()
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_wrong_arguments(task) -> None:  # type: ignore[no-untyped-def]
+    model, batches, evaluate = task
+    budget = mq.Budget(avg_bits=3)
+    with pytest.raises(ValueError, match="at least one Budget"):
+        mq.compare(model, batches, evaluate, budget)
+    with pytest.raises(ValueError, match=r"methods\['fish'\]='fish'"):
+        mq.compare(model, batches, evaluate, [budget], methods=["fish"])
+    with pytest.raises(ValueError, match="a sequence of names"):
+        mq.compare(model, batches, evaluate, [budget], methods="size")
+    with pytest.raises(ValueError, match="wanted 'kl' among them"):
+        mq.compare(model, batches, evaluate, [budget], methods=["size"], metric="kl")
