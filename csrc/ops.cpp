@@ -182,6 +182,10 @@ STABLE_TORCH_LIBRARY(mpqkern, m) {
   m.def(
       "probe_errors(Tensor weight, int[] bits, int group_size, bool symmetric, Tensor fractions, "
       "str scale_dtype=\"float16\") -> Tensor");
+  m.def("probe_linear(Tensor x, Tensor weights, Tensor? bias=None) -> Tensor");
+  m.def(
+      "probe_conv2d(Tensor x, Tensor weights, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups) "
+      "-> Tensor");
   m.def("isa(str want=\"\") -> str");
 }
 

@@ -123,6 +123,59 @@ def check_conv(
 ) -> tuple[int, int]:
     """Checks everything and returns the size of the result's plane."""
     op = "conv2d"
+    _geometry(op, x, kernel_size, stride, padding, dilation, groups)
+    check_packed(op, qweight, scales, zeros, bits, group_size, kernel_size[0] * kernel_size[1] * (x.shape[1] // groups))
+    check(op, "groups", groups, qweight.shape[0] % groups == 0, f"a divisor of qweight's {qweight.shape[0]} rows")
+    _bias(op, bias, qweight.shape[0])
+    check(op, "act_bits", act_bits, act_bits in (None, 8), "None or 8")
+    return _plane(op, x, kernel_size, stride, padding, dilation)
+
+
+def check_probe_linear(x: Tensor, weights: Tensor, bias: Tensor | None) -> None:
+    op = "probe_linear"
+    good = x.dtype in FLOATS and x.dim() >= 1 and x.shape[-1] > 0
+    _tensor(op, "x", x, good, "float32, float16 or bfloat16 [..., K], K at least 1")
+    good = weights.dtype == x.dtype and weights.dim() == 3 and weights.shape[2] == x.shape[-1]
+    _tensor(op, "weights", weights, good, f"{x.dtype} [V, N, {x.shape[-1]}]")
+    _bias(op, bias, weights.shape[1])
+
+
+def check_probe_conv(
+    x: Tensor,
+    weights: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> tuple[int, int]:
+    """Checks everything and returns the size of the result's plane."""
+    op = "probe_conv2d"
+    good = weights.dtype == x.dtype and weights.dim() == 5
+    _tensor(op, "weights", weights, good, f"{x.dtype} [V, N, channels of a group, height, width]")
+    kernel_size = list(weights.shape[3:])
+    _geometry(op, x, kernel_size, stride, padding, dilation, groups)
+    check(op, "groups", groups, weights.shape[1] % groups == 0, f"a divisor of weights' {weights.shape[1]} rows")
+    channels = x.shape[1] // groups
+    _tensor(op, "weights", weights, weights.shape[2] == channels, f"{channels} channels in dimension 2")
+    _bias(op, bias, weights.shape[1])
+    return _plane(op, x, kernel_size, stride, padding, dilation)
+
+
+def check_features(op: str, features: list[Tensor], debiased: bool = False) -> None:
+    check(op, "features", "[]", len(features) > 0, "at least one tensor")
+    n = features[0].shape[0] if features[0].dim() else 0
+    _tensor(op, "features[0]", features[0], 1 <= n <= 1024, "1..1024 samples in dimension 0")
+    for i, x in enumerate(features):
+        good = x.dtype in FLOATS and x.dim() > 0 and x.shape[0] == n
+        _tensor(op, f"features[{i}]", x, good, f"float32, float16 or bfloat16 [{n}, ...]")
+        check(op, f"features[{i}].device", x.device, x.device == features[0].device, f"{features[0].device}")
+    check(op, "features' samples", n, not debiased or n >= 4, "at least 4 with debiased=True")
+
+
+def _geometry(
+    op: str, x: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> None:
     _tensor(
         op, "x", x, x.dtype in FLOATS and x.dim() == 4, "float32, float16 or bfloat16 [batch, channels, height, width]"
     )
@@ -140,27 +193,17 @@ def check_conv(
         groups >= 1 and x.shape[1] > 0 and x.shape[1] % groups == 0,
         f"a divisor of x's {x.shape[1]} channels",
     )
-    check_packed(op, qweight, scales, zeros, bits, group_size, kernel_size[0] * kernel_size[1] * (x.shape[1] // groups))
-    check(op, "groups", groups, qweight.shape[0] % groups == 0, f"a divisor of qweight's {qweight.shape[0]} rows")
-    _bias(op, bias, qweight.shape[0])
-    check(op, "act_bits", act_bits, act_bits in (None, 8), "None or 8")
+
+
+def _plane(
+    op: str, x: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> tuple[int, int]:
     height, width = (
         (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
     )
     check(op, "x", list(x.shape), x.shape[2] > 0 and x.shape[3] > 0, "height and width of at least 1")
     check(op, "x", list(x.shape), height > 0 and width > 0, "height and width, padded, no smaller than the kernel")
     return height, width
-
-
-def check_features(op: str, features: list[Tensor], debiased: bool = False) -> None:
-    check(op, "features", "[]", len(features) > 0, "at least one tensor")
-    n = features[0].shape[0] if features[0].dim() else 0
-    _tensor(op, "features[0]", features[0], 1 <= n <= 1024, "1..1024 samples in dimension 0")
-    for i, x in enumerate(features):
-        good = x.dtype in FLOATS and x.dim() > 0 and x.shape[0] == n
-        _tensor(op, f"features[{i}]", x, good, f"float32, float16 or bfloat16 [{n}, ...]")
-        check(op, f"features[{i}].device", x.device, x.device == features[0].device, f"{features[0].device}")
-    check(op, "features' samples", n, not debiased or n >= 4, "at least 4 with debiased=True")
 
 
 def _bits(op: str, bits: int) -> None:

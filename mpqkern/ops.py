@@ -22,7 +22,9 @@ from .checks import (
     check_features,
     check_linear,
     check_packed,
+    check_probe_conv,
     check_probe_errors,
+    check_probe_linear,
     check_quantize,
 )
 from .scheme import padded
@@ -43,6 +45,9 @@ SCHEMAS = {
     "orthogonality": "(Tensor[] features, bool center=True, bool debiased=False) -> Tensor",
     "probe_errors": "(Tensor weight, int[] bits, int group_size, bool symmetric, Tensor fractions, "
     'str scale_dtype="float16") -> Tensor',
+    "probe_linear": "(Tensor x, Tensor weights, Tensor? bias=None) -> Tensor",
+    "probe_conv2d": "(Tensor x, Tensor weights, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
+    "int groups) -> Tensor",
 }
 ISAS = ("plain", "scalar", "avx2", "avx512")  # what MPQKERN_ISA may ask for, slowest first
 
@@ -137,10 +142,12 @@ def _(x, qweight, scales, zeros, bias, bits, group_size, kernel_size, stride, pa
     height, width = check_conv(
         x, qweight, scales, zeros, bias, bits, group_size, kernel_size, stride, padding, dilation, groups, act_bits
     )
+    return _images(x, x.shape[0], qweight.shape[0], height, width)
+
+
+def _images(x: Tensor, *shape: int) -> Tensor:
     form = torch.channels_last if plain.is_channels_last(x) else torch.contiguous_format
-    return torch.empty(
-        (x.shape[0], qweight.shape[0], height, width), dtype=x.dtype, device=x.device, memory_format=form
-    )
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=form)
 
 
 @torch.library.register_fake("mpqkern::gram")
@@ -161,6 +168,19 @@ def _(weight, bits, group_size, symmetric, fractions, scale_dtype="float16"):  #
     check_probe_errors(weight, bits, group_size, fractions, scale_dtype)
     groups = _groups(weight.shape[1], group_size)
     return weight.new_empty(len(bits), weight.shape[0], groups, fractions.shape[0], dtype=torch.float32)
+
+
+@torch.library.register_fake("mpqkern::probe_linear")
+def _(x: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
+    check_probe_linear(x, weights, bias)
+    return x.new_empty(weights.shape[0], *x.shape[:-1], weights.shape[1])
+
+
+@torch.library.register_fake("mpqkern::probe_conv2d")
+def _(x, weights, bias, stride, padding, dilation, groups):  # type: ignore[no-untyped-def]
+    plane = check_probe_conv(x, weights, bias, stride, padding, dilation, groups)
+    variants, batch, n = weights.shape[0], x.shape[0], weights.shape[1]
+    return _images(x, variants * batch, n, *plane).view(variants, batch, n, *plane)
 
 
 # ---- gradients: with respect to activations and bias; packed weights are constants -----------------

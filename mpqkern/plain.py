@@ -19,7 +19,9 @@ from .checks import (
     check_finite,
     check_linear,
     check_packed,
+    check_probe_conv,
     check_probe_errors,
+    check_probe_linear,
     check_quantize,
 )
 from .scheme import padded
@@ -235,3 +237,34 @@ def probe_errors(
             check_finite("probe_errors", weight, scale, scale_dtype)
             out[b, ..., f] = groups.error(scale, zero, width).squeeze(-1)
     return out
+
+
+def probe_linear(x: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
+    check_probe_linear(x, weights, bias)
+    b = None if bias is None else bias.to(x.dtype)
+    return _stack([F.linear(x, w, b) for w in weights], (*x.shape[:-1], weights.shape[1]), x)
+
+
+def probe_conv2d(
+    x: Tensor,
+    weights: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    height, width = check_probe_conv(x, weights, bias, stride, padding, dilation, groups)
+    b = None if bias is None else bias.to(x.dtype)
+    form = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+    images = [F.conv2d(x, w, b, stride, padding, dilation, groups).contiguous(memory_format=form) for w in weights]
+    return _stack(images, (x.shape[0], weights.shape[1], height, width), x)
+
+
+def _stack(results: list[Tensor], shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """[V, *shape], each of the results in its own order of dimensions."""
+    if not results:
+        return like.new_empty(0, *shape)
+    if results[0].dim() == 4 and is_channels_last(results[0]):
+        return torch.stack([r.movedim(1, -1) for r in results]).movedim(-1, 2)
+    return torch.stack(results)

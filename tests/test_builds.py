@@ -77,7 +77,8 @@ def test_kernels_under_sanitizers_and_emulation(sanitized: Path, tmp_path: Path)
         "tests/test_linear.py",
         "tests/test_conv.py",
         "tests/test_gram.py",
-        "tests/test_probe.py",
+        "tests/test_probe_errors.py",
+        "tests/test_probe_products.py",
         log=tmp_path,
     )
     reports = "".join(p.read_text()[:4000] for p in tmp_path.iterdir())

@@ -43,6 +43,14 @@ def samples() -> dict[str, list[tuple]]:
             (torch.randn(5, 70), [2, 3, 8], 32, False, torch.tensor([1.0, 0.7])),
             (torch.randn(0, 9).half(), [4], 0, True, torch.ones(1), "float32"),
         ],
+        "probe_linear": [
+            (torch.randn(2, 3, 9), torch.randn(4, 5, 9), torch.randn(5)),
+            (torch.randn(0, 9).half(), torch.randn(1, 5, 9).half()),
+        ],
+        "probe_conv2d": [
+            (image, torch.randn(3, N, 4, 3, 3), torch.randn(N), *CONV[1:]),
+            (last.detach().half(), torch.randn(2, N, 4, 3, 3).half(), None, *CONV[1:]),
+        ],
     }  # fmt: skip
 
 

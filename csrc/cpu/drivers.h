@@ -14,8 +14,15 @@ struct LinearArgs {
   Float type = Float::f32;
   int64_t m = 0;
   bool act8 = false;
+  const float* floats = nullptr;  // `probe_linear`: [variants][N][K] in place of packed codes
+  int64_t variants = 1;
 };
 void linear(const LinearArgs& args);
+
+// y[variants][M][N]: many fp32 weights of one shape meet the same x, which is laid out for them once. Every result
+// is one chain of multiply-adds over k in order, so it depends on no other row, variant, shape or thread.
+// `weight` gives only n and k = kp.
+void probe_linear(const LinearArgs& args);
 
 // Strides are in elements, in the order batch, channel, row, column. act8: one scale a sample.
 struct ConvArgs {
@@ -27,10 +34,15 @@ struct ConvArgs {
   int64_t kernel[2], stride[2], padding[2], dilation[2];
   int64_t x_stride[4], y_stride[4];
   bool act8 = false;
+  const float* floats = nullptr;  // `probe_conv2d`: [variants][N][channels][row][column] in place of packed codes
+  int64_t variants = 1;
 
   int64_t pixels() const { return batch * out_height * out_width; }
 };
 void conv2d(const ConvArgs& args);
+
+// y[variants][batch]...: as probe_linear; patches are gathered once for all variants.
+void probe_conv2d(const ConvArgs& args);
 
 // The Gram matrix x x^T of n samples of `columns` features each, fp64 [n][n]: fp32 sums over 512 columns,
 // fp64 from there on. center: every feature less its mean over the samples.

@@ -73,8 +73,8 @@ struct Kernels {
   // out[j * out_ld + i] = in[i * in_ld + j] for i < rows, j < columns.
   void (*transpose)(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld);
 
-  // y[i] += a * x[i * step], the depthwise convolution's inner loop.
-  void (*axpy)(float a, const float* x, int64_t step, float* y, int64_t count);
+  // y[i] += a * x[i], the depthwise convolution's inner loop.
+  void (*axpy)(float a, const float* x, float* y, int64_t count);
 
   // q[k] = round(x[k] * 127 / max|x|) over each group, scale = max|x| / 127, sum = sum of q.
   void (*quantize_act)(const float* x, int64_t kp, int64_t group, int8_t* q, float* scale, int64_t* sum);

@@ -221,11 +221,8 @@ void transpose(const float* in, int64_t in_ld, int64_t rows, int64_t columns, fl
     }
 }
 
-void axpy(float a, const float* x, int64_t step, float* y, int64_t count) {
-  if (step == 1)
-    for (int64_t i = 0; i < count; ++i) y[i] += a * x[i];
-  else
-    for (int64_t i = 0; i < count; ++i) y[i] += a * x[i * step];
+void axpy(float a, const float* x, float* y, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) y[i] += a * x[i];
 }
 
 // ---- 8-bit activations ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "block.h"
 #include "buffer.h"
 #include "drivers.h"
 #include "parallel.h"
@@ -32,7 +33,7 @@ const float* padded_rows(const LinearArgs& a, Buffer<float>& room) {
   return room;
 }
 
-// One result row's columns n0..n1, from fp32 sums.
+// Result row m's columns n0..n1, from fp32 sums; rows of several variants are numbered through.
 void finish(const LinearArgs& a, int64_t m, int64_t n0, int64_t n1, float* sums) {
   if (a.bias)
     for (int64_t n = n0; n < n1; ++n) sums[n - n0] += a.bias[n];
@@ -73,27 +74,29 @@ void make_panels(const float* x, int64_t kp, int64_t m0, int64_t m1, float* pane
 
 void by_panels(const LinearArgs& a, const float* x) {
   const Packed& w = a.weight;
-  const int64_t columns = std::min(kMaxColumns, ceil_div(a.m, kPanel) * kPanel);
+  const int64_t columns = std::min(kMaxColumns, ceil_div(a.m, kPanel) * kPanel), blocks = ceil_div(w.n, kRows);
   Buffer<float> panels(columns * w.kp);
   for (int64_t m0 = 0; m0 < a.m; m0 += columns) {
     const int64_t m1 = std::min(a.m, m0 + columns), count = ceil_div(m1 - m0, kPanel);
     make_panels(x, w.kp, m0, m1, panels);
     const int64_t grain = ceil_div(kGrainMacs, kRows * w.kp * (m1 - m0));
-    parallel_for(ceil_div(w.n, kRows), grain, [&](int64_t begin, int64_t end) {
-      Buffer<float> block(kRows * kDepth), sums(count * kRows * kPanel), grid(2 * w.groups), tile(kPanel * kRows);
-      for (int64_t n0 = begin * kRows; n0 < std::min(w.n, end * kRows); n0 += kRows) {
-        const int64_t n1 = std::min(w.n, n0 + kRows);
+    parallel_for(a.variants * blocks, grain, [&](int64_t begin, int64_t end) {
+      Buffer<float> room(a.floats ? 0 : kRows * kDepth), sums(count * kRows * kPanel), grid(2 * w.groups),
+          tile(kPanel * kRows);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t variant = i / blocks, n0 = i % blocks * kRows, n1 = std::min(w.n, n0 + kRows);
+        const float* floats = a.floats ? a.floats + variant * w.n * w.k : nullptr;
         for (int64_t k0 = 0; k0 < w.kp; k0 += kDepth) {
           const int64_t k1 = std::min(w.kp, k0 + kDepth);
-          kernels().dequantize(w, n0, n1, k0, k1, block, kDepth, grid);
+          const Block block = fp32_block(w, floats, n0, n1, k0, k1, room, kDepth, grid);
           for (int64_t p = 0; p < count; ++p)
-            kernels().gemm(block, kDepth, n1 - n0, panels + (p * w.kp + k0) * kPanel, m1 - m0 - p * kPanel, k1 - k0,
-                           sums + p * kRows * kPanel, kPanel, k0 == 0);
+            kernels().gemm(block.data, block.ld, n1 - n0, panels + (p * w.kp + k0) * kPanel, m1 - m0 - p * kPanel,
+                           k1 - k0, sums + p * kRows * kPanel, kPanel, k0 == 0);
         }
         for (int64_t p = 0; p < count; ++p) {
           const int64_t first = m0 + p * kPanel, rows = std::min(kPanel, m1 - first);
           kernels().transpose(sums + p * kRows * kPanel, kPanel, n1 - n0, rows, tile, kRows);
-          for (int64_t m = 0; m < rows; ++m) finish(a, first + m, n0, n1, tile + m * kRows);
+          for (int64_t m = 0; m < rows; ++m) finish(a, variant * a.m + first + m, n0, n1, tile + m * kRows);
         }
       }
     });
@@ -126,6 +129,10 @@ void linear(const LinearArgs& a) {
   } else {
     by_panels(a, x);
   }
+}
+
+void probe_linear(const LinearArgs& a) {
+  if (a.m > 0 && a.weight.n > 0 && a.variants > 0) by_panels(a, static_cast<const float*>(a.x));
 }
 
 }  // namespace mpq

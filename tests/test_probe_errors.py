@@ -1,4 +1,4 @@
-"""probe_errors, probe_linear, probe_conv2d: many perturbed weights of one layer at the cost of few passes."""
+"""probe_errors: what rounding costs each group of a weight, at every width and range."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ from . import reference
 WIDTHS = [1, 2, 3, 4, 5, 6, 7, 8]
 FRACTIONS = torch.tensor([1.0, 0.8, 0.55, 0.2])
 SEARCHED = torch.stack([torch.ones(()) - torch.ones(()) * i * plain.FRACTION_STEP for i in range(plain.FRACTIONS)])
-
-
-# ---- probe_errors
 
 
 @pytest.mark.sanitize
