@@ -1,7 +1,7 @@
 """How fast is the bit assignment proven, and what do other solvers do with the same problem?
 
     python bench/solve.py                                # linear, quadratic and frontiers, no other solvers
-    python bench/solve.py --peers gurobi scip highs cbc --limit 20 --data tables/*.npz --out solve.json
+    python bench/solve.py --peers gurobi scip cpsat highs cbc --grid --limit 10 --data tables/*.npz --out solve.json
 
 Times are CPU seconds of one thread. Other solvers are optional installs and run in processes of their own. Files
 given with --data hold measured pair losses (see solve_instances.measured).
@@ -105,7 +105,9 @@ def main() -> None:
     parser.add_argument("--grid", action="store_true", help="all lengths, widths and averages, without other solvers")
     parser.add_argument("--out", help="write JSON here")
     args = parser.parse_args()
-    problems, alone = compared(args.data), grid(args.data) if args.grid else []
+    problems = compared(args.data)
+    known = {problem.name for problem in problems}
+    alone = [problem for problem in grid(args.data) if problem.name not in known] if args.grid else []
     ours(linear(20, 4, 2, 4.0), args.limit)  # imports and first calls are not what is timed
     results, lines = [], [("problem", "solver", "CPU s", "objective", "gap")]
     for problem in problems + alone:

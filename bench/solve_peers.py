@@ -68,6 +68,7 @@ def scip(unary, pairs, rows, caps, limit):  # type: ignore[no-untyped-def]
     model = pyscipopt.Model()
     model.hideOutput()
     model.setParam("limits/time", limit)
+    model.setParam("timing/clocktype", 1)  # CPU time
     x = [model.addVar(vtype="B") for _ in range(layers * choices)]
     for layer in range(layers):
         model.addCons(pyscipopt.quicksum(x[layer * choices : (layer + 1) * choices]) == 1)
