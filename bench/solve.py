@@ -1,9 +1,11 @@
 """How fast is the bit assignment proven, and what do other solvers do with the same problem?
 
-    python bench/solve.py                                # linear, quadratic and frontiers, no other solvers
-    python bench/solve.py --peers gurobi scip cpsat highs cbc --grid --limit 10 --data tables/*.npz --out solve.json
+    OMP_NUM_THREADS=1 python bench/solve.py                # linear, quadratic and frontiers, no other solvers
+    OMP_NUM_THREADS=1 python bench/solve.py --peers gurobi scip cpsat highs cbc --grid --limit 10 \\
+        --data tables/*.npz --out solve.json
 
-Times are CPU seconds of one thread; limits are on the wall clock, so on a busy machine compare both. Other solvers
+Times are CPU seconds, so numpy's second thread would count as well (and spins on a busy machine). Limits are on the
+wall clock: where a row's wall time is far above its CPU time, the machine was busy and its gap means little. Other solvers
 are optional installs and run in processes of their own. Files given with --data hold measured pair losses (see
 solve_instances.measured).
 """
