@@ -13,7 +13,7 @@ from mpqkern.solve.prepare import projected
 BITS = {2: (4, 8), 3: (2, 4, 8), 4: (2, 3, 4, 8), 6: (2, 3, 4, 5, 6, 8)}
 
 
-@dataclass
+@dataclass(eq=False)
 class Instance:
     """minimise unary + pairs subject to rows <= caps; arrays as in mpqkern.solve.quadratic.minimise."""
 
