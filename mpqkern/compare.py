@@ -133,11 +133,12 @@ def compare(
         tau[label] = None if scores is None else kendall(scores.unary[:, judge.narrowest], judge.damage())
         for budget in budgets:
             start, answers = time.perf_counter(), []
-            for draw in range(DRAWS if name == "random" else 1):
+            # other seeds draw others
+            for seed_ in range(own["seed"] * DRAWS, (own["seed"] + 1) * DRAWS) if name == "random" else [own["seed"]]:
                 if scores is not None:
                     answers.append(solve(scores, budget, **(solver or {})))
                 else:
-                    answers.append(assign(model, batches, budget, method=name, **own | {"seed": own["seed"] + draw}))
+                    answers.append(assign(model, batches, budget, method=name, **own | {"seed": seed_}))
             seconds = measured + (time.perf_counter() - start) / len(answers)
             outcomes.append(judge.outcome(label, budget, answers, seconds))
     return Comparison(metric, base, outcomes, tau)

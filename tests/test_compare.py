@@ -102,6 +102,11 @@ def test_options_by_label_and_files(task) -> None:  # type: ignore[no-untyped-de
         ).tau["x"]
     )
     assert found.of("uniform")[0].bytes == 3 / 8 * (32 * 64 * 2 + 128)  # 3 bits do not pack: nominal
+    draws = range(4 * DRAWS, 5 * DRAWS)
+    how = {"method": "random", "bits": (2, 3, 8)}
+    assert found.of("random")[0].bits == [
+        mq.assign(model, batches, mq.Budget(avg_bits=3), seed=draw, **how).bits for draw in draws
+    ]
     read = json.loads(found.to_json())
     assert read["metrics"] == found.metrics and read["wins"]["noise"]["random"] in (0, 0.5, 1)
     text = str(found)
