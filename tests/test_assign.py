@@ -195,7 +195,7 @@ def test_options_go_where_they_belong() -> None:
         mq.assign(model, batch(), method="uniform", lazy=True)
     with pytest.raises(TypeError, match="of='kl' is no option of method 'greedy'; wanted one of mode, metric"):
         mq.assign(model, batch(), method="greedy", of="kl")
-    with pytest.raises(ValueError, match="method='ransom'; wanted one of size"):
+    with pytest.raises(ValueError, match="method='ransom'; wanted one of ompq"):
         mq.assign(model, batch(), method="ransom")
     with pytest.raises(
         ValueError, match="method='uniform' measures nothing and is for assign only; wanted one of size"
