@@ -22,7 +22,7 @@ def steady() -> Iterator[None]:
 
 @pytest.fixture(params=ops.ISAS)
 def path(request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
-    """The six ops as served by plain PyTorch or by one instruction set."""
+    """The ops as served by plain PyTorch or by one instruction set."""
     name = request.param
     if name == "plain":
         yield SimpleNamespace(name=name, **{op: getattr(plain, op) for op in ops.SCHEMAS})

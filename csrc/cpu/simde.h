@@ -21,5 +21,13 @@ static inline __m512i mpq_cvtepu8_epi32(__m128i a) {
   for (int i = 0; i < 16; ++i) out[i] = in[i];
   return _mm512_load_si512(out);
 }
+static inline __m512d mpq_cvtps_pd(__m256 a) {
+  alignas(32) float in[8];
+  alignas(64) double out[8];
+  _mm256_store_ps(in, a);
+  for (int i = 0; i < 8; ++i) out[i] = in[i];
+  return _mm512_load_pd(out);
+}
 #define _mm512_cvtepi32_ps mpq_cvtepi32_ps
 #define _mm512_cvtepu8_epi32 mpq_cvtepu8_epi32
+#define _mm512_cvtps_pd mpq_cvtps_pd
