@@ -5,9 +5,9 @@
         --data tables/*.npz --out solve.json
 
 Times are CPU seconds, so numpy's second thread would count as well (and spins on a busy machine). Limits are on the
-wall clock: where a row's wall time is far above its CPU time, the machine was busy and its gap means little. Other solvers
-are optional installs and run in processes of their own. Files given with --data hold measured pair losses (see
-solve_instances.measured).
+wall clock: where a row's wall time is far above its CPU time, the machine was busy and its gap means little. Other
+solvers are optional installs and run in processes of their own. Files given with --data hold measured pair losses
+(see solve_instances.measured).
 """
 
 from __future__ import annotations
