@@ -198,7 +198,7 @@ def test_options_go_where_they_belong() -> None:
     with pytest.raises(ValueError, match="method='ransom'; wanted one of ompq"):
         mq.assign(model, batch(), method="ransom")
     with pytest.raises(
-        ValueError, match="method='uniform' measures nothing and is for assign only; wanted one of size"
+        ValueError, match="method='uniform' measures nothing and is for assign only; wanted one of ompq"
     ):
         mq.score(model, batch(), method="uniform")
     with pytest.raises(ValueError, match="wanted a Budget"):
