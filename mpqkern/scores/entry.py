@@ -100,7 +100,6 @@ def score(
     run.meter = Meter(time_limit=time_limit, max_evals=max_evals, progress=progress)
     try:
         with held(model):
-            run.task.prepare()
             found = chosen.score(run, **options)
     finally:
         run.meter.end()

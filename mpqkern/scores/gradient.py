@@ -135,6 +135,7 @@ def _measured(run: Run, title: str, make: Callable[[int, int], Item], parts: int
         parameter.requires_grad_(False)
     wanted = [(index, part) for index in range(len(run.task.batches)) for part in range(parts)]
     by_key = {run.key(index, part): (index, part) for index, part in wanted}
+    run.task.prepare()
     run.meter.begin(title, len(wanted))
     return run.bank.measure([run.key(*each) for each in wanted], lambda key: make(*by_key[key]), run.meter)
 

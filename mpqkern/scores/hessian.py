@@ -42,6 +42,7 @@ def score(run: Run, *, tol: float = 0.02, max_probes: int = 64) -> Scores:
     task, names = run.task, [layer.name for layer in run.task.layers]
     rounds = -(-max_probes // ROUND)
     share = np.array(task.sizes) / task.samples
+    task.prepare()
     run.meter.begin("hawq", rounds * len(task.batches))
     found: list[np.ndarray] = []  # traces by each round
     for number in range(rounds):

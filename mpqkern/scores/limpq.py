@@ -88,6 +88,7 @@ def score(
         run.meter.step("from the bank", evaluations, made=False)
         text = run.bank[key]["indicators"].tobytes()
     else:
+        run.task.prepare()
         net = Supernet(run.task, levels, first_last=first_last, init=init, train_weights=train_weights)
         sgd = Sgd(net.trained(), lr, steps, momentum, weight_decay)
         _train(run, net, sgd, key, smoothing, step_max)

@@ -93,13 +93,12 @@ def fitted(run: Run, design: Design) -> Run:
         return run
     most = max(1, replay.size * run.memory // wanted)
     log.info("batches of at most %d samples, as %d would take %d MiB", most, replay.size, wanted >> 20)
-    task = run.task.split(most)
-    task.prepare()
-    return replace(run, task=task)
+    return replace(run, task=run.task.split(most))
 
 
 def measured(run: Run, design: Design) -> None:
     """Afterwards the bank has all items of all batches. Ranks share the batches between them."""
+    run.task.prepare()
     layers, batches = range(len(run.task.layers)), range(len(run.task.batches))
     reached = [layer for layer in layers if run.task.layers[layer].macs]
     share = mine(batches)

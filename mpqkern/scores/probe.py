@@ -41,7 +41,7 @@ class Probe:
     def __init__(self, run: Run, metric: str = "loss") -> None:
         if metric not in METRICS:
             raise ValueError(f"metric={metric!r}; wanted 'loss', 'accuracy' or 'kl'")
-        run.task.prepare(answers=metric == "kl")
+        run.task.prepare(answers=metric == "kl" or (metric == "accuracy" and run.task.labels(0) is None))
         self.run, self.metric = run, metric
         self._heads = [run.key(index, metric) for index in range(len(run.task.batches))]
         self._nets: dict[int, _Net] = {}

@@ -163,14 +163,14 @@ class Task:
         return task
 
     def _reference(self, index: int) -> Tensor:
-        """Logits of the model as it is. Methods call `prepare` before they change any weight."""
+        """Logits of the model as it is. A method of losses calls `prepare` first."""
         if index not in self._float_logits:
             raise RuntimeError("the float model's answers were not recorded; wanted Task.prepare() first")
         return self._float_logits[index]
 
     def prepare(self, *, answers: bool = False) -> None:
         """Records the model's own answers where the loss compares with them, or where they are asked for."""
-        if not answers and (callable(self._loss) or self.loss_name == "ce") and self.labels(0) is not None:
+        if not answers and (callable(self._loss) or self.loss_name == "ce"):
             return
         with held(self.model):
             for index, batch in enumerate(self.batches):
