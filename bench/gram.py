@@ -44,7 +44,7 @@ def last(x: torch.Tensor) -> torch.Tensor:
 
 
 def grams() -> Iterator[tuple[str, Calls, int]]:
-    """Cases: a name, calls (the baseline first), and the bytes that a call has to read."""
+    """Cases: a name, calls (the baseline first), and the bytes that a call has to read, 0 where that is little."""
     for n in (32, 64, 128, 256):
         for dtype in (torch.float32, torch.bfloat16):
             features = [torch.randn(n, 64, 56, 56).to(dtype) for _ in range(2)]
@@ -109,7 +109,7 @@ def products() -> Iterator[tuple[str, Calls, int]]:
 
             calls = {"loop": loop, "probe": lambda i, x=x, s=stacks, how=how: mpq.probe_conv2d(x, s[i % 2], None, *how)}
             shape = f"{channels}x{size}x{size} to {n}, {kernel}x{kernel}/{stride}"
-            yield f"conv {shape}{f', {groups} groups' if groups > 1 else ''}{name}", calls, 4 * x.numel()
+            yield f"conv {shape}{f', {groups} groups' if groups > 1 else ''}{name}", calls, 0
 
 
 PARTS = {"gram": grams, "orthogonality": orthogonality, "errors": errors, "products": products}
@@ -138,10 +138,10 @@ def main() -> None:
             for what, t in times.items():
                 rows.append({
                     "part": part, "case": case, "what": what, "ms": t.seconds * 1e3, "spread": t.spread,
-                    "speedup": base / t.seconds, "memory_roofline": read / bandwidth / t.seconds,
+                    "speedup": base / t.seconds, "memory_roofline": read / bandwidth / t.seconds or None,
                 })  # fmt: skip
                 cells = f"{t.seconds * 1e3:.2f}", f"{t.spread:.0%}", f"{base / t.seconds:.2f}"
-                lines.append((case, what, *cells, f"{read / bandwidth / t.seconds:.2f}"))
+                lines.append((case, what, *cells, f"{read / bandwidth / t.seconds:.2f}" if read else ""))
     print(table(lines, left=(0, 1)))
     write(args.out, {"bench": "gram", "arguments": vars(args), "bytes_per_second": bandwidth, "rows": rows})
 

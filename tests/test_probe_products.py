@@ -161,6 +161,7 @@ PLAIN_CONV = ([1, 1], [0, 0], [1, 1], 1)
 CONV_ERRORS = [
     ((torch.ones(4, 6, 6), torch.ones(1, 2, 4, 3, 3), None, *PLAIN_CONV), r"x .*\[batch, channels, height, width\]"),
     ((torch.ones(1, 4, 6, 6), torch.ones(2, 4, 3, 3), None, *PLAIN_CONV), r"weights .*; wanted float32 \[V, N, chann"),
+    ((torch.ones(1, 4, 6, 6), torch.ones(1, 2, 4, 3, 3).half(), None, *PLAIN_CONV), "weights .*; wanted float32"),
     ((torch.ones(1, 4, 6, 6), torch.ones(1, 2, 3, 3, 3), None, *PLAIN_CONV), "weights .*; wanted 4 channels"),
     ((torch.ones(1, 4, 6, 6), torch.ones(1, 3, 2, 3, 3), None, *PLAIN_CONV[:3], 2), "groups=2; wanted a divisor of w"),
     ((torch.ones(1, 4, 6, 6), torch.ones(1, 3, 2, 3, 3), None, *PLAIN_CONV[:3], 3), "groups=3; wanted a divisor of x"),
