@@ -1,14 +1,16 @@
-// mpqkern._host: the cross-layer solver's searches, over numpy arrays. mpqkern/solve/quadratic.py drives them.
+// mpqkern._host: the solvers' searches, over numpy arrays. mpqkern/solve/{quadratic,core}.py drive them.
 #include <pybind11/functional.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <random>
 #include <string>
 
+#include "knapsack.h"
 #include "tree.h"
 
 namespace py = pybind11;
@@ -17,6 +19,7 @@ using namespace mpq::host;
 namespace {
 
 using Doubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
+using Wholes = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
 using Flags = py::array_t<uint8_t, py::array::c_style | py::array::forcecast>;
 using Progress = std::optional<py::function>;
 
@@ -169,13 +172,41 @@ py::tuple identity_error_py(Doubles unary, Doubles pairwise, Doubles use, Double
   return py::make_tuple(error, steepest);
 }
 
+py::dict cheapest_py(Wholes cost, Wholes use, Wholes rest, Flags allowed, const std::vector<int>& known, bool any,
+                     double work) {
+  want(cost.ndim() == 2, "cost", cost, "[U, B]");
+  const py::ssize_t U = cost.shape(0), B = cost.shape(1), K = rest.size();
+  want(rest.ndim() == 1 && K >= 1, "rest", rest, "[K] with K at least 1");
+  want(use.size() == K * U * B, "use", use, "[K, U, B] like rest and cost");
+  want(allowed.size() == U * B, "allowed", allowed, "[U, B] like cost");
+  for (py::ssize_t u = 0; u < U; ++u)
+    if (std::count(allowed.data() + u * B, allowed.data() + (u + 1) * B, 0) == B)
+      throw py::value_error("allowed has no choice for unit " + std::to_string(u) + "; wanted one or more");
+  if (!known.empty() && static_cast<py::ssize_t>(known.size()) != U)
+    throw py::value_error("known has " + std::to_string(known.size()) + " entries; wanted none or " +
+                          std::to_string(U));
+  for (int b : known)
+    if (b < 0 || b >= B)
+      throw py::value_error("known holds " + std::to_string(b) + "; wanted choices below " + std::to_string(B));
+  const Knapsack problem{static_cast<int>(U), static_cast<int>(B), static_cast<int>(K), cost.data(),
+                         use.data(),          rest.data(),         allowed.data()};
+  KnapsackResult result;
+  {
+    py::gil_scoped_release free;
+    result = cheapest(problem, known, any, work);
+  }
+  return py::dict(py::arg("choice") = result.choice, py::arg("done") = result.done, py::arg("first") = result.first);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_host, m) {
-  m.doc() = "Searches of the cross-layer quadratic solver; see mpqkern.solve.quadratic.";
+  m.doc() = "Searches of the solvers; see mpqkern.solve.quadratic and mpqkern.solve.core.";
   m.def("local_search", &local_search_py, py::arg("unary"), py::arg("pairwise"), py::arg("use"), py::arg("cap"),
         py::arg("allowed"), py::arg("choice"), py::arg("kicks"), py::arg("seed"), py::arg("seconds"),
         py::arg("progress") = py::none());
+  m.def("cheapest", &cheapest_py, py::arg("cost"), py::arg("use"), py::arg("rest"), py::arg("allowed"),
+        py::arg("known"), py::arg("any"), py::arg("work"));
   m.def("tree", &tree_py, py::arg("unary"), py::arg("pairwise"), py::arg("use"), py::arg("cap"), py::arg("allowed"),
         py::arg("incumbent"), py::arg("form"), py::arg("share"), py::arg("relative"), py::arg("absolute"),
         py::arg("work"), py::arg("memory"), py::arg("seconds"), py::arg("progress") = py::none());

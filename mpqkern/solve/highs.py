@@ -13,6 +13,7 @@ import numpy as np
 from .lazy import highspy
 
 TARGET = 1e4  # of the scaled LP value; anything from 1e3 to 1e5 is safe
+TOLERANCE = 1e-6  # HiGHS's, of a budget
 MAX_COST = 1e7  # scaled; the simplex gives up on duals of 1e9
 Progress = Callable[[float, float, float, int], object]  # objective, bound, seconds, nodes
 
@@ -85,6 +86,15 @@ def integer(
         choice = shares.argmax(axis=1)
     done = status == highspy.HighsModelStatus.kOptimal
     return choice, info.mip_dual_bound / scale, "optimal" if done else "limit"
+
+
+def clearly_infeasible(
+    use: np.ndarray, allowed: np.ndarray, rest: np.ndarray, *, time_limit: float | None = None
+) -> bool:
+    """Whether nothing fits even budgets that are larger by more than HiGHS's tolerance, so that this cannot be why."""
+    loose = rest * (1 + 10 * TOLERANCE)
+    limits = {"value": 0.0, "time_limit": time_limit, "rel_gap": 0.0}
+    return integer(np.zeros(allowed.shape), use, allowed, loose, **limits)[2] == "infeasible"
 
 
 def _pass(

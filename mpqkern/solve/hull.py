@@ -28,10 +28,12 @@ def hull_steps(cost: np.ndarray, use: np.ndarray, allowed: np.ndarray) -> tuple[
     """The choice of least use in each unit, and all steps from there, best gain per use first."""
     start = np.empty(len(cost), dtype=np.int64)
     steps: list[Step] = []
-    costs, uses = cost.tolist(), use.tolist()
-    for unit, (c, w) in enumerate(zip(costs, uses, strict=True)):
+    order = np.lexsort((cost, use)).tolist()  # by use, then cost, then choice
+    for unit, (c, w, open_) in enumerate(zip(cost.tolist(), use.tolist(), allowed.tolist(), strict=True)):
         hull: list[int] = []
-        for b in sorted(np.flatnonzero(allowed[unit]).tolist(), key=lambda b: (w[b], c[b], b)):
+        for b in order[unit]:
+            if not open_[b]:
+                continue
             if hull and c[b] >= c[hull[-1]]:
                 continue  # costs no less for no less use
             while len(hull) > 1:
@@ -42,7 +44,7 @@ def hull_steps(cost: np.ndarray, use: np.ndarray, allowed: np.ndarray) -> tuple[
             hull.append(b)
         start[unit] = hull[0]
         steps += [Step(unit, p, q, w[q] - w[p], c[p] - c[q]) for p, q in itertools.pairwise(hull)]
-    steps.sort(key=lambda s: (-s.gain / s.use, s.unit, s.before))
+    steps.sort(key=lambda s: s.gain / s.use, reverse=True)  # stable, so of equals the first unit and choice
     return start, steps
 
 

@@ -2,7 +2,7 @@
 
 LP first (one budget: convex hulls; several: HiGHS), which gives prices and so a bound on every choice by its
 reduced cost; a good answer by rounding and exchanges; then all choices whose bound exceeds that answer go. What
-is left, usually a handful of units, is solved exactly (see `core`), by HiGHS where it is too large.
+is left is solved in whole numbers (see `core`), by HiGHS where that is too much work.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import highs, hull
-from .core import Core, enumerate_core, first_of_equals, whole
+from .core import Core, cheapest, whole
 from .problem import spent
 
 EXCHANGED = 100  # choices of least reduced cost that pairwise exchanges try
@@ -68,9 +68,9 @@ def minimise(
         if best is None:
             alive &= ~_dominated(cost, reduced.use[binding], alive)
         relaxed = _relax(reduced, binding, alive, seed, verbose)
-        if relaxed is None:
-            return None
-        price[binding], start = relaxed
+        start = None
+        if relaxed is not None:  # else nothing fits, up to HiGHS's tolerance: whole numbers decide
+            price[binding], start = relaxed
         start = best if start is None or (best is not None and _total(cost, best) <= _total(cost, start)) else start
         best = None if start is None else exchange(reduced, alive, price, start)
         bound, gaps, slop = _bounds(reduced, alive, price)
@@ -209,33 +209,33 @@ def _finish(
     if len(open_units) == 0:
         return _result(cost, choice, price)
     part = alive[open_units]
-    costs, power = whole(reduced.cost[open_units], part)
-    core = Core(costs, reduced.use[:, open_units], reduced.rest, part, np.ldexp(price, power))
-    most = int(np.where(part, costs, 0).max(axis=1).sum())
-    top = most if best is None else int(costs[np.arange(len(part)), best[open_units]].sum())
-    small = best is not None or float(part.sum(axis=1).prod()) < 1e6
-    solved = enumerate_core(core, top) if small else None
-    if solved is not None:
-        found, total, tie = solved
-        if found is None:
-            return None
-        if tie:
-            first = first_of_equals(core, total)
-            found = _sort_twins(core, found) if first is None else first
-        choice[open_units] = found
-        return _result(cost, choice, price)
+    costs = whole(reduced.cost[open_units], part)
+    core = Core(costs, reduced.use[:, open_units], reduced.rest, part)
+    found = cheapest(core, None if best is None else best[open_units], any=np.isinf(limits["rel_gap"]))
+    if found.choice is not None:
+        choice[open_units] = found.choice if found.first else _sort_twins(core, found.choice)
+        best = choice.copy()
+    if found.done:
+        return None if best is None else _result(cost, best, price)
     value = 0.0 if best is None else _total(reduced.cost, best)
     args = (reduced.cost[open_units], core.use, part, core.rest)
     tell = on_progress and (lambda total, low, *rest: on_progress(total + reduced.offset, low + reduced.offset, *rest))
-    found, low, status = highs.integer(*args, value=value, on_progress=tell, **limits)
-    if status == "infeasible" and best is None:
-        return None
-    if found is not None and (spent(core.use, found) <= core.rest).all():
-        choice[open_units] = _sort_twins(core, found)
+    picked, low, status = highs.integer(*args, value=value, on_progress=tell, **limits)
+    if status == "infeasible":
+        if best is None and highs.clearly_infeasible(*args[1:], time_limit=limits["time_limit"]):
+            return None
+        low = -np.inf
+    if picked is not None and core.fits(picked):
+        choice[open_units] = _sort_twins(core, picked)
         if best is None or _total(cost, choice) <= _total(cost, best):
             best = choice
+    elif status == "optimal":
+        status = "limit"  # over a budget by less than HiGHS's tolerance: this proves no more than the bound
     if best is None:
-        raise TimeoutError(f"time_limit={limits['time_limit']!r} passed before any assignment was found; wanted longer")
+        raise TimeoutError(
+            f"time_limit={limits['time_limit']!r}: found neither an assignment nor a proof that there is none; "
+            "wanted more time or looser budgets"
+        )
     total = _total(cost, best)
     if status == "optimal" and not limits["rel_gap"]:
         return Result(best, total, total, "optimal", price)
