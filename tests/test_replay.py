@@ -6,6 +6,7 @@ from torch import nn
 
 from mpqkern.held import held
 from mpqkern.scheme import Scheme
+from mpqkern.scores.nothing import Nothing, Shape
 from mpqkern.scores.replay import Replay
 from mpqkern.scores.task import Task, logits_of
 from mpqkern.scores.variants import Variants
@@ -24,7 +25,24 @@ def words():
     return {"ids": ids, "mask": (ids % 5 > 0).float()}
 
 
+class Asking(nn.Module):
+    """Looks at what comes out of its modules, and at what it makes of that."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        y = torch.relu(self.a(x))
+        y = self.b(y.view(y.shape[0], 8))
+        return self.c(y if y.max() > 0 else y.relu())
+
+
 CASES = {
+    "asking": (Asking, lambda: torch.randn(5, 8)),
+    "reused": (nets.Reused, lambda: torch.randn(5, 8)),
+    "tied": (nets.Tied, lambda: torch.randn(5, 12)),
     "resnet": (nets.resnet, images),
     "functional": (nets.Functional, lambda: torch.randn(5, 8)),
     "transformer": (nets.transformer, lambda: torch.randn(3, 5, 8)),
@@ -47,29 +65,36 @@ def test_perturbed_pairs_from_the_middle(name, chunk):
     with held(model):
         replay = Replay(task, 0)
         assert replay.why_not is None
-        states, made = [replay.start()], [{}]
+        states = {(): replay.start()}  # by the one layer that has been changed, and its scheme
         for position, layer in enumerate(replay.order):
-            following, added = [], []
+            again = {made for made in states if made and replay.pending(made[0], position)}
+            added = {}
             for scheme in range(len(SCHEMES)):
+                for made in ({()} | again) if again else {()}:
+                    group = [made] if made else [key for key in states if key not in again]
+                    with variants.applied({**dict([made] if made else []), layer: scheme}):
+                        outputs = replay.finish(position, [states[key] for key in group], chunk)
+                    for key, output in zip(group, outputs, strict=True):
+                        whole = replay_whole(task, variants, {**dict([key] if key else []), layer: scheme})
+                        if chunk == 1:
+                            assert torch.equal(logits_of(output), whole), (key, layer, scheme)
+                        torch.testing.assert_close(logits_of(output), whole, rtol=1e-4, atol=1e-5)
                 with variants.applied({layer: scheme}):
-                    outputs = replay.finish(position, states, chunk)
-                    alone, state = replay.finish_and_advance(position, states[0])
-                assert torch.equal(logits_of(alone), logits_of(replay_whole(task, variants, {layer: scheme})))
-                for choice, output in zip(made, outputs, strict=True):
-                    whole = logits_of(replay_whole(task, variants, {**choice, layer: scheme}))
-                    if chunk == 1:
-                        assert torch.equal(logits_of(output), whole), (choice, layer, scheme)
-                    torch.testing.assert_close(logits_of(output), whole, rtol=1e-4, atol=1e-5)
-                following.append(state)
-                added.append({layer: scheme})
+                    alone, added[layer, scheme] = replay.finish_and_advance(position, states[()])
+                assert torch.equal(logits_of(alone), replay_whole(task, variants, {layer: scheme}))
             if position + 1 < replay.depth:
-                states = replay.advance(position, states, chunk) + following
-                made = made + added
+                moved = {}
+                for made in again:
+                    with variants.applied(dict([made])):
+                        moved[made] = replay.advance(position, [states[made]])[0]
+                rest = [key for key in states if key not in again]
+                moved |= zip(rest, replay.advance(position, [states[key] for key in rest], chunk), strict=True)
+                states = moved | added
 
 
 def replay_whole(task, variants, choice):
     with variants.applied(choice):
-        return task.run(task.batches[0])
+        return logits_of(task.run(task.batches[0]))
 
 
 def test_states_hold_only_what_is_needed():
@@ -86,6 +111,24 @@ def test_states_hold_only_what_is_needed():
     assert needed["2.conv2"] == ["1", "2.act"]  # the block's input, for the shortcut, and the layer's own
     assert needed["3.conv1"] == ["2"]
     assert needed["6"] == ["5"]
+
+
+def test_nothing_is_computed_from_what_is_skipped():
+    for name, want in (("resnet", {None}), ("keywords", {None}), ("asking", {None, 0.0})):
+        model, task, _ = case(name)
+        with held(model):
+            assert set(Replay(task, 0).fillings) == want, name
+
+
+def test_nothing():
+    one = torch.ones(2, 3)
+    x = Nothing((2, 3), Shape(one))
+    assert x.shape == (2, 3) and x.size(0) == 2 and x.dtype == one.dtype and x.device == one.device
+    for made in (x + one, one * x, torch.cat([one, x]), x.relu().mean(1), torch.nn.functional.linear(x, one)):
+        assert isinstance(made, Nothing)
+        for ask in (lambda y: y.shape, lambda y: y.size(), bool, float, len, list, lambda y: y.item()):
+            with pytest.raises(RuntimeError, match="nothing has no"):
+                ask(made)
 
 
 def test_skipped_layers_do_not_run(monkeypatch):

@@ -21,13 +21,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map
 
+from .nothing import Nothing, Shape
+from .stacking import can_stack, copied, equal, joined, repeated, split
 from .task import Task
 
 Key = tuple[int, int]  # index of a module, and which of its calls this is
 State = dict[Key, Any]  # outputs of the calls that are still needed
-CONSTANTS = (int, float, str, bool, type(None))
+Filling = float | None
 
 
 @dataclass
@@ -39,7 +41,7 @@ class Call:
     start: int
     end: int = -1
     inside: list[Key] = field(default_factory=list)  # calls within this one
-    shapes: Any = None  # the output, each tensor replaced by its _Shape
+    shapes: Any = None  # the output, each tensor replaced by its Shape
     stacks: bool = False  # whether outputs of several states can be joined along the batch axis
     bytes: int = 0
 
@@ -76,11 +78,12 @@ class Replay:
         self.skips = [self._done_before(first[layer]) for layer in self.order]
         self._first, self._last = first, last
         self.live: list[list[Key]] = []
+        self.fillings: list[Filling] = []
         self.why_not: str | None = None
         if not self._adopts(like):
             self._find_cuts()
         live = {key for keys in self.live for key in keys}
-        self.stackable = all(map(_stacks, [self.batch, self.output], [self.size] * 2)) and all(
+        self.stackable = all(map(can_stack, [self.batch, self.output], [self.size] * 2)) and all(
             self._by_key[key].stacks for key in live
         )
 
@@ -111,18 +114,19 @@ class Replay:
 
     def advance(self, position: int, states: Sequence[State], chunk: int = 1) -> list[State]:
         """The states at the next position, under the weights that the model has now; `chunk` states a run."""
-        skip, capture = self.skips[position], self.live[position + 1]
-        return [s for part in self._chunks(states, chunk) for s in self._run(skip, part, capture, stop=True)[1]]
+        how = {"capture": self.live[position + 1], "stop": True, "filling": self.fillings[position]}
+        return [s for part in self._chunks(states, chunk) for s in self._run(self.skips[position], part, **how)[1]]
 
     def finish(self, position: int, states: Sequence[State], chunk: int = 1) -> list[Any]:
         """The model's output for each state."""
-        skip = self.skips[position]
-        return [output for part in self._chunks(states, chunk) for output in self._run(skip, part)[0]]
+        skip, filling = self.skips[position], self.fillings[position]
+        return [output for part in self._chunks(states, chunk) for output in self._run(skip, part, filling=filling)[0]]
 
     def finish_and_advance(self, position: int, state: State) -> tuple[Any, State | None]:
         """Both at once, for one state; no state after the last position."""
         last = position + 1 == self.depth
-        outputs, states = self._run(self.skips[position], [state], None if last else self.live[position + 1])
+        capture, filling = None if last else self.live[position + 1], self.fillings[position]
+        outputs, states = self._run(self.skips[position], [state], capture, filling=filling)
         return outputs[0], None if last else states[0]
 
     def _chunks(self, states: Sequence[State], chunk: int) -> list[Sequence[State]]:
@@ -137,14 +141,15 @@ class Replay:
         states: Sequence[State],
         capture: Sequence[Key] | None = None,
         stop: bool = False,
-        filling: float = 0.0,
+        filling: Filling = 0.0,
     ) -> tuple[list[Any], list[State]]:
         """Outputs and, with `capture`, new states; `stop` ends the run as soon as these are there.
 
-        Skipped calls return what the states hold for them, or a tensor full of `filling` of the right shape.
+        Skipped calls return what the states hold for them, or a tensor of the right shape: full of `filling`, or
+        (None) with nothing in it, so that what the code between the modules does to it costs nothing.
         """
         n = len(states)
-        given = {key: _joined([state[key] for state in states]) for key in states[0]}
+        given = {key: joined([state[key] for state in states]) for key in states[0]}
         found = {key: given[key] for key in capture or () if key in given}
         missing = set(capture or ()) - set(found)
         if stop and not missing:
@@ -159,10 +164,10 @@ class Replay:
                 if key in inside:
                     seen.update(k[0] for k in inside[key])
                     # a copy, as the code that follows may write to it
-                    return _copied(given[key]) if key in given else self._placeholder(key, n, filling)
+                    return copied(given[key]) if key in given else self._placeholder(key, n, filling)
                 output = original(*args, **kwargs)
                 if key in missing:
-                    found[key] = _copied(output)
+                    found[key] = copied(output)
                     missing.discard(key)
                     if stop and not missing:
                         raise _Stop
@@ -173,7 +178,7 @@ class Replay:
         counted = {key[0] for key in [*skip, *missing, *(k for keys in inside.values() for k in keys)]}
         with _forwards([self.modules[number] for number in counted], [partial(wrap, number) for number in counted]):
             try:
-                outputs = _split(self.task.run(_repeated(self.batch, self.size, n)), self.size, n)
+                outputs = split(self.task.run(repeated(self.batch, self.size, n)), self.size, n)
             except _Stop:
                 outputs = []
         if missing:
@@ -181,16 +186,18 @@ class Replay:
         return outputs, self._states(found, n) if capture is not None else []
 
     def _states(self, found: State, n: int) -> list[State]:
-        parts = {key: _split(value, self.size, n) for key, value in found.items()}
+        parts = {key: split(value, self.size, n) for key, value in found.items()}
         return [{key: values[i] for key, values in parts.items()} for i in range(n)]
 
-    def _placeholder(self, key: Key, n: int, filling: float) -> Any:
-        """Stands for an output that nobody needs. Zeros come untouched from the system: they take no memory."""
+    def _placeholder(self, key: Key, n: int, filling: Filling) -> Any:
+        """Stands for an output that nobody needs."""
 
         def make(leaf: Any) -> Any:
-            if not isinstance(leaf, _Shape):
+            if not isinstance(leaf, Shape):
                 return leaf
             shape = (leaf.shape[0] * n, *leaf.shape[1:]) if leaf.shape[:1] == (self.size,) else leaf.shape
+            if filling is None:
+                return Nothing(shape, leaf)
             blank = torch.zeros(shape, dtype=leaf.dtype, device=leaf.device)
             return blank.fill_(filling) if filling != 0 and leaf.dtype.is_floating_point else blank
 
@@ -218,8 +225,8 @@ class Replay:
                 finally:
                     running.pop()
                 call.end = next(clock)
-                call.shapes = tree_map(lambda x: _Shape(x) if isinstance(x, Tensor) else x, output)
-                call.stacks = _stacks(output, self.size)
+                call.shapes = tree_map(lambda x: Shape(x) if isinstance(x, Tensor) else x, output)
+                call.stacks = can_stack(output, self.size)
                 call.bytes = sum(x.nbytes for x in tree_flatten(output)[0] if isinstance(x, Tensor))
                 return output
 
@@ -230,29 +237,29 @@ class Replay:
 
     def _find_cuts(self) -> None:
         for layer, skip in zip(self.order, self.skips, strict=True):
-            needed = self._needed(skip)
-            if needed is None:
+            found = self._needed(skip)
+            if found is None:
                 self.why_not = f"what comes before {self.task.layers[layer].name} cannot be left out"
                 break
-            self.live.append(needed)
+            self.live.append(found[0])
+            self.fillings.append(found[1])
 
     def _adopts(self, like: Replay | None) -> bool:
         """Takes the cuts of another batch if the calls are the same and going from cut to cut gives the output."""
         if like is None or like.why_not or [_place(c) for c in like.calls] != [_place(c) for c in self.calls]:
             return False
-        self.live = like.live
         state: State = {}
+        steps = zip([[], *self.skips], [None, *(None if f is None else torch.nan for f in like.fillings)], strict=True)
         try:
-            for position in range(self.depth):
-                skip = self.skips[position - 1] if position else []
-                state = self._run(skip, [state], self.live[position], stop=True, filling=torch.nan)[1][0]
-            outputs, _ = self._run(self.skips[-1], [state], filling=torch.nan) if self.depth else ([self.output], [])
+            for (skip, filling), capture in zip(steps, [*like.live, None], strict=True):
+                outputs, states = self._run(skip, [state], capture, stop=capture is not None, filling=filling)
+                state = states[0] if states else {}
+            same = equal(outputs[0], self.output)
         except Exception:
-            outputs = []  # the code in between stumbles over the placeholders
-        if outputs and _equal(outputs[0], self.output):
-            return True
-        self.live = []
-        return False
+            same = False  # the code in between stumbles over the placeholders
+        if same:
+            self.live, self.fillings = like.live, like.fillings
+        return same
 
     def _done_before(self, start: int) -> list[Key]:
         """The outermost calls that had ended by then, in order."""
@@ -260,14 +267,15 @@ class Replay:
         ended = {call.key for call in done}
         return [call.key for call in done if call.parent not in ended]
 
-    def _needed(self, skip: Sequence[Key]) -> list[Key] | None:
-        """Which of the skipped outputs the rest of the run needs; None where it cannot be run from here.
+    def _needed(self, skip: Sequence[Key]) -> tuple[list[Key], Filling] | None:
+        """Which of the skipped outputs the rest of the run needs, and what can stand for the others; None where it
+        cannot be run from here.
 
         First guesses are the last output of all and the last one at each depth of the call tree, which is what
         chains and residual blocks need; then each of those is left out in turn, to see whether it is missed.
         """
         if not skip:
-            return []
+            return [], None
         try:
             clean = self._run([], [{}], skip, stop=True)[1][0]
         except RuntimeError:
@@ -282,24 +290,19 @@ class Replay:
             rest = [k for k in guess if k != key]
             if self._same(skip, clean, rest):
                 guess = rest
-        return guess
+        return guess, None if self._same(skip, clean, guess, filling=None) else 0.0
 
-    def _same(self, skip: Sequence[Key], clean: State, needed: Sequence[Key]) -> bool:
-        """Whether the run from a cut gives the clean output, with NaN in place of what is not needed."""
+    def _same(self, skip: Sequence[Key], clean: State, needed: Sequence[Key], filling: Filling = torch.nan) -> bool:
+        """Whether the run from a cut gives the clean output, with `filling` in place of what is not needed."""
         try:
-            outputs, _ = self._run(skip, [{key: clean[key] for key in needed}], filling=torch.nan)
+            outputs, _ = self._run(skip, [{key: clean[key] for key in needed}], filling=filling)
+            return equal(outputs[0], self.output)
         except Exception:
             return False  # the code in between stumbles over the placeholders
-        return _equal(outputs[0], self.output)
 
 
 def _place(call: Call) -> tuple[Any, ...]:
     return call.key, call.parent, call.start, call.end, call.stacks
-
-
-class _Shape:
-    def __init__(self, tensor: Tensor) -> None:
-        self.shape, self.dtype, self.device = tuple(tensor.shape), tensor.dtype, tensor.device
 
 
 class _forwards:
@@ -319,57 +322,3 @@ class _forwards:
                 module.__dict__.pop("forward", None)
             else:
                 vars(module)["forward"] = before
-
-
-def _copied(value: Any) -> Any:
-    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, value)
-
-
-def _repeated(batch: Any, size: int, n: int) -> Any:
-    def repeat(leaf: Any) -> Any:
-        if n == 1 or not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != size:
-            return leaf
-        return leaf.repeat(n, *[1] * (leaf.dim() - 1))
-
-    return tree_map(repeat, batch)
-
-
-def _joined(values: Sequence[Any]) -> Any:
-    if len(values) == 1:
-        return values[0]
-    leaves = [tree_flatten(value)[0] for value in values]
-    joined = [torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0] for parts in zip(*leaves, strict=True)]
-    return tree_unflatten(joined, tree_flatten(values[0])[1])
-
-
-def _split(value: Any, size: int, n: int) -> list[Any]:
-    """The parts of n states; tensors without a batch axis go to all of them."""
-    if n == 1:
-        return [value]
-
-    def part(i: int) -> Callable[[Any], Any]:
-        def take(leaf: Any) -> Any:
-            stacked = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size * n
-            return leaf[i * size : (i + 1) * size] if stacked else leaf
-
-        return take
-
-    return [tree_map(part(i), value) for i in range(n)]
-
-
-def _stacks(value: Any, size: int) -> bool:
-    """Whether all that is in it has a batch axis or is a plain constant."""
-    return all(
-        leaf.dim() > 0 and leaf.shape[0] == size if isinstance(leaf, Tensor) else isinstance(leaf, CONSTANTS)
-        for leaf in tree_flatten(value)[0]
-    )
-
-
-def _equal(a: Any, b: Any) -> bool:
-    left, right = tree_flatten(a)[0], tree_flatten(b)[0]
-    return len(left) == len(right) and all(
-        torch.equal(x.nan_to_num(), y.nan_to_num()) and torch.equal(x.isnan(), y.isnan())
-        if isinstance(x, Tensor) and isinstance(y, Tensor)
-        else not isinstance(x, Tensor) or not isinstance(y, Tensor)
-        for x, y in zip(left, right, strict=True)
-    )

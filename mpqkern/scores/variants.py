@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import packed, plain
 from ..scheme import PACKABLE_BITS, Scheme
+from .nothing import Nothing
 from .task import Task
 
 ROUNDINGS = ("minmax", "mse")
@@ -93,8 +94,10 @@ def rounded_input(x: Tensor, scheme: Scheme, kind: str) -> Tensor:
 def _activation_hook(scheme: Scheme, kind: str) -> Callable[[nn.Module, tuple], Any]:
     """Rounds a layer's input; its gradient passes straight through, as rounding has no slope of its own."""
 
-    def hook(module: nn.Module, args: tuple) -> tuple:
+    def hook(module: nn.Module, args: tuple) -> tuple | None:
         x = args[0]
+        if isinstance(x, Nothing):
+            return None  # of a call that is skipped
         back = rounded_input(x.detach(), scheme, kind)
         return (x + (back - x.detach()) if torch.is_grad_enabled() else back, *args[1:])
 
