@@ -72,7 +72,8 @@ def main() -> None:
             )  # fmt: skip
             runs.append(run)
             rows.append({"model": name, "seed": seed, **json.loads(run.to_json())})
-            write(args.out, {"bench": "compare", "arguments": vars(args), "rows": rows})  # what there is so far
+            asked = {name: value for name, value in vars(args).items() if name != "out"}
+            write(args.out, {"bench": "compare", "arguments": asked, "rows": rows})  # what there is so far
         if runs:
             print(f"\n{name}, {args.seeds} calibration sets\n{summary(runs)}")
 
