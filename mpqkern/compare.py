@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from .assign import SEARCHES, assign
 from .held import held
@@ -119,6 +119,8 @@ def compare(
     """
     if isinstance(budgets, Budget) or not len(budgets):
         raise ValueError(f"budgets={budgets!r}; wanted a sequence of at least one Budget")
+    if not isinstance(batches, (Tensor, tuple, list, Mapping)):
+        batches = list(batches)  # it is read more than once
     wanted = _wanted(methods)
     asked = {"bits": bits, "layers": layers, "rounding": rounding, "seed": seed, **frame}
     judge = _Judge(model, batches, evaluate, metric, asked)

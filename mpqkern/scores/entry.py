@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -105,6 +106,8 @@ def score(
         run.meter.end()
     if not isinstance(found, Scores):
         found = run.scores(found)
+    if len(run.schemes) > 1 and not np.ptp(found.unary):
+        log.warning("method %r finds all layers and schemes alike: an assignment by this is arbitrary", chosen.name)
     notes = {
         "method": chosen.name,
         "options": {k: _plain(v) for k, v in options.items()},
@@ -162,6 +165,8 @@ def _run(
     options: dict[str, Any],
 ) -> Run:
     schemes = as_schemes(bits)
+    if not memory > 0:
+        raise ValueError(f"memory={memory!r}; wanted bytes, above 0")
     task = Task(model, batches, layers=layers, forward=forward, loss=loss)
     depends = {
         **task.fingerprint(),

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 CONTENTS = (
     "__get__",
@@ -38,6 +39,17 @@ class Shape:
 
     def __init__(self, tensor: Tensor) -> None:
         self.shape, self.dtype, self.device = tuple(tensor.shape), tensor.dtype, tensor.device
+
+
+class Watch(TorchFunctionMode):
+    """Context: `looked` tells whether the code inside has read numbers out of a tensor, as decisions by data do."""
+
+    looked = False
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        self.looked |= name in CONTENTS and name not in ("__get__", "__len__", "__iter__")
+        return func(*args, **(kwargs or {}))
 
 
 class Nothing(Tensor):

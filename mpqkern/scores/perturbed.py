@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from .bank import Bank, Item, mine
-from .replay import Replay, State
+from .replay import AnotherWay, Replay, State
 from .run import Run
 
 log = logging.getLogger("mpqkern")
@@ -117,7 +117,7 @@ def items(bank: Bank, batch: str) -> tuple[Item, dict[int, Item]]:
 def _batch(run: Run, index: int, design: Design) -> None:
     bank, meter = run.bank, run.meter
     names = [layer.name for layer in run.task.layers]
-    first = run.key(index, "base")
+    first, done = run.key(index, "base"), []
     if first in bank:
         done = [int(layer) for layer in bank[first]["order"] if run.key(index, int(layer)) in bank]
         meter.step("reference", made=False)
@@ -127,7 +127,6 @@ def _batch(run: Run, index: int, design: Design) -> None:
             return
     replay = run.replay(index)
     if first not in bank:
-        done = []
         with run.variants.applied(design.base):
             loss = run.task.losses(run.task.run(replay.batch), index)
         order, passes = np.array(replay.order, dtype=np.int64), design.passes(replay)
@@ -135,11 +134,21 @@ def _batch(run: Run, index: int, design: Design) -> None:
         meter.step("reference")
     if replay.why_not and design.engine == "frontier":
         log.info("every loss by a whole pass: %s", replay.why_not)
-    walk = _frontier if engine_of(design, replay) == "frontier" else _naive
-    for layer, states, losses in walk(run, replay, design, set(replay.order) - set(done)):
-        key = run.key(index, layer)
-        bank.put(key, loss=losses, states=np.array(states, dtype=np.int64).reshape(-1, 2))
-        meter.step(names[layer], _losses_in(bank[key]))
+    missing = set(replay.order) - set(done)
+
+    def keep(walk: Iterator[Found]) -> None:
+        for layer, states, losses in walk:
+            key = run.key(index, layer)
+            bank.put(key, loss=losses, states=np.array(states, dtype=np.int64).reshape(-1, 2))
+            missing.discard(layer)
+            meter.step(names[layer], _losses_in(bank[key]))
+
+    try:
+        if engine_of(design, replay) == "frontier":
+            keep(_frontier(run, replay, design, set(missing)))
+    except AnotherWay as error:
+        log.info("the rest by whole passes: %s", error)
+    keep(_naive(run, replay, design, set(missing)))
 
 
 def _naive(run: Run, replay: Replay, design: Design, missing: set[int]) -> Iterator[Found]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from .bank import Item
 from .meter import Work
-from .replay import State
+from .replay import AnotherWay, State
 from .run import Run
 from .task import digest
 
@@ -98,9 +98,13 @@ class _Net:
             with self._applied(choice):
                 return self.run.task.run(self.replay.batch)
         position = self._first(committed, choice)
-        state = self._state(committed, position)
-        with self._applied(choice):
-            return self.replay.finish(position, [state])[0]
+        try:
+            state = self._state(committed, position)
+            with self._applied(choice):
+                return self.replay.finish(position, [state])[0]
+        except AnotherWay:
+            with self._applied(choice):
+                return self.run.task.run(self.replay.batch)
 
     def _state(self, committed: Choice, position: int) -> State:
         if committed != self.committed:

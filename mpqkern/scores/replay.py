@@ -12,6 +12,7 @@ on the batch size.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from .nothing import Nothing, Shape
-from .stacking import can_stack, copied, equal, joined, repeated, split
+from .nothing import Nothing, Shape, Watch
+from .stacking import can_stack, close, copied, equal, joined, repeated, split
 from .task import Task
+
+log = logging.getLogger("mpqkern")
 
 Key = tuple[int, int]  # index of a module, and which of its calls this is
 State = dict[Key, Any]  # outputs of the calls that are still needed
@@ -44,6 +47,10 @@ class Call:
     shapes: Any = None  # the output, each tensor replaced by its Shape
     stacks: bool = False  # whether outputs of several states can be joined along the batch axis
     bytes: int = 0
+
+
+class AnotherWay(RuntimeError):
+    """The model decides by its data which modules to call."""
 
 
 class _Stop(Exception):
@@ -80,12 +87,18 @@ class Replay:
         self.live: list[list[Key]] = []
         self.fillings: list[Filling] = []
         self.why_not: str | None = None
-        if not self._adopts(like):
+        adopted = self._adopts(like)
+        if not adopted:
             self._find_cuts()
         live = {key for keys in self.live for key in keys}
         self.stackable = all(map(can_stack, [self.batch, self.output], [self.size] * 2)) and all(
             self._by_key[key].stacks for key in live
         )
+        self.stackable &= not self._watch.looked  # it decides by what is in the whole batch
+        if adopted:
+            self.stackable &= like.stackable
+        elif self.why_not is None and self.depth > 1:
+            self._try_out()
 
     @property
     def depth(self) -> int:
@@ -118,7 +131,7 @@ class Replay:
         return [s for part in self._chunks(states, chunk) for s in self._run(self.skips[position], part, **how)[1]]
 
     def finish(self, position: int, states: Sequence[State], chunk: int = 1) -> list[Any]:
-        """The model's output for each state."""
+        """The model's answer for each state."""
         skip, filling = self.skips[position], self.fillings[position]
         return [output for part in self._chunks(states, chunk) for output in self._run(skip, part, filling=filling)[0]]
 
@@ -178,11 +191,11 @@ class Replay:
         counted = {key[0] for key in [*skip, *missing, *(k for keys in inside.values() for k in keys)]}
         with _forwards([self.modules[number] for number in counted], [partial(wrap, number) for number in counted]):
             try:
-                outputs = split(self.task.run(repeated(self.batch, self.size, n)), self.size, n)
+                outputs = split(self.task.answer(repeated(self.batch, self.size, n)), self.size, n)
             except _Stop:
                 outputs = []
         if missing:
-            raise RuntimeError(f"the model took another way than on its first run: {len(missing)} calls are missing")
+            raise AnotherWay(f"the model took another way than on its first run: {len(missing)} calls are missing")
         return outputs, self._states(found, n) if capture is not None else []
 
     def _states(self, found: State, n: int) -> list[State]:
@@ -232,17 +245,58 @@ class Replay:
 
             return forward
 
-        with _forwards(self.modules, [partial(wrap, number) for number in range(len(self.modules))]):
-            return calls, self.task.run(self.batch)
+        wrappers = [partial(wrap, number) for number in range(len(self.modules))]
+        with _forwards(self.modules, wrappers), Watch() as self._watch:
+            return calls, self.task.answer(self.batch)
 
     def _find_cuts(self) -> None:
         for layer, skip in zip(self.order, self.skips, strict=True):
             found = self._needed(skip)
             if found is None:
                 self.why_not = f"what comes before {self.task.layers[layer].name} cannot be left out"
+                if not equal(self.task.answer(self.batch), self.output):
+                    log.warning("the model's answers differ from run to run: so will the scores")
                 break
             self.live.append(found[0])
             self.fillings.append(found[1])
+
+    def _try_out(self) -> None:
+        """Sends a state with the first layer changed all the way, alone and stacked beside the clean one.
+
+        Shapes do not tell whether samples are mixed, and a clean run not whether something is handed on past the
+        calls: in an attribute, in an object that is no tensor, by a hook.
+        """
+        layer = self.order[0]
+        weight = self.task.modules[layer][0].weight
+        clean = weight.data
+        changed = clean * -1.5
+        try:
+            weight.data = changed
+            whole = self.task.answer(self.batch)
+            weight.data = clean
+            before = [self.start()]
+            weight.data = changed
+            _, state = self.finish_and_advance(0, before[0])
+            weight.data = clean
+            before = self.advance(0, before)
+            for position in range(1, self.depth):
+                pending = self.pending(layer, position)
+                self.task.run(self.batch)  # what earlier runs have left behind is clean
+                weight.data = changed if pending else clean
+                if not equal(self.finish(position, [state])[0], whole):
+                    self.why_not = "what a layer changes reaches later ones past the outputs of modules"
+                    return
+                together = self.finish(position, [*before, state], 2) if self.stackable and not pending else []
+                if together and not (close(together[0], self.output) and close(together[1], whole)):
+                    self.stackable = False
+                if position + 1 < self.depth:
+                    state = self.advance(position, [state])[0]
+                    weight.data = clean
+                    before = self.advance(position, before)
+        except Exception as error:
+            self.why_not = f"a run from the middle failed with {type(error).__name__}: {error}"
+        finally:
+            weight.data = clean
 
     def _adopts(self, like: Replay | None) -> bool:
         """Takes the cuts of another batch if the calls are the same and going from cut to cut gives the output."""

@@ -30,7 +30,8 @@ class Task:
     """What every method works on.
 
     A batch is a tensor of inputs, an (inputs, labels) pair as data loaders give it, or a dict of keywords with
-    the labels, if any, under "labels"; `batches` is a list or any other iterable of such, and a single tensor,
+    the labels, if any, under "labels" (labels that repeat "input_ids" are those of a language model and are shifted
+    by one); `batches` is a list or any other iterable of such, and a single tensor,
     tuple or dict is one batch. `forward(model, batch)` and `loss(output, batch)`, one loss a sample, replace what
     is done with anything else. The loss is cross-entropy where there are labels, and otherwise the
     Kullback-Leibler divergence from the model as it is; "ce" or "kl" asks for one of them.
@@ -55,10 +56,21 @@ class Task:
         self.model = model
         self.device = next((t.device for t in model.parameters()), torch.device("cpu"))
         given = [batches] if isinstance(batches, (Tensor, tuple, Mapping)) else list(_iterable(batches))
+        given = [dict(batch) if isinstance(batch, Mapping) else batch for batch in given]
         self.batches = [tree_map(self._here, batch) for batch in given]
         if not self.batches:
             raise ValueError("batches is empty; wanted at least one batch")
         self.sizes = [batch_size(batch) for batch in self.batches]
+        if min(self.sizes) == 0:
+            raise ValueError(f"batches[{self.sizes.index(0)}] holds no samples; wanted at least one")
+        odd = [b for b in self.batches if isinstance(b, (tuple, list)) and len(b) != 2]
+        if odd and (forward is None or loss is None):
+            raise ValueError(
+                f"a batch is a {type(odd[0]).__name__} of {len(odd[0])}; wanted a tensor, an (inputs, labels) pair "
+                "or a dict, or forward= and loss="
+            )
+        if len({self.labels(i) is None for i in range(len(self.batches))}) > 1:
+            raise ValueError("some batches have labels and some have none; wanted the same kind throughout")
         self._forward, self._loss = forward, loss
         self._float_logits: dict[int, Tensor] = {}
         first = self.batches[0]
@@ -90,6 +102,11 @@ class Task:
             return self.model(**{k: v for k, v in batch.items() if k != "labels"})
         return self.model(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
+    def answer(self, batch: Any) -> Any:
+        """What the losses need of the model's output: the logits, or all of it for a loss of one's own."""
+        output = self.run(batch)
+        return output if callable(self._loss) else logits_of(output)
+
     def losses(self, output: Any, index: int) -> Tensor:
         """float64 [samples]: the loss of each sample of `self.batches[index]`."""
         batch, size = self.batches[index], self.sizes[index]
@@ -101,10 +118,12 @@ class Task:
             return values.double()
         if self.loss_name == "kl":
             return self.divergences(output, index)
-        labels = self.labels(index)
+        labels, logits = self.labels(index), logits_of(output)
         if labels is None:
             raise ValueError("loss='ce' but the batches hold no labels; wanted (inputs, labels) pairs or loss='kl'")
-        return cross_entropy(logits_of(output), labels)
+        if _repeats_inputs(batch):
+            labels, logits = labels[:, 1:], logits[:, :-1]
+        return cross_entropy(logits, labels)
 
     def divergences(self, output: Any, index: int) -> Tensor:
         """float64 [samples]: Kullback-Leibler divergence from the model as it is; needs its answers, see `prepare`."""
@@ -140,13 +159,12 @@ class Task:
 
     def fingerprint(self) -> dict[str, str]:
         """What measurements depend on besides the batch: weights, structure, loss."""
-        state = [item for pair in sorted(self.model.state_dict().items()) for item in pair]
-        forward = "" if self._forward is None else getattr(self._forward, "__qualname__", "callable")
+        state = [*self.model.named_parameters(), *self.model.named_buffers()]  # also buffers that are not saved
         return {
-            "model": digest([str(self.model), *state]),
+            "model": digest([str(self.model), *(item for pair in sorted(state, key=lambda p: p[0]) for item in pair)]),
             "layers": digest([layer.name for layer in self.layers]),
-            "loss": self.loss_name,
-            "forward": forward,
+            "loss": source(self._loss) if callable(self._loss) else self.loss_name,
+            "forward": "" if self._forward is None else source(self._forward),
         }
 
     def split(self, most: int) -> Task:
@@ -220,6 +238,14 @@ def divergence(reference: Tensor, logits: Tensor) -> Tensor:
     return values.flatten(1).mean(1) if values.dim() > 1 else values
 
 
+def _repeats_inputs(batch: Any) -> bool:
+    """Labels that are the inputs again, as Hugging Face's causal language models take them and shift by one."""
+    if not isinstance(batch, Mapping) or "labels" not in batch or "input_ids" not in batch:
+        return False
+    labels, ids = batch["labels"], batch["input_ids"]
+    return labels.shape == ids.shape and labels.dim() == 2 and bool(((labels == ids) | (labels < 0)).all())
+
+
 def batch_size(batch: Any) -> int:
     """Samples in a batch: the first dimension of its first tensor."""
     for leaf in tree_flatten(batch)[0]:
@@ -237,6 +263,24 @@ def _cut(batch: Any, size: int, most: int) -> list[Any]:
         return lambda leaf: leaf[start : start + most] if isinstance(leaf, Tensor) else leaf
 
     return [tree_map(take(start), batch) for start in range(0, size, most)]
+
+
+def source(function: Callable[..., Any]) -> str:
+    """Names a function by what it does: its code, its constants and what it has closed over."""
+    name = getattr(function, "__qualname__", type(function).__name__)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return name
+    inside = [cell.cell_contents for cell in function.__closure__ or () if _is_plain(cell)]
+    consts = [c for c in code.co_consts if isinstance(c, (int, float, str, bool, tuple, type(None)))]
+    return f"{name} {digest([code.co_code.hex(), consts, code.co_names, inside, function.__defaults__])}"
+
+
+def _is_plain(cell: Any) -> bool:
+    try:
+        return isinstance(cell.cell_contents, (int, float, str, bool, tuple, type(None)))
+    except ValueError:
+        return False  # not yet filled
 
 
 def digest(values: Iterable[Any]) -> str:
