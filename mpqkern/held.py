@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -38,11 +39,16 @@ class held:
         # In eval mode torch's transformer layers read their weights without calling the layers that hold them.
         self._fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
+        # Compiled code would be compiled anew for every change; the model's own code does the same.
+        compiled = any(type(module).__name__ == "OptimizedModule" for module in self.model.modules())
+        self._stance = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+        self._stance.__enter__()
         torch.set_grad_enabled(self.grad)
         for module in self.model.modules():
             module.training = False
 
     def __exit__(self, *_: object) -> None:
+        self._stance.__exit__(None, None, None)
         for module in self._modules:
             module.restore()
         for parameter, data, needs, grad in self._parameters:

@@ -215,3 +215,13 @@ def test_compare_takes_a_generator() -> None:
     batches = (torch.randn(4, 32) for _ in range(2))
     found = mq.compare(model, batches, lambda m: 0.0, [Budget(avg_bits=4)], methods=["roundoff", "ompq"])
     assert {o.method for o in found.outcomes} >= {"roundoff", "ompq"}
+
+
+@pytest.mark.slow
+def test_compiled_models() -> None:
+    torch.manual_seed(0)
+    model, batch = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(8, 16)
+    want = mq.score(model, [batch], method="clado")
+    got = mq.score(torch.compile(model, backend="eager"), [batch], method="clado")
+    assert got.names == [f"_orig_mod.{name}" for name in want.names]
+    np.testing.assert_allclose(got.pairwise, want.pairwise, atol=1e-6)
