@@ -19,6 +19,14 @@ from mpqkern.solve.quadratic import minimise
 from tests.reference.crosslayer import KINDS, Case, Shy, case, hard, needs_host
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Ctrl-C works as in a terminal, also where the tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @needs_host
 def test_scale_of_costs_does_not_matter() -> None:
     for seed in range(10):
