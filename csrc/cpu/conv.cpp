@@ -43,29 +43,29 @@ struct Image {
     parallel_for(planes, ceil_div(kGrain, plane()), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         if (row > a.width || height > a.height) std::memset(data + i * plane(), 0, plane() * sizeof(float));
-        if (!last)
-          for (int64_t y = 0; y < a.height; ++y) fill(a, i / a.in_channels, i % a.in_channels, 1, y);
+        if (!last) fill(a, i / a.in_channels, i % a.in_channels, 1, 0, a.height);
       }
     });
     if (last)
       parallel_for(a.batch * a.height, ceil_div(kGrain, row * a.in_channels), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) fill(a, i / a.height, 0, a.in_channels, i % a.height);
+        for (int64_t i = begin; i < end; ++i) fill(a, i / a.height, 0, a.in_channels, i % a.height, i % a.height + 1);
       });
   }
 
-  // Row y of some channels of a sample.
-  void fill(const ConvArgs& a, int64_t sample, int64_t channel, int64_t channels, int64_t y) {
-    const float* in = a.x + sample * a.x_stride[0] + channel * a.x_stride[1] + y * a.x_stride[2];
-    float* out = data + (sample * a.in_channels + channel) * plane();
+  // Rows y0..y1 of some channels of a sample.
+  void fill(const ConvArgs& a, int64_t sample, int64_t channel, int64_t channels, int64_t y0, int64_t y1) {
     for (int64_t x = 0; x < std::min(step, a.width); ++x) {
       const int64_t count = ceil_div(a.width - x, step), gap = step * a.x_stride[3];
-      float* to = out + at(y + a.padding[0], x + a.padding[1]);
-      if (channels > 1)
-        kernels().transpose(in + x * a.x_stride[3], gap, count, channels, to, plane());
-      else if (gap == 1)
-        std::memcpy(to, in, a.width * sizeof(float));
-      else
-        for (int64_t i = 0; i < count; ++i) to[i] = in[x * a.x_stride[3] + i * gap];
+      const float* in = a.x + sample * a.x_stride[0] + channel * a.x_stride[1] + y0 * a.x_stride[2] + x * a.x_stride[3];
+      float* to = data + (sample * a.in_channels + channel) * plane() + at(y0 + a.padding[0], x + a.padding[1]);
+      for (int64_t y = y0; y < y1; ++y, in += a.x_stride[2], to += row) {
+        if (channels > 1)
+          kernels().transpose(in, gap, count, channels, to, plane());
+        else if (gap == 1)
+          std::memcpy(to, in, count * sizeof(float));
+        else
+          for (int64_t i = 0; i < count; ++i) to[i] = in[i * gap];
+      }
     }
   }
 };
@@ -97,9 +97,8 @@ void gather(const ConvArgs& a, const Image& image, int64_t group, int64_t p0, in
     from[i] = runs[i].batch * a.in_channels * image.plane() + runs[i].y * a.stride[0] * image.row + runs[i].x;
   if (p1 - p0 < kPanel) std::memset(panel, 0, a.weight.kp * kPanel * sizeof(float));
   float* out = panel;
-  auto tap = [&](int64_t ky, int64_t kx, int64_t c) {
-    const float* in = image.data + (group * channels + c) * image.plane() + image.at(ky * a.dilation[0], 0) +
-                      image.at(0, kx * a.dilation[1]);
+  const float* first = image.data + group * channels * image.plane();
+  auto tap = [&](const float* in) {
     for (int64_t i = 0; i < count; ++i)  // whole vectors: what is too much is overwritten by the next run or tap
       for (int64_t j = 0; j < runs[i].length; j += kSlack)
         std::memcpy(out + runs[i].lane + j, in + from[i] + j, kSlack * sizeof(float));
@@ -108,11 +107,14 @@ void gather(const ConvArgs& a, const Image& image, int64_t group, int64_t p0, in
   if (a.floats) {  // in the order of their kind of weight
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t ky = 0; ky < a.kernel[0]; ++ky)
-        for (int64_t kx = 0; kx < a.kernel[1]; ++kx) tap(ky, kx, c);
+        for (int64_t kx = 0; kx < a.kernel[1]; ++kx)
+          tap(first + c * image.plane() + image.at(ky * a.dilation[0], kx * a.dilation[1]));
   } else {
     for (int64_t ky = 0; ky < a.kernel[0]; ++ky)
-      for (int64_t kx = 0; kx < a.kernel[1]; ++kx)
-        for (int64_t c = 0; c < channels; ++c) tap(ky, kx, c);
+      for (int64_t kx = 0; kx < a.kernel[1]; ++kx) {
+        const float* in = first + image.at(ky * a.dilation[0], kx * a.dilation[1]);
+        for (int64_t c = 0; c < channels; ++c, in += image.plane()) tap(in);
+      }
   }
   std::memset(out, 0, (a.weight.kp - a.weight.k) * kPanel * sizeof(float));
 }
