@@ -138,7 +138,7 @@ def make_assignment(
         status=status,
         costs={row.label: row.amount(u) for row, u in zip(problem.labels, used, strict=True)},
         slack={
-            row.label: row.amount(row.cap - u)
+            row.label: row.amount(row.cap - int(u))
             for row, u in zip(problem.labels, used, strict=True)
             if row.cap is not None
         },
