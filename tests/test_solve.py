@@ -245,7 +245,7 @@ def test_a_known_clash_is_explained_within_the_time() -> None:
     scores, budgets = market(False)
     start = time.process_time()
     with pytest.raises(Infeasible, match="these clash: Budget") as caught:
-        solve(scores, *budgets, Budget(avg_bits=1), time_limit=0.2)
+        solve(scores, Budget(avg_bits=1), *budgets, time_limit=0.2)
     assert "Budget(avg_bits=1)" in caught.value.conflict and time.process_time() - start < 3
 
 

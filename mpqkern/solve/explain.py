@@ -46,7 +46,7 @@ def explain(
         least[row.label] = row.amount(int(problem.least()[k])) if able else None
         if able and k < len(budgets):
             need, unit = least[row.label], f" {row.unit}" if row.unit else ""
-            texts.append(f"{row.label}={_short(budgets[k].value)} (alone it needs at least {_short(need)}{unit})")
+            texts.append(f"{row.label}={short(budgets[k].value)} (alone it needs at least {short(need)}{unit})")
     parts: list[tuple[str, Any]] = [("budget", k) for k in range(len(budgets))] + constraints.parts()
     for part in list(parts):
         rest = [p for p in parts if p != part]
@@ -61,5 +61,5 @@ def explain(
     return Infeasible(message, least, conflict)
 
 
-def _short(value: float | None) -> str:
+def short(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
