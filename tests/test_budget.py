@@ -110,6 +110,12 @@ def test_limits_beyond_all_sums_are_never_or_always_met() -> None:
     assert solve(scores, at_most={4: 10**30}).slack == {"at_most 4": 10**30 - 3}
 
 
+def test_rows_as_small_as_floats_get() -> None:
+    scores = Scores(units([10, 20, 30]), [2, 4], [[1, 0]] * 3)
+    answer = solve(scores, Budget(limit=4e-310, rows=np.array([[1, 2]] * 3) * 1e-310))
+    assert answer.objective == 2.0 and answer.prices == {"limit": np.inf} and "Infinity" not in answer.to_json()
+
+
 def test_no_two_budgets_share_a_label() -> None:
     scores = Scores(units([10, 20, 30]), [2, 4], [[1, 0]] * 3)
     rows = np.ones((3, 2), dtype=int)

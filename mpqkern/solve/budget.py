@@ -41,6 +41,13 @@ class Row:
         """The largest total that is no more than an amount in the budget's unit."""
         return int(_decimal(amount) * self.per // 1)
 
+    def price(self, price: float) -> float:
+        """A price of one unit of this row as that of one in the budget's unit."""
+        try:
+            return float(Fraction(float(price)) * self.per) if math.isfinite(price) else float(price)
+        except OverflowError:  # rows of 1e-310 have such prices
+            return math.inf
+
     def amount(self, total: int) -> float | int:
         """A total of this row in the budget's unit."""
         value = Fraction(int(total)) / self.per

@@ -144,9 +144,7 @@ def make_assignment(
     # Linear proofs are exact in integers; the float sums beside them differ in the last bits.
     exact = status == "optimal" and problem.pairwise is None
     bound = value if exact else min(float(bound), value)
-    prices = (
-        {} if price is None else {row.label: float(p * row.per) for row, p in zip(problem.labels, price, strict=True)}
-    )
+    prices = {} if price is None else {row.label: row.price(p) for row, p in zip(problem.labels, price, strict=True)}
     return Assignment(
         schemes={name: scores.schemes[b] for name, b in zip(scores.names, layers, strict=True)},
         objective=value,
