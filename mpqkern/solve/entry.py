@@ -16,6 +16,7 @@ from .budget import Budget
 from .constraints import Choice, Constraints
 from .explain import explain
 from .highs import Progress
+from .minimax import minimise_max
 from .prepare import is_seed, projected
 from .prices import local_prices
 from .problem import Problem, make_problem
@@ -103,7 +104,7 @@ def solve(
     if objective == "minimax":
         worst = np.array([scores.unary[group].max(axis=0) for group in problem.groups])
         with naming(time_limit):
-            result = linear.minimise_max(worst, *arrays, time_limit=clock.left())
+            result = minimise_max(worst, *arrays, time_limit=clock.left())
     else:
         with naming(time_limit):
             result = linear.minimise(*arrays, time_limit=clock.left(), verbose=verbose, **limits)
