@@ -65,7 +65,7 @@ class Scheme:
 
     def groups(self, k: int) -> int:
         """Scales of one row of `k` weights."""
-        return -(-padded(k) // (self.group_size or padded(k)))
+        return -(-padded(k) // (self.group_size or padded(k) or 1))
 
     def shapes(self, weight_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Shapes of the packed tensors of a weight [N, K] or [N, channels, height, width]."""

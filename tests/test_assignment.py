@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -49,6 +50,12 @@ def test_an_edit_by_hand_takes_the_proof_away(scores: Scores) -> None:
         ('{"bits": 2}', '{"bit": 2}', r"layers\['block.0.fc'\].*only the keys bits"),
         ('"block.1.fc"', '"block.0.fc"', "'block.0.fc' comes twice"),
         ("{", "[", "is no JSON"),
+        ("{", "[" * 100_000 + "{", "is nested too deeply"),
+        ('"objective": ', '"objective": "x", "was": ', "objective='x'; wanted a finite number"),
+        ('"bound": ', '"bound": -Infinity, "was": ', "bound=-inf; wanted a finite number"),
+        ('"seconds": ', '"seconds": null, "was": ', "seconds=None; wanted a finite number"),
+        ('"costs": ', '"costs": [1], "was": ', r"costs=\[1\]; wanted an object of finite numbers"),
+        ('"slack": ', '"slack": {"bytes": "z"}, "was": ', "slack=.*'z'.*; wanted an object of finite numbers"),
     ],
 )
 def test_a_broken_file_says_where(scores: Scores, old: str, new: str, message: str) -> None:
@@ -56,6 +63,19 @@ def test_a_broken_file_says_where(scores: Scores, old: str, new: str, message: s
     assert old in text
     with pytest.raises(ValueError, match=message):
         Assignment.from_json(text.replace(old, new, 1))
+
+
+def test_what_is_written_is_json_whatever_the_numbers(scores: Scores) -> None:
+    names = dict.fromkeys(scores.names, Scheme(2))
+    odd = Assignment(names, 1.5, -np.inf, "limit", {"bytes": 3}, {"bytes": 1}, {"bytes": np.inf, "ms": 2.0})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    written = json.loads(odd.to_json(), parse_constant=refuse)
+    assert (written["bound"], written["prices"]) == (None, {"ms": 2.0})
+    back = Assignment.from_json(odd.to_json())
+    assert (back.objective, back.bound, back.gap, back.status, back.costs) == (1.5, None, None, "limit", {"bytes": 3})
 
 
 def test_gap_is_relative_to_the_objective() -> None:
@@ -146,6 +166,53 @@ def test_scores_refuse_pickles_and_other_versions(scores: Scores, tmp_path) -> N
         Scores.load(tmp_path / "v.npz")
 
 
+def test_damaged_scores_are_an_error_or_the_scores(scores: Scores, tmp_path) -> None:
+    path = tmp_path / "s.npz"
+    scores.save(path)
+    good = path.read_bytes()
+    np.save(tmp_path / "n.npy", scores.unary)
+    broken = [b"", b"junk", (tmp_path / "n.npy").read_bytes(), good[: len(good) // 2], good[:-1]]
+    for data in broken:
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"s\.npz' holds no scores \(.+\)") as caught:
+            Scores.load(path)
+        assert "allow_pickle" not in str(caught.value)
+    refused = 0
+    for at in range(0, len(good), 7):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 255]) + good[at + 1 :])
+        try:
+            assert np.array_equal(Scores.load(path).unary, scores.unary)
+        except ValueError as error:
+            refused += "holds no scores" in str(error)
+    assert refused > len(good) / 7 / 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layers": 5},
+        {"layers": [{}]},
+        {"layers": [{"name": "a", "what": 1, "weight_shape": [1]}]},
+        {"layers": [{"name": 5, "kind": "linear", "weight_shape": [2, 2], "params": 4}]},
+        {"layers": [{"name": "a", "kind": "linear", "weight_shape": [2, 2], "params": "4"}]},
+        {"schemes": [4]},
+        {"schemes": None},
+        {"provenance": 7},
+        None,
+    ],
+)
+def test_notes_of_the_wrong_types(change: dict | None, tmp_path) -> None:
+    layer = {"name": "a", "kind": "linear", "weight_shape": [2, 2], "params": 4, "macs": None}
+    note = {"format": "mpqkern-scores", "version": 1, "layers": [layer], "schemes": [{"bits": 4}], "provenance": {}}
+    for text, works in ((note, True), ([] if change is None else note | change, False)):
+        np.savez(tmp_path / "s.npz", note=np.frombuffer(json.dumps(text).encode(), np.uint8), unary=[[1.0]])
+        if works:
+            assert Scores.load(tmp_path / "s.npz").names == ["a"]
+            continue
+        with pytest.raises(ValueError, match="holds no scores"):
+            Scores.load(tmp_path / "s.npz")
+
+
 def test_scores_merge_layers_or_schemes(scores: Scores) -> None:
     pairwise = np.zeros((2, 4, 2, 4))
     pairwise[0, 1, 1, 2] = pairwise[1, 2, 0, 1] = 0.5
@@ -164,6 +231,7 @@ def test_scores_merge_layers_or_schemes(scores: Scores) -> None:
     [
         (lambda u: Scores(LAYERS, SCHEMES, u[:3]), r"unary has the shape \[3, 4\]; wanted \[4, 4\]"),
         (lambda u: Scores(LAYERS, SCHEMES, np.where(u == u[1, 2], np.nan, u)), r"unary\[1, 2\]=nan; wanted a finite"),
+        (lambda u: Scores(LAYERS, SCHEMES, u.astype(complex)), "unary holds complex numbers; wanted real ones"),
         (lambda u: Scores(["a"], SCHEMES, u), "layers: found 'a'; wanted Layer objects"),
         (lambda u: Scores(LAYERS, [2, 2.5], u), "schemes: found 2.5; wanted Scheme"),
         (lambda u: Scores(LAYERS, [2, 4, 2, 8], u), "schemes: 'w2' comes twice"),

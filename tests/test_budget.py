@@ -10,7 +10,7 @@ import torch
 
 import mpqkern as mq
 from mpqkern.scheme import Layer, Scheme
-from mpqkern.solve import Budget, Scores, solve
+from mpqkern.solve import Budget, Infeasible, Scores, solve
 from tests.reference.networks import units
 
 
@@ -97,6 +97,41 @@ def test_tables_from_files(tmp_path) -> None:
         assert row.values.tolist() == [[5 * 10**8, 125 * 10**7], [2 * 10**9, 4 * 10**9]] and row.cap == 3 * 10**9
 
 
+def test_limits_beyond_all_sums_are_never_or_always_met() -> None:
+    scores = Scores(units([10, 20, 30]), [2, 4], [[1, 0]] * 3)
+    small, whole = np.full((3, 2), 1e-5), np.ones((3, 2), dtype=int)
+    for limit, rows in ((-3000, small), (-1e300, small), (-(10**19), whole)):
+        with pytest.raises(Infeasible, match="no assignment fits limit="):
+            solve(scores, Budget(limit=limit, rows=rows))
+    assert solve(scores, Budget(limit=3000, rows=small)).slack == {"limit": 3000 - 3e-5}
+    assert solve(scores, Budget(limit=10**30, rows=whole)).slack == {"limit": 10**30 - 3}
+    used = sum(Scheme(4).bytes(layer.weight_shape) for layer in scores.layers)
+    assert solve(scores, Budget(bytes=10**30)).slack == {"bytes": 10**30 - used}
+    assert solve(scores, at_most={4: 10**30}).slack == {"at_most 4": 10**30 - 3}
+
+
+def test_rows_as_small_as_floats_get() -> None:
+    scores = Scores(units([10, 20, 30]), [2, 4], [[1, 0]] * 3)
+    answer = solve(scores, Budget(limit=4e-310, rows=np.array([[1, 2]] * 3) * 1e-310))
+    assert answer.objective == 2.0 and answer.prices == {"limit": np.inf} and "Infinity" not in answer.to_json()
+
+
+def test_no_two_budgets_share_a_label() -> None:
+    scores = Scores(units([10, 20, 30]), [2, 4], [[1, 0]] * 3)
+    rows = np.ones((3, 2), dtype=int)
+    for names in (["a#2", "a", "a"], ["a", "a", "a#2"], ["a", "a", "a"], ["at_most 4", "at_most 4", None]):
+        limits = [Budget(limit=9 + i, rows=rows, name=name) for i, name in enumerate(names)]
+        slack = solve(scores, *limits, at_most={4: 3}).slack
+        assert sorted(slack.values()) == [0, 6, 7, 8], names
+
+
+def test_layers_of_no_size_have_gates_and_bytes() -> None:
+    empty = [Layer("z", "linear", (4, 0), 0, 0)]
+    assert Budget(gbops=4, count="gates").row(empty, [Scheme(2), None]).values.tolist() == [[0, 0]]
+    assert Budget(bytes=4).row(empty, [Scheme(2, group_size=32), None]).values[0, 1] == 0
+    assert Budget(bytes=4).row(empty, [Scheme(2), None]).values[0, 1] == 0
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -121,6 +156,16 @@ def test_tables_from_files(tmp_path) -> None:
         (lambda la: Budget(ms=3, table=[[1]]).row(la, [Scheme(2)]), r"shape \[1, 1\]; wanted \[2, 1\]"),
         (lambda la: Budget(ms=3, table=[[1], [-1]]).row(la, [Scheme(2)]), "none < 0"),
         (lambda la: Budget(bytes=9).row(la, [Scheme(3)]), "count='packed' for w3.*wanted count='nominal'"),
+        (lambda la: Budget(avg_bits=10**400), "avg_bits=1000.*wanted a finite number"),
+        (lambda la: Budget(bytes=9, name=5), "name=5; wanted text"),
+        (lambda la: Budget(limit=9, rows=[[10**30], [1]]).row(la, [Scheme(2)]), "rows holds object; wanted floats"),
+        (lambda la: Budget(limit=9, rows=[["a"], ["b"]]).row(la, [Scheme(2)]), "rows holds <U1; wanted floats"),
+        (lambda la: Budget(limit=9, rows=[[True], [False]]).row(la, [Scheme(2)]), "rows holds bool; wanted floats"),
+        (lambda la: Budget(limit=9, rows=[[1e308], [1e308]]).row(la, [Scheme(2)]), "rows holds 1e\\+308; wanted"),
+        (lambda la: Budget(ms=9, table=[[1e305], [1]]).row(la, [Scheme(2)]), "table ranges from 1.0 to 1e\\+305"),
+        (lambda la: Budget(ms=9, table=[["a"], ["b"]]).row(la, [Scheme(2)]), "table is no array of numbers"),
+        (lambda la: Budget(avg_bits=4).row([Layer("z", "linear", (4, 0), 0)], [Scheme(2)]), "avg_bits of layers that"),
+        (lambda la: Budget(fraction=1).row([Layer("z", "linear", (4, 0), 0)], [Scheme(2)]), "fraction of layers that"),
         (lambda la: Budget(limit=9, rows=[[2**60], [2**60]]).row(la, [Scheme(3)]), "beyond 2\\*\\*61"),
     ],
 )

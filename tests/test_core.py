@@ -165,6 +165,24 @@ def test_too_much_work_is_left_to_highs(work: float, monkeypatch: pytest.MonkeyP
 
 
 @compiled
+def test_little_time_allows_little_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = []
+
+    class Counter:
+        @staticmethod
+        def cheapest(work: float, **problem: object) -> dict:
+            spent.append(work)
+            return {"choice": [], "done": False, "first": False}
+
+    monkeypatch.setattr(core, "_host", Counter)
+    one = np.zeros((1, 1, 1), dtype=np.int64)
+    problem = core.Core(one[0], one, one[0, 0], np.ones((1, 1), dtype=bool))
+    for limit in (None, 60.0, 0.01, 0.0):
+        core.cheapest(problem, None, time_limit=limit)
+    assert spent == [core.WORK, core.WORK, 8e6, 0.0]
+
+
+@compiled
 def test_too_many_equals_leave_the_proof_but_not_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(highs, "integer", None)
     monkeypatch.setattr(core, "WORK", 1e6)

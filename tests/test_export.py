@@ -126,6 +126,20 @@ def test_a_layer_named_like_a_class_does_not_mean_the_class() -> None:
     assert groups_of(config, "fc") == ["group_1"] and groups_of(config, "other") == []
 
 
+def test_a_layer_named_like_a_pattern_means_itself() -> None:
+    config = export.to_compressed_tensors(Assignment({"re:.*": Scheme(4), "re:f[c]": None}))
+    assert groups_of(config, "re:.*") == ["group_0"] and groups_of(config, "re:f[c]") == []
+    assert config["ignore"] == [r"re:^re:f\[c\]$"]
+    assert not any(groups_of(config, name) for name in ("fc", "other", "re:xx"))
+
+
+@pytest.mark.parametrize("write", [export.to_fqn_config, export.to_gptq_dynamic, export.to_compressed_tensors])
+def test_a_model_that_is_a_layer_has_no_name(write) -> None:
+    for scheme in (Scheme(4), None):
+        with pytest.raises(ValueError, match="layer '' is the whole model"):
+            write(Assignment({"": scheme}))
+
+
 # --- llama.cpp: name=type parted by blanks; names are lowercased and searched for anywhere in a tensor's name ---
 
 

@@ -96,3 +96,68 @@ def test_pairwise_scores_are_swept_budget_by_budget() -> None:
     for point, value, bound in zip(front, front.objective, front.bound, strict=True):
         choice = [scores.schemes.index(s) for s in point.schemes.values()]
         assert value == pytest.approx(scores.cost(choice)) and bound <= value + 1e-12
+
+
+def coupled(scores: Scores) -> Scores:
+    pairwise = np.zeros((3, 2, 3, 2))
+    pairwise[0, 1, 1, 1] = pairwise[1, 1, 0, 1] = -3.0
+    return Scores(scores.layers, scores.schemes, scores.unary, pairwise)
+
+
+THREE = Scores([Layer(c, "linear", (1, 32), 32) for c in "abc"], [2, 4], [[1, 0.1]] * 3)
+
+
+@pytest.mark.parametrize("options", [{"psd": "clip"}, {"psd": "shift"}, {"objective": "minimax"}])
+def test_items_are_what_solve_said(options: dict) -> None:
+    scores = coupled(THREE) if "psd" in options else THREE
+    used = solve(scores, Budget(bytes=60), **options)
+    front = frontier(scores, "bytes", at=[60], **options)
+    item = front[0]
+    assert (item.objective, item.bound, item.status) == (used.objective, used.bound, used.status)
+    assert front.objective == [used.objective] and item.prices == used.prices and item.costs == used.costs
+    assert used.objective != scores.cost([scores.schemes.index(s) for s in used.schemes.values()])
+
+
+def test_minimax_has_points_of_its_own() -> None:
+    scores = make(4)
+    front = frontier(scores, "avg_bits", objective="minimax", points=6)
+    assert 2 < len(front) <= 6 and front.objective == sorted(front.objective, reverse=True)
+    for point in front:
+        choice = [scores.schemes.index(s) for s in point.schemes.values()]
+        assert point.objective == scores.unary[range(6), choice].max()
+
+
+def test_limits_of_any_sign_and_size() -> None:
+    scores = Scores(THREE.layers, [2, 4], [[1, 0]] * 3)
+    rows = np.array([[-1, 0], [0, 0], [0, 1]])
+    front = frontier(scores, "limit", rows=rows, at=[-1, 0, 1, 1e300])
+    assert (front.use, front.objective) == ([-1.0, 0.0, 1.0], [2.0, 1.0, 0.0])
+    assert [p.status for p in front[1:]] == ["optimal"] * 2 and front[-1].costs == {"limit": 1}
+    with pytest.raises(Infeasible, match=r"no assignment fits limit=-2 \(alone it needs at least -1\)"):
+        frontier(scores, "limit", rows=rows, at=[1, -2])
+    with pytest.raises(Infeasible, match=r"avg_bits=1.5 \(alone it needs at least 2 bits\)") as caught:
+        frontier(THREE, "avg_bits", at=[1.5, 3])
+    assert caught.value.conflict == ["avg_bits=1.5"] and caught.value.least == {"avg_bits": 2.0}
+    assert frontier(THREE, "avg_bits", at_most={2: 0}, points=3).use == [4.0]  # nothing fits the limits below
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"at": []}, r"at=\[\]; wanted a list of one or more"),
+        ({"at": 3000}, "at=3000; wanted a list"),
+        ({"at": "300"}, "at='300'; wanted a list"),
+        ({"at": [60, float("nan")]}, "nan.*; wanted a list of one or more finite"),
+        ({"at": [float("inf")]}, "inf.*; wanted a list of one or more finite"),
+        ({"points": 0}, "points=0; wanted a whole number"),
+        ({"points": 2.5}, "points=2.5; wanted a whole number"),
+        ({"kind": "ms"}, "kind='ms'; wanted table= beside it"),
+        ({"kind": "limit"}, "kind='limit'; wanted rows= beside it"),
+        ({"table": [[1, 2]] * 3}, "kind='bytes'; wanted kind='ms' with table="),
+        ({"time_limit": 5}, "time_limit=5 is for searches"),
+        ({"objective": "max"}, "objective='max'; wanted 'sum' or 'minimax'"),
+    ],
+)
+def test_errors_name_argument_value_and_wish(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        frontier(THREE, **options)

@@ -244,6 +244,8 @@ def test_start_is_used_and_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
         (dict(engine="gurobi"), "engine='gurobi'; wanted"),
         (dict(start=[0, 3]), r"start=\[0, 3\]; wanted 2 choices from 0 to 2"),
         (dict(rel_gap=-1), "rel_gap=-1; wanted"),
+        (dict(seed=-1), "seed=-1; wanted a whole number from 0"),
+        (dict(seed="x"), "seed='x'; wanted a whole number from 0"),
         (dict(time_limit=-1), "time_limit=-1; wanted"),
     ],
 )

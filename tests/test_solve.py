@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -115,8 +116,6 @@ def test_scale_and_order_do_not_matter() -> None:
 
 
 def test_hundred_layers_within_the_time_bar() -> None:
-    import time
-
     rng = np.random.default_rng(1)
     cost = rng.lognormal(0, 2, (100, 1)) * 4.0 ** -np.array([2, 3, 4, 8])
     sizes, macs = rng.integers(5000, 3 * 10**6, (2, 100, 1))
@@ -144,6 +143,13 @@ def test_minimax_equals_brute_force() -> None:
             if rows[range(4), x].sum() <= 4.5 * 26
         )
         assert (got.objective, scores.cost([[2, 4, 8].index(b) for b in got.bits.values()])) == worst
+
+
+def test_minimax_with_ties_is_about_single_layers() -> None:
+    scores = Scores(units([32, 32, 32]), [2, 4], [[4, 5], [4, 0], [0, 0]])
+    got = solve(scores, ties=[["unit0", "unit1"]], objective="minimax")
+    assert got.bits == {"unit0": 2, "unit1": 2, "unit2": 2} and got.objective == got.bound == 4.0
+    assert solve(scores, ties=[["unit0", "unit1"]]).bits["unit0"] == 4  # by the sum it is the other one
 
 
 def test_constraints_equal_brute_force() -> None:
@@ -188,17 +194,6 @@ def test_pairwise_costs_and_ties_equal_brute_force() -> None:
         solve(scores, Budget(avg_bits=1.9))
     with pytest.raises(ValueError, match="with pairwise scores; wanted 'sum'"):
         solve(scores, objective="minimax")
-
-
-def test_progress_is_told_in_the_objective_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core, "WORK", 0)
-    rng, seen = np.random.default_rng(0), []
-    rows, allowed = rng.integers(1, 10**6, (2, 150, 4)), np.ones((150, 4), dtype=bool)
-    caps = (rows.min(axis=2).sum(axis=1) * 1.6).astype(np.int64)
-    cost = 5.0 + rng.random((150, 4))
-    got = linear.minimise(cost, rows, caps, allowed, on_progress=lambda *news: seen.append(news))
-    assert seen and all(bound <= got.objective * (1 + 1e-9) for _, bound, _, _ in seen)
-    assert all(objective >= got.objective * (1 - 1e-9) for objective, _, _, _ in seen)
 
 
 def _symmetric(rng, layers, width):
@@ -257,6 +252,10 @@ def test_a_budget_exactly_at_the_minimum_fits() -> None:
         (lambda s: solve(s, 4.0), "budget=4.0; wanted a Budget"),
         (lambda s: solve(s, objective="max"), "objective='max'; wanted 'sum' or 'minimax'"),
         (lambda s: solve(s, rounding="floor"), "wanted relaxation='lp' beside it"),
+        (lambda s: solve(s, ties=5), "ties=5; wanted a list of lists"),
+        (lambda s: solve(s, ties=[5]), "ties=\\[5\\]; wanted a list of lists"),
+        (lambda s: solve(s, seed=-1), "seed=-1; wanted a whole number from 0"),
+        (lambda s: solve(s, seed="x"), "seed='x'; wanted a whole number from 0"),
         (lambda s: solve(s, rel_gap=-1), "rel_gap=-1; wanted 0 or more"),
         (lambda s: solve(s, time_limit=0), "time_limit=0; wanted seconds above 0"),
         (lambda s: solve([1]), "scores=\\[1\\]; wanted Scores"),

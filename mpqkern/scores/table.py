@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -114,19 +115,19 @@ class Scores:
     @classmethod
     def load(cls, path: str | Path) -> Scores:
         try:
-            with np.load(path, allow_pickle=False) as file:
-                note = json.loads(file["note"].tobytes())
-                arrays = {name: file[name] for name in file.files if name != "note"}
-        except (ValueError, KeyError, OSError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise ValueError(f"path={str(path)!r} holds no scores ({error})") from None
-        if note.get("format") != "mpqkern-scores" or note.get("version") != VERSION:
-            found = f"{note.get('format')!r} version {note.get('version')!r}"
-            raise ValueError(f"path={str(path)!r} is {found}; wanted 'mpqkern-scores' version {VERSION}")
-        layers = [Layer(**{**fields, "weight_shape": tuple(fields["weight_shape"])}) for fields in note["layers"]]
-        schemes = [None if s is None else Scheme.from_dict(s) for s in note["schemes"]]
-        return cls(layers, schemes, arrays["unary"], arrays.get("pairwise"), note["provenance"])
+            with Path(path).open("rb") as file:
+                note, arrays = _read(file)
+            known = note.get("format"), note.get("version")
+            if known == ("mpqkern-scores", VERSION):
+                layers = [_layer(fields) for fields in note["layers"]]
+                schemes = [None if s is None else Scheme.from_dict(s) for s in note["schemes"]]
+                return cls(layers, schemes, arrays["unary"], arrays.get("pairwise"), note["provenance"])
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # a damaged archive fails in all the ways of zipfile, zlib, json and numpy
+            raise ValueError(f"path={str(path)!r} holds no scores ({str(error) or type(error).__name__})") from None
+        found = f"{known[0]!r} version {known[1]!r}"
+        raise ValueError(f"path={str(path)!r} is {found}; wanted 'mpqkern-scores' version {VERSION}")
 
     def __repr__(self) -> str:
         kind = "unary" if self.pairwise is None else "pairwise"
@@ -151,7 +152,35 @@ def cost(unary: np.ndarray, pairwise: np.ndarray | None, choice: Sequence[int]) 
     return total
 
 
+def _read(file: BinaryIO) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The note and the arrays that `save` wrote."""
+    if not zipfile.is_zipfile(file):
+        raise ValueError("no .npz archive")
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as archive:
+        arrays = {}
+        for name in archive.files:
+            try:
+                arrays[name] = archive[name]
+            except ValueError as error:
+                raise ValueError(f"{name} is no plain array") from error
+    note = json.loads(arrays.pop("note").tobytes())
+    if not isinstance(note, dict):
+        raise ValueError("its note is no JSON object")
+    return note, arrays
+
+
+def _layer(fields: Mapping[str, Any]) -> Layer:
+    layer = Layer(**{**fields, "weight_shape": tuple(fields["weight_shape"])})
+    counts = [*layer.weight_shape, layer.params, *([] if layer.macs is None else [layer.macs])]
+    if not isinstance(layer.name, str) or not isinstance(layer.kind, str) or any(type(n) is not int for n in counts):
+        raise ValueError(f"found {layer!r}; wanted names as text and sizes as whole numbers")
+    return layer
+
+
 def _array(argument: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    if np.iscomplexobj(value if hasattr(value, "dtype") else np.asarray(value)):
+        raise ValueError(f"{argument} holds complex numbers; wanted real ones")
     array = np.array(value, dtype=np.float64)
     if array.shape != shape:
         raise ValueError(f"{argument} has the shape {list(array.shape)}; wanted {list(shape)} (layers, schemes)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,11 @@ import numpy as np
 from ..ledger import table
 from ..scheme import Scheme
 from ..scores.table import FLOAT_BITS, cost
+from .budget import is_finite
 from .problem import Problem
 
 FORMAT, VERSION = "mpqkern-assignment", 1
+NUMBERS, TABLES = ("objective", "bound", "seconds"), ("costs", "slack", "prices", "relaxed")
 STATES = ("optimal", "feasible", "heuristic", "limit", "interrupted", "over budget", "edited")
 
 
@@ -26,12 +29,13 @@ class Assignment:
     """`swap_(model, assignment)` puts it to work.
 
     `objective` is its cost by the scores and no assignment that fits costs less than `bound`; `status` is
-    "optimal" (the two are equal), "feasible" (within the gap that was asked for), "heuristic" (fits; found by a
-    search that proves nothing, so `bound` is there only if scores gave one), "limit" (out of time), "interrupted",
-    "over budget" (only after rounding="nearest") or "edited" (changed by hand since it was solved, so that
-    nothing is claimed). `costs` and `slack` hold what each budget has spent and left; `prices`, how much
-    the objective would fall for one unit more of it, by the LP. Pairwise scores have no such LP: there, prices are
-    local, those of the LP in which every layer sees the others as they are, and good for small changes only.
+    "optimal" (the two are equal; with pairwise scores, which are floats throughout, they may be apart by 1e-9 of
+    the objective and 1e-11 of the largest cost), "feasible" (within the gap that was asked for), "heuristic" (fits;
+    found by a search that proves nothing, so `bound` is there only if scores gave one), "limit" (out of time),
+    "interrupted", "over budget" (only after a rounding other than "exact") or "edited" (changed by hand since it was
+    solved, so that nothing is claimed). `costs` and `slack` hold what each budget has spent and left; `prices`, how
+    much the objective would fall for one unit more of it, by the LP. Pairwise scores have no such LP: there, prices
+    are local, those of the LP in which every layer sees the others as they are, and good for small changes only.
     `relaxed` has the LP's continuous widths.
     """
 
@@ -104,18 +108,16 @@ class Assignment:
         return {n: (s, other.schemes[n]) for n, s in self.schemes.items() if s != other.schemes[n]}
 
     def to_json(self) -> str:
-        """One JSON object, a layer a line, only what differs from a default Scheme; null is float."""
+        """One JSON object, a layer a line, only what differs from a default Scheme; null is float.
+
+        A number that is not finite, as the bound of a search that had no time for one, is left out.
+        """
         head = {
             "format": FORMAT,
             "version": VERSION,
             "status": self.status,
-            "objective": self.objective,
-            "bound": self.bound,
-            "seconds": self.seconds,
-            "costs": dict(self.costs),
-            "slack": dict(self.slack),
-            "prices": dict(self.prices),
-            "relaxed": None if self.relaxed is None else dict(self.relaxed),
+            **{key: _finite(getattr(self, key)) for key in NUMBERS},
+            **{key: None if getattr(self, key) is None else _all_finite(getattr(self, key)) for key in TABLES},
             "digest": _digest(self.schemes),
         }
         layers = [f"    {json.dumps(name)}: {json.dumps(_brief(s))}" for name, s in self.schemes.items()]
@@ -129,6 +131,8 @@ class Assignment:
             values = json.loads(text, object_pairs_hook=_once)
         except json.JSONDecodeError as error:
             raise ValueError(f"text is no JSON ({error}); wanted what to_json wrote") from None
+        except RecursionError:
+            raise ValueError("text is nested too deeply; wanted what to_json wrote") from None
         if not isinstance(values, dict) or values.get("format") != FORMAT or values.get("version") != VERSION:
             raise ValueError(f"text={text[:40]!r}...; wanted an object with format {FORMAT!r} and version {VERSION}")
         layers = values.get("layers")
@@ -137,8 +141,10 @@ class Assignment:
         schemes = {name: _scheme(name, value) for name, value in layers.items()}
         if values.get("digest") != _digest(schemes):
             return cls(schemes)
-        kept = ("objective", "bound", "status", "costs", "slack", "prices", "seconds", "relaxed")
-        return cls(schemes, **{key: values[key] for key in kept if key in values})
+        kept = {key: values[key] for key in ("status", *NUMBERS, *TABLES) if key in values}
+        for key, value in kept.items():
+            _check_kept(key, value)
+        return cls(schemes, **kept)
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(self.to_json())
@@ -179,6 +185,22 @@ def _scheme(name: str, value: Any) -> Scheme | None:
         return Scheme(value)
     except ValueError as error:
         raise ValueError(f"layers[{name!r}]: {error}") from None
+
+
+def _check_kept(key: str, value: Any) -> None:
+    if key in NUMBERS and not (is_finite(value) or (value is None and key != "seconds")):
+        raise ValueError(f"{key}={value!r}; wanted a finite number")
+    none = value is None and key == "relaxed"
+    if key in TABLES and not none and not (isinstance(value, dict) and all(map(is_finite, value.values()))):
+        raise ValueError(f"{key}={value!r}; wanted an object of finite numbers")
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _all_finite(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Every row is int64 in a unit fine enough to be exact (bits, bytes, bit operation
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,7 +24,7 @@ COUNTS = {kind: ("packed", "nominal") for kind in ("avg_bits", "bytes", "mbytes"
     "gbops": ("macs", "gates")
 }
 PICOSECONDS = 10**9  # in a millisecond
-MAX_SUM = 2**61  # rows add up below this, so int64 never overflows
+MAX_SUM = 2**61  # rows add up below this, so int64 never overflows, and a limit beyond it is always or never met
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +33,20 @@ class Row:
 
     label: str
     values: np.ndarray  # int64 [layers, schemes]
-    cap: int | None  # None: no limit, just counted
+    cap: int | None  # of any size; None: no limit, just counted
     per: Fraction = Fraction(1)
     unit: str = ""
+
+    def total(self, amount: float) -> int:
+        """The largest total that is no more than an amount in the budget's unit."""
+        return int(_decimal(amount) * self.per // 1)
+
+    def price(self, price: float) -> float:
+        """A price of one unit of this row as that of one in the budget's unit."""
+        try:
+            return float(Fraction(float(price)) * self.per) if math.isfinite(price) else float(price)
+        except OverflowError:  # rows of 1e-310 have such prices
+            return math.inf
 
     def amount(self, total: int) -> float | int:
         """A total of this row in the budget's unit."""
@@ -85,9 +97,10 @@ class Budget:
             found = ", ".join(f"{kind}={getattr(self, kind)!r}" for kind in given) or "none"
             raise ValueError(f"Budget limits given: {found}; wanted exactly one of {', '.join(KINDS)}")
         value = getattr(self, given[0])
-        number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-        if not number or not np.isfinite(value) or (value < 0 and given[0] != "limit"):
+        if not is_finite(value) or (value < 0 and given[0] != "limit"):
             raise ValueError(f"{given[0]}={value!r}; wanted a finite number, not negative")
+        if self.name is not None and not (isinstance(self.name, str) and self.name):
+            raise ValueError(f"name={self.name!r}; wanted text that is not empty, or None")
         _check_count(given[0], self.count)
         if self.batch is not None and given[0] != "ms":
             raise ValueError(f"batch={self.batch!r} with {given[0]}=; wanted ms= with batch=")
@@ -108,10 +121,7 @@ class Budget:
         """What each choice spends, and the limit, as whole numbers."""
         source = self.table if self.kind == "ms" else self.rows
         row = make_row(self.kind, layers, schemes, count=self.count, source=source, batch=self.batch)
-        cap = int(_decimal(self.value) * row.per // 1)
-        if not -MAX_SUM < cap < MAX_SUM:
-            cap = MAX_SUM  # more than any row adds up to
-        return Row(self.name or row.label, row.values, cap, row.per, row.unit)
+        return Row(self.name or row.label, row.values, row.total(self.value), row.per, row.unit)
 
     def __repr__(self) -> str:
         given = {key: getattr(self, key) for key in (self.kind, "count", "batch")}
@@ -131,6 +141,8 @@ def make_row(
     _check_count(kind, count)
     total = sum(layer.params for layer in layers)
     if kind in ("avg_bits", "bytes", "mbytes", "fraction"):
+        if total == 0 and kind in ("avg_bits", "fraction"):
+            raise ValueError(f"{kind} of layers that have no parameters is not defined; wanted bytes or mbytes")
         nominal = (count or ("nominal" if kind == "avg_bits" else "packed")) == "nominal"
         values = [[_nominal_bits(la, s) if nominal else _packed_bytes(la, s) * 8 for s in schemes] for la in layers]
         if kind == "bytes" and not nominal:  # whole bytes: shown as such
@@ -147,20 +159,28 @@ def make_row(
         return Row(kind, _int64(values), None, Fraction(10**9), "10^9 gates" if gates else "GBOPs")
     if kind == "ms":
         array = _table(source, batch, layers, schemes)
-        if not np.isfinite(array).all() or (array < 0).any():
+        with np.errstate(over="ignore"):
+            ticks = np.rint(array * PICOSECONDS)
+        if not np.isfinite(ticks).all() or (array < 0).any():
             raise ValueError(f"table ranges from {array.min()} to {array.max()}; wanted finite milliseconds, none < 0")
         label = kind if batch is None else f"ms at batch {batch}"
-        return Row(label, _int64(np.rint(array * PICOSECONDS).tolist()), None, Fraction(PICOSECONDS), "ms")
+        return Row(label, _int64(ticks.tolist()), None, Fraction(PICOSECONDS), "ms")
     if kind == "limit":
         array = _shaped("rows", np.asarray(source), layers, schemes)
-        if np.issubdtype(array.dtype, np.integer):
+        if array.dtype.kind not in "iuf":
+            raise ValueError(f"rows holds {array.dtype}; wanted floats, or integers of at most 64 bits")
+        if array.dtype.kind != "f":
             return Row(kind, _int64(array.tolist()), None)
         if not np.isfinite(array).all():
             raise ValueError(
                 "rows holds a number that is not finite; wanted numbers only (to rule a choice out: forbid)"
             )
+        with np.errstate(over="ignore"):
+            most = np.abs(array).max(axis=1).sum()
+        if not np.isfinite(most):
+            raise ValueError(f"rows holds {array.flat[np.abs(array).argmax()]}; wanted numbers whose sum is a float")
         # A decimal unit keeps written decimals exact: 0.1 + 0.2 fits 0.3. 15 digits are what a float holds.
-        digits = 15 - int(np.ceil(np.log10(max(np.abs(array).max(axis=1).sum(), 1e-300))))
+        digits = 15 - int(np.ceil(np.log10(max(most, 1e-300))))
         per = Fraction(10) ** digits
         return Row(
             kind, _int64([[round(_decimal(v) * per) for v in line] for line in array.tolist()]), None, per, "rows"
@@ -172,6 +192,16 @@ def _check_count(kind: str, count: str | None) -> None:
     known = COUNTS.get(kind, ())
     if count is not None and count not in known:
         raise ValueError(f"count={count!r} with {kind}; wanted {' or '.join(map(repr, known)) or 'none'}")
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it is a number, within the range of floats."""
+    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond all floats
+        return False
 
 
 def _decimal(value: float) -> Fraction:
@@ -205,7 +235,7 @@ def _bops(layer: Layer, scheme: Scheme | None) -> int:
 def _gates(layer: Layer, scheme: Scheme | None) -> int:
     """A product is weight - 1 additions of 5 act - 3 gates; of K products, K - 1 are added on."""
     weight, act = _widths(scheme)
-    outputs = layer.macs // rows(layer.weight_shape)[1]
+    outputs = layer.macs // max(rows(layer.weight_shape)[1], 1)
     return layer.macs * (weight - 1) * (5 * act - 3) + (layer.macs - outputs) * (3 * act + 3 * weight + 29)
 
 
@@ -234,7 +264,11 @@ def _table(source: Any, batch: int | None, layers: Sequence[Layer], schemes: Seq
                 if name not in source.get(layer.name, {}):
                     raise ValueError(f"table has no entry for layer {layer.name!r} as {name!r}; wanted one for each")
         source = [[source[layer.name][name] for name in names] for layer in layers]
-    return _shaped("table", np.asarray(source, dtype=np.float64), layers, schemes)
+    try:
+        array = np.asarray(source, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"table is no array of numbers ({error}); wanted milliseconds") from None
+    return _shaped("table", array, layers, schemes)
 
 
 def _batches(source: Any) -> dict[int, Any]:

@@ -38,7 +38,8 @@ class Constraints:
             value = getattr(self, argument)
             if not isinstance(value, Mapping):
                 raise ValueError(f"{argument}={value!r}; wanted a mapping")
-        if isinstance(self.ties, str) or any(isinstance(tie, str) for tie in self.ties):
+        lists = (list, tuple, set, frozenset)
+        if not isinstance(self.ties, lists) or not all(isinstance(tie, lists) for tie in self.ties):
             raise ValueError(f"ties={self.ties!r}; wanted a list of lists of patterns")
 
     def parts(self) -> list[tuple[str, Any]]:

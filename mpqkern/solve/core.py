@@ -18,6 +18,7 @@ except ImportError:  # without it HiGHS does the same, slower
     _host = None
 
 WORK = 4e8  # numbers touched before the search is given up: about half a second
+SPEED = 8e8  # about as many a second
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ class Found:
     first: bool  # of those that cost as much it is the first in order of units and choices
 
 
-def cheapest(core: Core, known: np.ndarray | None, *, any: bool = False) -> Found:
-    """The cheapest choice that fits, or as far as WORK goes; `known` is one that fits. any: whichever is met first."""
+def cheapest(core: Core, known: np.ndarray | None, *, any: bool = False, time_limit: float | None = None) -> Found:
+    """The cheapest choice that fits, or as far as WORK and time go; `known` is one that fits. any: the first met."""
     if _host is None:
         return Found(known, False, False)
-    found = _host.cheapest(**vars(core), known=[] if known is None else known.tolist(), any=any, work=WORK)
+    work = WORK if time_limit is None else min(WORK, max(time_limit, 0.0) * SPEED)
+    found = _host.cheapest(**vars(core), known=[] if known is None else known.tolist(), any=any, work=work)
     choice = np.array(found["choice"], dtype=np.int64) if found["choice"] else None
     return Found(choice, found["done"], found["first"])
 

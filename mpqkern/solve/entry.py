@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from .budget import Budget
 from .constraints import Choice, Constraints
 from .explain import explain
 from .highs import Progress
-from .prepare import projected
+from .minimax import minimise_max
+from .prepare import is_seed, projected
 from .prices import local_prices
 from .problem import Problem, make_problem
 
@@ -49,9 +51,9 @@ def solve(
     first_last  scheme or bits of the first and last layer, as most papers fix them to 8
     objective   "sum", or "minimax": the worst single layer, then the sum
     relaxation  "lp" takes OMPQ's route of continuous widths, then `rounding`: "nearest" (may be over
-                budget, and says so), "floor", "dfs" or "exact"
+                budget, and says so), "floor" or "dfs" (with several budgets, so may these) or "exact"
     psd         what to do with the negative part of pairwise scores; "none" solves them as they are
-    time_limit  seconds; the best assignment until then has status "limit"
+    time_limit  seconds, about; the best assignment until then has status "limit". After Ctrl-C it has "interrupted"
     on_progress is called with (objective, bound, seconds, nodes) while a long search runs
     rel_gap     good enough is this close to the bound; 0 asks for the optimum
 
@@ -64,17 +66,17 @@ def solve(
     >>> solve(scores, Budget(avg_bits=4.5), pins={"head": 8}).bits
     {'stem': 2, 'head': 8}
     """
-    _check(scores, budgets, objective, relaxation, rounding, time_limit, rel_gap)
-    start = time.perf_counter()
+    _check(scores, budgets, objective, relaxation, rounding, time_limit, rel_gap, seed)
+    start, clock = time.perf_counter(), linear.Clock(time_limit)
     constraints = Constraints(pins or {}, forbid or {}, ties or (), at_most or {}, first_last)
     problem = make_problem(scores, budgets, constraints)
     arrays = (problem.unary, problem.rows, problem.caps, problem.allowed)
-    limits = {"rel_gap": rel_gap, "time_limit": time_limit, "seed": seed, "on_progress": on_progress}
+    limits = {"rel_gap": rel_gap, "seed": seed, "on_progress": on_progress}
     if relaxation == "lp" and rounding != "exact":
         bits = scores.bits
         found = relaxed.relaxed_widths(*arrays, bits) if problem.allowed.any(axis=1).all() else None
         if found is None:
-            raise explain(scores, budgets, constraints)
+            raise explain(scores, budgets, constraints, clock.left())
         widths, bound = found
         choice = relaxed.round_widths(widths, rounding, *arrays, bits)
         over = (problem.use(choice) > problem.caps).any()
@@ -83,12 +85,15 @@ def solve(
         names = zip(scores.names, problem.expand(widths).tolist(), strict=True)
         return make_assignment(problem, choice, min(bound, value), status, None, start, dict(names))
     if scores.pairwise is not None:
-        if linear.any_fit(problem.rows, problem.caps, problem.allowed) is None:
-            raise explain(scores, budgets, constraints)
+        budget = (problem.rows, problem.caps, problem.allowed)
+        with naming(time_limit):
+            if linear.any_fit(*budget, time_limit=clock.left()) is None:
+                raise explain(scores, budgets, constraints, clock.left())
         from . import quadratic
 
-        budget = (problem.rows, problem.caps, problem.allowed)
-        outcome = quadratic.minimise(problem.unary, problem.pairwise, *budget, psd=psd, **limits)
+        outcome = quadratic.minimise(
+            problem.unary, problem.pairwise, *budget, psd=psd, time_limit=clock.left(), **limits
+        )
         if outcome.choice is None:
             raise TimeoutError(f"time_limit={time_limit!r} passed before any assignment was found; wanted longer")
         # With psd the objective is that of the projected scores: the bound and the prices hold for them only.
@@ -97,14 +102,26 @@ def solve(
         prices = local_prices(unary, pairwise, outcome.choice, *budget)
         return make_assignment(problem, outcome.choice, outcome.bound, outcome.status, prices, start, value=value)
     if objective == "minimax":
-        result = linear.minimise_max(*arrays)
+        worst = np.array([scores.unary[group].max(axis=0) for group in problem.groups])
+        with naming(time_limit):
+            result = minimise_max(worst, *arrays, time_limit=clock.left())
     else:
-        result = linear.minimise(*arrays, verbose=verbose, **limits)
+        with naming(time_limit):
+            result = linear.minimise(*arrays, time_limit=clock.left(), verbose=verbose, **limits)
     if result is None:
-        raise explain(scores, budgets, constraints)
+        raise explain(scores, budgets, constraints, clock.left())
     value = result.objective if objective == "minimax" else None
     prices = None if objective == "minimax" else result.price
     return make_assignment(problem, result.choice, result.bound, result.status, prices, start, value=value)
+
+
+@contextlib.contextmanager
+def naming(time_limit: float | None) -> Iterator[None]:
+    """A TimeoutError from within says which limit it was that the caller gave."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise TimeoutError(f"time_limit={time_limit!r}: {error}") from None
 
 
 def make_assignment(
@@ -128,9 +145,7 @@ def make_assignment(
     # Linear proofs are exact in integers; the float sums beside them differ in the last bits.
     exact = status == "optimal" and problem.pairwise is None
     bound = value if exact else min(float(bound), value)
-    prices = (
-        {} if price is None else {row.label: float(p * row.per) for row, p in zip(problem.labels, price, strict=True)}
-    )
+    prices = {} if price is None else {row.label: row.price(p) for row, p in zip(problem.labels, price, strict=True)}
     return Assignment(
         schemes={name: scores.schemes[b] for name, b in zip(scores.names, layers, strict=True)},
         objective=value,
@@ -138,7 +153,7 @@ def make_assignment(
         status=status,
         costs={row.label: row.amount(u) for row, u in zip(problem.labels, used, strict=True)},
         slack={
-            row.label: row.amount(row.cap - u)
+            row.label: row.amount(row.cap - int(u))
             for row, u in zip(problem.labels, used, strict=True)
             if row.cap is not None
         },
@@ -157,6 +172,7 @@ def _check(
     rounding: str,
     time_limit: float | None,
     rel_gap: float,
+    seed: Any,
 ) -> None:
     if not isinstance(scores, Scores):
         raise ValueError(f"scores={scores!r}; wanted Scores")
@@ -175,6 +191,8 @@ def _check(
         raise ValueError(f"time_limit={time_limit!r}; wanted seconds above 0, or None")
     if not rel_gap >= 0:
         raise ValueError(f"rel_gap={rel_gap!r}; wanted 0 or more")
+    if not is_seed(seed):
+        raise ValueError(f"seed={seed!r}; wanted a whole number from 0 to 2**31 - 1")
     if scores.pairwise is not None and (objective != "sum" or relaxation):
         raise ValueError(
             f"objective={objective!r}, relaxation={relaxation!r} with pairwise scores; wanted 'sum' and None"

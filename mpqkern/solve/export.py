@@ -26,7 +26,7 @@ def to_fqn_config(assignment: Assignment) -> dict[str, Any]:
     >>> layers["fc"]["_type"], layers["fc"]["_data"]["granularity"]["_data"], layers["head"]
     ('IntxWeightOnlyConfig', {'group_size': 64}, None)
     """
-    layers = {name: None if s is None else _torchao(name, s) for name, s in assignment.schemes.items()}
+    layers = {name: None if s is None else _torchao(name, s) for name, s in _named(assignment)}
     return _typed("FqnToConfig", {"fqn_to_config": layers}, version=1)
 
 
@@ -37,7 +37,7 @@ def to_gptq_dynamic(assignment: Assignment) -> dict[str, dict[str, Any]]:
     {'+:^fc\\.0$': {'bits': 4, 'group_size': 64, 'sym': True}, '-:^head$': {}}
     """
     found: dict[str, dict[str, Any]] = {}
-    for name, s in assignment.schemes.items():
+    for name, s in _named(assignment):
         if s is None:
             found[f"-:^{re.escape(name)}$"] = {}
             continue
@@ -54,7 +54,7 @@ def to_compressed_tensors(assignment: Assignment) -> dict[str, Any]:
     (['fc', 'up'], ['head'], 'pack-quantized')
     """
     targets: dict[Scheme, list[str]] = {}
-    for name, s in assignment.schemes.items():
+    for name, s in _named(assignment):
         if s is not None:
             targets.setdefault(s, []).append(_only(name))
     groups = [_group(s, names) for s, names in targets.items()]
@@ -63,7 +63,7 @@ def to_compressed_tensors(assignment: Assignment) -> dict[str, Any]:
         "quant_method": "compressed-tensors",
         "format": formats[0] if len(formats) == 1 else "mixed-precision",
         "config_groups": {f"group_{i}": group for i, group in enumerate(groups)},
-        "ignore": [_only(name) for name, s in assignment.schemes.items() if s is None],
+        "ignore": [_only(name) for name, s in _named(assignment) if s is None],
     }
 
 
@@ -87,6 +87,13 @@ def to_llama_tensor_types(assignment: Assignment) -> str:
         suffix = "" if name.endswith(".weight") else r"(\.weight)?"
         lines.append(f"^{re.escape(name)}{suffix}$={kind}")  # anchored: a pattern matches anywhere in a name
     return "\n".join(lines)
+
+
+def _named(assignment: Assignment) -> list[tuple[str, Scheme | None]]:
+    """Layers and schemes; none of the tools has a name for a model that is a layer itself."""
+    if "" in assignment.schemes:
+        raise ValueError("layer '' is the whole model, which has no name to go by; wanted layers within a model")
+    return list(assignment.schemes.items())
 
 
 def _want(name: str, scheme: Scheme, tool: str, **wanted: Any) -> None:
@@ -117,8 +124,9 @@ def _torchao(name: str, scheme: Scheme) -> dict[str, Any]:
 
 
 def _only(name: str) -> str:
-    """The name, but as a pattern where it could be a class's: that would mean all modules of this class."""
-    return f"re:^{name}$" if name.isidentifier() and name[0].isupper() else name
+    """The name, but as a pattern where it could be a class's, which means all its modules, or looks like a pattern."""
+    special = name.startswith("re:") or (name.isidentifier() and name[0].isupper())
+    return f"re:^{re.escape(name)}$" if special else name
 
 
 def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,10 @@ import numpy as np
 from ..scores.table import Scores
 from . import hull
 from .assignment import Assignment
-from .budget import Budget, Row, make_row
+from .budget import MAX_SUM, Budget, Row, is_finite, make_row
 from .constraints import Choice, Constraints
-from .entry import make_assignment, solve
-from .explain import explain
+from .entry import make_assignment, naming, solve
+from .explain import Infeasible, explain, short
 from .linear import any_fit
 from .problem import Problem, make_problem
 
@@ -36,12 +35,23 @@ class Frontier:
     problem: Problem = field(repr=False)
     choices: np.ndarray = field(repr=False)  # [points, units]
     states: list[str] = field(repr=False)
+    prices: list[list[float] | None] = field(repr=False)  # of the problem's rows, as `solve` found them
 
     def __len__(self) -> int:
         return len(self.use)
 
-    def __getitem__(self, i: int) -> Assignment:
-        return make_assignment(self.problem, self.choices[i], self.bound[i], self.states[i], None, time.perf_counter())
+    def __getitem__(self, i: int | slice) -> Assignment | list[Assignment]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(len(self))[i]]
+        return make_assignment(
+            self.problem,
+            self.choices[i],
+            self.bound[i],
+            self.states[i],
+            self.prices[i],
+            time.perf_counter(),
+            value=self.objective[i],  # by what was minimised: with psd or "minimax" not the sum of the scores
+        )
 
     def __iter__(self) -> Iterator[Assignment]:
         return (self[i] for i in range(len(self)))
@@ -76,8 +86,9 @@ def frontier(
 
     Without `at`, all supported points from one sweep over the convex hulls: each is exactly optimal for what it
     spends. `at` asks for limits of your own, each solved exactly, so points between the supported ones come
-    out too. Pairwise scores, or `at_most`, have no such sweep: there, `points` limits are spread evenly. More
-    options go to `solve`.
+    out too; one that nothing fits is an `Infeasible` error that names it. Pairwise scores, `at_most`,
+    objective="minimax" and a relaxation have no such sweep: there, `points` limits are spread evenly. More
+    options go to `solve` for each limit (so time_limit is for one); the sweep has no use for any.
 
     >>> from mpqkern import Layer
     >>> layers = [Layer("stem", "conv2d", (8, 3, 3, 3), 216), Layer("head", "linear", (10, 8), 80)]
@@ -85,35 +96,84 @@ def frontier(
     >>> frontier(scores, "bytes", count="nominal").use
     [74.0, 94.0, 148.0, 188.0, 296.0]
     """
+    _check(kind, table, rows, at, points)
     constraints = Constraints(pins or {}, forbid or {}, ties or (), at_most or {}, first_last)
     row = make_row(kind, scores.layers, scores.schemes, count=count, source=table if kind == "ms" else rows)
     top = Budget(limit=int(row.values.max(axis=1).sum()), rows=row.values, name=kind)
     problem = make_problem(scores, [top], constraints)
-    if any_fit(problem.rows, problem.caps, problem.allowed) is None:
-        raise explain(scores, [], constraints)
+    time_limit = options.get("time_limit")
+    with naming(time_limit):
+        if any_fit(problem.rows, problem.caps, problem.allowed, time_limit=time_limit) is None:
+            raise explain(scores, [], constraints, time_limit)
     problem = _counted(problem, row)
-    if at is None and problem.pairwise is None and not at_most:
+    plain = options.get("objective", "sum") == "sum" and options.get("relaxation") is None
+    if at is None and problem.pairwise is None and not at_most and plain:
+        for name in options.keys() - {"objective", "relaxation"}:
+            raise ValueError(f"{name}={options[name]!r} is for searches, and this frontier needs none; wanted at=")
         choices = _sweep(problem)
         values = [float(problem.unary[np.arange(len(c)), c].sum()) for c in choices]
         uses = [float(row.amount(int(problem.use(c)[0]))) for c in choices]
-        return Frontier(kind, uses, values, list(values), problem, np.array(choices), ["optimal"] * len(choices))
-    limits = _spread(problem, points) if at is None else sorted({int(Fraction(str(v)) * row.per // 1) for v in at})
+        count = len(choices)
+        states = ["optimal"] * count
+        return Frontier(kind, uses, values, list(values), problem, np.array(choices), states, [None] * count)
+    limits = _spread(problem, points) if at is None else sorted({_within(row.total(v)) for v in at})
     demands = {"pins": pins, "forbid": forbid, "ties": ties, "at_most": at_most, "first_last": first_last}
     found: list[Assignment] = []
     for limit in limits:
-        last = found[-1].costs[kind] if found else -1
+        last = found[-1].costs[kind] if found else None
         if last == limit and found[-1].status == "optimal":
             continue  # the last answer spends exactly this
-        answer = solve(scores, Budget(limit=int(limit), rows=row.values, name=kind), **demands, **options)
+        budget = Budget(limit=limit, rows=row.values, name=kind)
+        try:
+            answer = solve(scores, budget, **demands, **options)
+        except Infeasible as error:
+            if at is None:
+                continue  # less than `at_most` lets anything spend
+            raise _unmet(error, budget, row) from None
         if answer.costs[kind] != last:
             found.append(answer)
     index = [group[0] for group in problem.groups]
     picks = [[scores.schemes.index(s) for s in a.schemes.values()] for a in found]
     uses = [float(row.amount(int(a.costs[kind]))) for a in found]
-    choices = np.array(picks)[:, index]
     return Frontier(
-        kind, uses, [a.objective for a in found], [a.bound for a in found], problem, choices, [a.status for a in found]
+        kind,
+        uses,
+        [a.objective for a in found],
+        [a.bound for a in found],
+        problem,
+        np.array(picks)[:, index],
+        [a.status for a in found],
+        [list(a.prices.values()) or None for a in found],
     )
+
+
+def _check(kind: str, table: Any, rows: Any, at: Any, points: Any) -> None:
+    for argument, value, owner in (("table", table, "ms"), ("rows", rows, "limit")):
+        if (value is None) == (kind == owner):
+            wanted = f"{argument}= beside it" if kind == owner else f"kind={owner!r} with {argument}="
+            raise ValueError(f"kind={kind!r}; wanted {wanted}")
+    if at is not None:
+        many = isinstance(at, (Sequence, np.ndarray)) and not isinstance(at, str) and np.ndim(at) == 1
+        if not many or len(at) == 0 or not all(map(is_finite, at)):
+            raise ValueError(f"at={at!r}; wanted a list of one or more finite limits")
+    if not isinstance(points, (int, np.integer)) or isinstance(points, bool) or points < 1:
+        raise ValueError(f"points={points!r}; wanted a whole number, 1 or more")
+
+
+def _within(total: int) -> int:
+    """No row adds up to more, or to less."""
+    return min(max(total, -MAX_SUM), MAX_SUM)
+
+
+def _unmet(error: Infeasible, budget: Budget, row: Row) -> Infeasible:
+    """The same error in the units of the frontier, whose single limits are whole numbers."""
+    limit, need = (row.amount(int(total)) for total in (budget.limit, error.least[budget.name]))
+    shown = f"{budget.name}={short(limit)}"
+    conflict = [shown if part == repr(budget) else part for part in error.conflict]
+    unit = f" {row.unit}" if row.unit else ""
+    message = f"no assignment fits {shown} (alone it needs at least {short(need)}{unit})"
+    message += f"; these clash: {', '.join(conflict)}; wanted other limits in at="
+    return Infeasible(message, {**error.least, budget.name: need}, conflict)
 
 
 def _sweep(problem: Problem) -> list[np.ndarray]:

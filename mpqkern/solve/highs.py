@@ -6,7 +6,9 @@ optimal: each unit's least cost is taken off, and costs are scaled so that the L
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -60,21 +62,19 @@ def integer(
     verbose: bool = False,
     on_progress: Progress | None = None,
 ) -> tuple[np.ndarray | None, float, str]:
-    """(choice or None, lower bound, "optimal" | "limit" | "infeasible"); `value` is about the optimum."""
+    """(choice or None, lower bound, "optimal" | "limit" | "interrupted" | "infeasible"); `value`: about the optimum."""
     scale = TARGET / value if value > 0 else 1.0
     solver = _pass(scale * np.where(allowed, cost, 0.0), use, allowed, rest, True, seed, verbose)
     solver.setOptionValue("mip_rel_gap", rel_gap)
     solver.setOptionValue("mip_abs_gap", 0.0)
     if time_limit is not None:
         solver.setOptionValue("time_limit", max(time_limit, 0.01))
-    if on_progress is not None:
-        solver.cbMipInterrupt += lambda event: on_progress(
-            event.data_out.mip_primal_bound / scale,
-            event.data_out.mip_dual_bound / scale,
-            event.data_out.running_time,
-            event.data_out.mip_node_count,
+    tell = on_progress and (
+        lambda news: on_progress(
+            news.mip_primal_bound / scale, news.mip_dual_bound / scale, news.running_time, news.mip_node_count
         )
-    solver.run()
+    )
+    interrupted = run(solver, tell)
     status = solver.getModelStatus()
     if status == highspy.HighsModelStatus.kInfeasible:
         return None, np.inf, "infeasible"
@@ -84,8 +84,51 @@ def integer(
         shares = np.zeros(cost.shape)
         shares[allowed] = solver.getSolution().col_value
         choice = shares.argmax(axis=1)
+    if interrupted or status == highspy.HighsModelStatus.kInterrupt:
+        return choice, info.mip_dual_bound / scale, "interrupted"
     done = status == highspy.HighsModelStatus.kOptimal
     return choice, info.mip_dual_bound / scale, "optimal" if done else "limit"
+
+
+def run(solver: highspy.Highs, tell: Callable[[Any], object] | None = None) -> bool:
+    """Solves a program with whole numbers; whether Ctrl-C ended it. `tell` is called with HiGHS's news.
+
+    HiGHS has a thread of its own, so that this one hears of Ctrl-C. (highspy's own way is for one solver at a time.)
+    """
+    done, stop, raised = threading.Event(), threading.Event(), []
+
+    def heard(event: Any) -> None:
+        try:
+            if tell is not None and not stop.is_set():
+                tell(event.data_out)
+        except BaseException as error:
+            raised.append(error)
+            stop.set()
+        if stop.is_set():
+            event.data_in.user_interrupt = True
+
+    def work() -> None:
+        try:
+            solver.run()
+        except BaseException as error:
+            raised.append(error)
+        finally:
+            done.set()
+
+    solver.cbMipInterrupt += heard
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    interrupted = False
+    while not done.is_set():
+        try:
+            done.wait(0.1)
+        except KeyboardInterrupt:
+            interrupted = True
+            stop.set()
+    thread.join()
+    if raised:
+        raise raised[0]
+    return interrupted
 
 
 def clearly_infeasible(
@@ -94,7 +137,10 @@ def clearly_infeasible(
     """Whether nothing fits even budgets that are larger by more than HiGHS's tolerance, so that this cannot be why."""
     loose = rest * (1 + 10 * TOLERANCE)
     limits = {"value": 0.0, "time_limit": time_limit, "rel_gap": 0.0}
-    return integer(np.zeros(allowed.shape), use, allowed, loose, **limits)[2] == "infeasible"
+    status = integer(np.zeros(allowed.shape), use, allowed, loose, **limits)[2]
+    if status == "interrupted":
+        raise KeyboardInterrupt
+    return status == "infeasible"
 
 
 def _pass(

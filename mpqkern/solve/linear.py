@@ -24,8 +24,18 @@ class Result:
     choice: np.ndarray
     objective: float
     bound: float  # no choice that fits costs less
-    status: str  # "optimal", "feasible" (within rel_gap) or "limit" (out of time)
+    status: str  # "optimal", "feasible" (within rel_gap), "limit" (out of time) or "interrupted" (Ctrl-C)
     price: np.ndarray  # per budget: what one unit of its row more would save, by the LP
+
+
+class Clock:
+    """What is left of a time limit in seconds; None: no limit."""
+
+    def __init__(self, limit: float | None) -> None:
+        self._end = None if limit is None else time.perf_counter() + limit
+
+    def left(self) -> float | None:
+        return None if self._end is None else max(self._end - time.perf_counter(), 0.0)
 
 
 @dataclass(frozen=True)
@@ -50,8 +60,11 @@ def minimise(
     verbose: bool = False,
     on_progress: highs.Progress | None = None,
 ) -> Result | None:
-    """The cheapest choice that fits, the first in lexicographic order among equals; None: nothing fits."""
-    end = None if time_limit is None else time.perf_counter() + time_limit
+    """The cheapest choice that fits, the first in lexicographic order among equals; None: nothing fits.
+
+    TimeoutError: there was no time to find a choice or a proof that there is none.
+    """
+    clock = Clock(time_limit)
     alive = allowed.copy()
     best: np.ndarray | None = None
     while True:
@@ -82,13 +95,14 @@ def minimise(
         alive &= (bound + gaps <= value + slop) & (reduced.cost <= value + slop)
         if _spread(reduced.cost, alive) * 2**10 >= spread:
             break  # else once more, on the finer scale of the costs that are left
-    time_limit = None if end is None else end - time.perf_counter()
-    limits = {"time_limit": time_limit, "rel_gap": rel_gap, "seed": seed, "verbose": verbose}
+    limits = {"clock": clock, "rel_gap": rel_gap, "seed": seed, "verbose": verbose}
     return _finish(cost, rows, caps, alive, price, best, bound + reduced.offset, limits, on_progress)
 
 
-def any_fit(rows: np.ndarray, caps: np.ndarray, allowed: np.ndarray) -> np.ndarray | None:
-    """Some choice that fits, or None, which is a proof that there is none."""
+def any_fit(
+    rows: np.ndarray, caps: np.ndarray, allowed: np.ndarray, *, time_limit: float | None = None
+) -> np.ndarray | None:
+    """Some choice that fits, or None, which is a proof that there is none; TimeoutError: neither was found."""
     if not allowed.any(axis=1).all():
         return None
     reduced = reduce(np.zeros(allowed.shape), rows, caps, allowed)
@@ -97,24 +111,10 @@ def any_fit(rows: np.ndarray, caps: np.ndarray, allowed: np.ndarray) -> np.ndarr
     if len(rows) == 0:
         return allowed.argmax(axis=1)
     shares = np.where(allowed, reduced.use, 0) / np.maximum(reduced.rest, 1)[:, None, None]
-    result = minimise(shares.sum(axis=0), rows, caps, allowed, rel_gap=np.inf)
+    result = minimise(shares.sum(axis=0), rows, caps, allowed, rel_gap=np.inf, time_limit=time_limit)
+    if result is not None and result.status == "interrupted":
+        raise KeyboardInterrupt  # whoever asked has more to do
     return None if result is None else result.choice
-
-
-def minimise_max(cost: np.ndarray, rows: np.ndarray, caps: np.ndarray, allowed: np.ndarray) -> Result | None:
-    """The choice whose worst unit costs least; of those, the one with the least sum."""
-    if any_fit(rows, caps, allowed) is None:
-        return None
-    levels = np.unique(cost[allowed])
-    low, high = 0, len(levels) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if any_fit(rows, caps, allowed & (cost <= levels[middle])) is None:
-            low = middle + 1
-        else:
-            high = middle
-    result = minimise(cost, rows, caps, allowed & (cost <= levels[low]))
-    return Result(result.choice, float(levels[low]), float(levels[low]), result.status, np.zeros(len(rows)))
 
 
 def reduce(cost: np.ndarray, rows: np.ndarray, caps: np.ndarray, allowed: np.ndarray) -> Reduced:
@@ -211,7 +211,14 @@ def _finish(
     part = alive[open_units]
     costs = whole(reduced.cost[open_units], part)
     core = Core(costs, reduced.use[:, open_units], reduced.rest, part)
-    found = cheapest(core, None if best is None else best[open_units], any=np.isinf(limits["rel_gap"]))
+    clock: Clock = limits.pop("clock")
+    try:
+        known = None if best is None else best[open_units]
+        found = cheapest(core, known, any=np.isinf(limits["rel_gap"]), time_limit=clock.left())
+    except KeyboardInterrupt:
+        if best is None:
+            raise
+        return Result(best, _total(cost, best), min(_total(cost, best), bound), "interrupted", price)
     if found.choice is not None:
         choice[open_units] = found.choice if found.first else _sort_twins(core, found.choice)
         best = choice.copy()
@@ -220,9 +227,9 @@ def _finish(
     value = 0.0 if best is None else _total(reduced.cost, best)
     args = (reduced.cost[open_units], core.use, part, core.rest)
     tell = on_progress and (lambda total, low, *rest: on_progress(total + reduced.offset, low + reduced.offset, *rest))
-    picked, low, status = highs.integer(*args, value=value, on_progress=tell, **limits)
+    picked, low, status = highs.integer(*args, value=value, on_progress=tell, time_limit=clock.left(), **limits)
     if status == "infeasible":
-        if best is None and highs.clearly_infeasible(*args[1:], time_limit=limits["time_limit"]):
+        if best is None and highs.clearly_infeasible(*args[1:], time_limit=clock.left()):
             return None
         low = -np.inf
     if picked is not None and core.fits(picked):
@@ -231,15 +238,16 @@ def _finish(
             best = choice
     elif status == "optimal":
         status = "limit"  # over a budget by less than HiGHS's tolerance: this proves no more than the bound
+    if best is None and status == "interrupted":
+        raise KeyboardInterrupt
     if best is None:
         raise TimeoutError(
-            f"time_limit={limits['time_limit']!r}: found neither an assignment nor a proof that there is none; "
-            "wanted more time or looser budgets"
+            "found neither an assignment nor a proof that there is none; wanted more time or looser budgets"
         )
     total = _total(cost, best)
     if status == "optimal" and not limits["rel_gap"]:
         return Result(best, total, total, "optimal", price)
-    status = "feasible" if status == "optimal" else "limit"
+    status = {"optimal": "feasible", "interrupted": "interrupted"}.get(status, "limit")
     return Result(best, total, min(total, max(bound, low + reduced.offset)), status, price)
 
 

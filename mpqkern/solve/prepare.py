@@ -192,6 +192,11 @@ def checked(
     return unary, pairwise, rows, caps, allowed
 
 
+def is_seed(value: object) -> bool:
+    """What all the searches take, HiGHS's among them."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
 def want(argument: str, value: object, good: object, wanted: str) -> None:
     if not good:
         raise ValueError(f"{argument}={value!r}; wanted {wanted}")

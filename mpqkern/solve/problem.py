@@ -47,10 +47,13 @@ def spent(rows: np.ndarray, choice: Sequence[int]) -> np.ndarray:
 
 
 def make_problem(scores: Scores, budgets: Sequence[Budget], constraints: Constraints) -> Problem:
-    rows = []
+    rows, taken = [], set()
     for row in [b.row(scores.layers, scores.schemes) for b in budgets] + constraints.rows(scores):
-        twins = sum(other.label.split("#")[0] == row.label for other in rows)
-        label = f"{row.label}#{twins + 1}" if twins else row.label
+        label, count = row.label, 1
+        while label in taken:
+            count += 1
+            label = f"{row.label}#{count}"
+        taken.add(label)
         rows.append(Row(label, row.values, row.cap, row.per, row.unit))
     groups = constraints.groups(scores)
     allowed = constraints.allowed(scores)
@@ -66,7 +69,7 @@ def make_problem(scores: Scores, budgets: Sequence[Budget], constraints: Constra
         unary,
         pairwise,
         values,
-        np.array([row.cap for row in rows], dtype=np.int64),
+        np.array([min(max(row.cap, -MAX_SUM), MAX_SUM) for row in rows], dtype=np.int64),
         np.array([allowed[group].all(axis=0) for group in groups]),
     )
 

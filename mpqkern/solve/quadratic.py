@@ -19,7 +19,7 @@ import numpy as np
 
 from . import highs
 from .convexify import convexify
-from .prepare import ROUNDING, Task, checked, clipped, evaluate, off_diagonal, projected, want
+from .prepare import ROUNDING, Task, checked, clipped, evaluate, is_seed, off_diagonal, projected, want
 
 try:
     from .. import _host
@@ -105,6 +105,7 @@ def minimise(
     want("engine", engine, engine in ("auto", "host", "highs"), '"auto", "host" or "highs"')
     want("rel_gap", rel_gap, 0 <= rel_gap < np.inf, "a number >= 0")
     want("time_limit", time_limit, time_limit is None or time_limit >= 0, "None or seconds >= 0")
+    want("seed", seed, is_seed(seed), "a whole number from 0 to 2**31 - 1")
     if engine == "host" and _host is None:
         raise RuntimeError(f"engine='host' needs the compiled mpqkern._host: {why_no_host}")
     used_unary, used_pairwise, form = projected(unary, pairwise, psd)
@@ -218,6 +219,8 @@ def _first_choice(run: _Run, start: np.ndarray | None) -> str | None:
         )  # fmt: skip
         if status == "infeasible":
             return status
+        if status == "interrupted":
+            raise KeyboardInterrupt
         if choice is not None and task.fits(choice):  # within HiGHS's tolerance is not yet within the budget
             interrupted = search(choice)
     run.note("local search")

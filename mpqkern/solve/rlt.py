@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .highs import run
 from .lazy import highspy
 
 TARGET = 1e4  # of the scaled LP value: HiGHS's tolerances are absolute
@@ -96,12 +97,7 @@ def solve(
         x = (start[unit] == option).astype(float)
         hint.col_value = np.concatenate([x, x[i] * x[j]]).tolist()
         solver.setSolution(hint)
-    solver.HandleKeyboardInterrupt = True
-    interrupted = False
-    try:
-        solver.solve()
-    except KeyboardInterrupt:
-        interrupted = True
+    interrupted = run(solver)
     status = solver.getModelStatus()
     if status == highspy.HighsModelStatus.kInfeasible:
         return Found(None, np.inf, "infeasible")
@@ -123,7 +119,7 @@ def _pass(model: highspy.HighsLp, cost: np.ndarray, seed: int, time_limit: float
     model.col_cost_ = cost
     solver = highspy.Highs()
     solver.silent()
-    solver.setOptionValue("random_seed", int(seed) % 2**31)
+    solver.setOptionValue("random_seed", int(seed))
     if time_limit is not None:
         solver.setOptionValue("time_limit", max(time_limit, 0.01))
     solver.passModel(model)
