@@ -28,7 +28,7 @@ def everywhere(cost):
     return np.ones(cost.shape, dtype=bool)
 
 
-def agree(cost, rows, caps, monkeypatch):
+def assert_agrees(cost, rows, caps, monkeypatch):
     """Our answer, without HiGHS, to what HiGHS answers by itself at the same cost."""
     reduced = linear.reduce(cost, rows, caps, everywhere(cost))
     arguments = reduced.cost, reduced.use, everywhere(cost), reduced.rest
@@ -135,7 +135,7 @@ def test_few_kinds_of_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = rng.integers(0, 4, 40)
     cost, rows = rng.random((40, 1)) * 4.0 ** -np.array([2, 3, 4, 8]), rng.integers(0, 10**6, (2, 4, 4))[:, kinds]
     caps = (rows.min(axis=2).sum(axis=1) * 0.5 + rows.mean(axis=2).sum(axis=1) * 0.5).astype(np.int64)
-    agree(cost, rows, caps, monkeypatch)
+    assert_agrees(cost, rows, caps, monkeypatch)
 
 
 @compiled
@@ -147,7 +147,7 @@ def test_agrees_with_highs_on_the_whole_problem(layers: int, budgets: int, monke
         cost = rng.lognormal(0, 1, (layers, 1)) * 4.0 ** -np.array([2, 3, 4, 8]) * (1 + 0.2 * rng.random((layers, 4)))
         rows = rng.integers(10**4, 10**7, (budgets, layers, 1)) * [2, 3, 4, 8]
         caps = (rows.min(axis=2).sum(axis=1) * tight).astype(np.int64)
-        agree(cost, rows, caps, monkeypatch)
+        assert_agrees(cost, rows, caps, monkeypatch)
 
 
 @compiled

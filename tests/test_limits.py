@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
-import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from mpqkern.solve import Budget, Infeasible, Scores, core, linear, solve
+from tests.reference.interrupt import ctrl_c
 from tests.reference.networks import units
 
 
@@ -62,16 +58,6 @@ def test_a_known_clash_is_explained_within_the_time() -> None:
     with pytest.raises(Infeasible, match="these clash: Budget") as caught:
         solve(scores, Budget(avg_bits=1), *budgets, time_limit=0.2)
     assert "Budget(avg_bits=1)" in caught.value.conflict and time.process_time() - start < 3
-
-
-@contextlib.contextmanager
-def ctrl_c(after: float) -> Iterator[None]:
-    timer = threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def test_ctrl_c_returns_the_best_so_far(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:

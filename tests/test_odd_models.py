@@ -106,7 +106,7 @@ def test_routes_that_change_on_the_way(seed: int) -> None:
     coarse = rounded(model.gate.weight.detach(), mq.Scheme(2))
     changed = nn.functional.linear(x, coarse, model.gate.bias).sum().item()
     model.limit = (clean + changed) / 2
-    agree(model, (x, torch.arange(8) % 4))
+    assert_agrees(model, (x, torch.arange(8) % 4))
 
 
 class SequenceFirst(nn.Module):
@@ -126,10 +126,10 @@ class SequenceFirst(nn.Module):
 @pytest.mark.parametrize("seed", range(3))
 def test_pairs_are_those_of_whole_passes(kind: type[nn.Module], seed: int) -> None:
     torch.manual_seed(seed)
-    agree(kind().eval(), (torch.randn(8, 16), torch.arange(8) % 4))
+    assert_agrees(kind().eval(), (torch.randn(8, 16), torch.arange(8) % 4))
 
 
-def agree(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+def assert_agrees(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     got, want = (mq.score(model, [batch], method="clado", engine=engine) for engine in ("frontier", "naive"))
     np.testing.assert_allclose(got.unary, want.unary, atol=2e-6)
     np.testing.assert_allclose(got.pairwise, want.pairwise, atol=4e-6)

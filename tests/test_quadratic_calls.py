@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,14 +15,7 @@ from mpqkern.solve import prepare, quadratic
 from mpqkern.solve.prepare import evaluate
 from mpqkern.solve.quadratic import minimise
 from tests.reference.crosslayer import KINDS, Case, Shy, case, hard, needs_host
-
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """Ctrl-C works as in a terminal, also where the tests run in the background of a shell, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+from tests.reference.interrupt import ctrl_c, interruptible
 
 
 @needs_host
@@ -125,16 +116,6 @@ def test_gap_ends_the_search_early() -> None:
     assert loose.bound < loose.objective
 
 
-@contextlib.contextmanager
-def ctrl_c(after: float) -> Iterator[None]:
-    timer = threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()  # a search that ended early must not take the test run with it
-
-
 @needs_host
 def test_ctrl_c_returns_the_incumbent() -> None:
     problem = hard()
@@ -170,7 +151,8 @@ def test_ctrl_c_ends_the_local_search_too() -> None:
         if not calls:
             calls.append(os.kill(os.getpid(), signal.SIGINT))
 
-    out = problem.solve(on_progress=press, time_limit=60)
+    with interruptible():
+        out = problem.solve(on_progress=press, time_limit=60)
     assert out.status == "interrupted" and [stage.name for stage in out.log] == ["local search"]
     assert problem.fits(out.choice) and out.bound == -np.inf
 
