@@ -7,17 +7,21 @@
 True
 """
 
-from . import ops  # first: registers torch.ops.mpqkern
+from . import (
+    ops,  # first: registers torch.ops.mpqkern
+    rounding,
+)
 from .assign import assign
 from .capabilities import capabilities
 from .catalog import catalog
 from .checkpoint import load, save
 from .compare import Comparison, compare
 from .ledger import Ledger
+from .measuring.meter import Unfinished
 from .nn import PackedConv2d, PackedLinear, PackedModule, swap_, unswap_
+from .rounding import Rounded, calibrate
 from .scheme import Layer, Scheme
 from .scores.entry import methods, plan, score
-from .scores.meter import Unfinished
 from .solve import Assignment, Budget, Infeasible, Scores, frontier, solve
 from .verify import Verification, verify
 from .version import __version__
@@ -32,12 +36,14 @@ __all__ = [
     "PackedConv2d",
     "PackedLinear",
     "PackedModule",
+    "Rounded",
     "Scheme",
     "Scores",
     "Unfinished",
     "Verification",
     "__version__",
     "assign",
+    "calibrate",
     "capabilities",
     "catalog",
     "compare",
@@ -46,6 +52,7 @@ __all__ = [
     "methods",
     "ops",
     "plan",
+    "rounding",
     "save",
     "score",
     "solve",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from .assign import SEARCHES, assign
 from .held import held
 from .ledger import table
+from .measuring.task import Task
+from .rounding import Rounding, calibrate
 from .scores.entry import methods as known_methods
 from .scores.entry import score
 from .scores.run import as_schemes
-from .scores.task import Task
 from .scores.variants import Variants
 from .solve import Assignment, Budget, Scores, solve
 from .solve.budget import make_row
@@ -92,7 +94,7 @@ def compare(
     metric: str = "loss",
     bits: Sequence[Any] = (2, 4, 8),
     layers: Sequence[str] | None = None,
-    rounding: str = "minmax",
+    rounding: str | Rounding = "minmax",
     seed: int = 0,
     solver: Mapping[str, Any] | None = None,
     **frame: Any,
@@ -169,6 +171,7 @@ class _Judge:
         self.task = Task(model, batches, **how)
         self.schemes = as_schemes(asked["bits"])
         self.variants = Variants(self.task, self.schemes, asked["rounding"])
+        self.how = {name: asked[name] for name in ("forward", "seed", "memory") if name in asked}
         sizes = Scores(self.task.layers, self.schemes, np.zeros((len(self.task.layers), len(self.schemes))))
         self.narrowest = int(np.argmin(sizes.bits))
         try:
@@ -180,13 +183,22 @@ class _Judge:
     def __call__(self, choice: Mapping[int, int]) -> Metrics:
         key = tuple(sorted(choice.items()))
         if key not in self._known:
-            with held(self.task.model), self.variants.applied(choice):
+            with held(self.task.model), self._as(choice):
                 found = self.evaluate(self.task.model)
             found = found if isinstance(found, Mapping) else {self.metric: found}
             if self.metric not in found:
                 raise ValueError(f"evaluate(model) returned {', '.join(found)}; wanted {self.metric!r} among them")
             self._known[key] = {name: float(value) for name, value in found.items()}
         return self._known[key]
+
+    def _as(self, choice: Mapping[int, int]) -> AbstractContextManager[None]:
+        """The model with these schemes, rounded as `swap_` would round it."""
+        if self.variants.rounding.needs == "nothing":
+            return self.variants.applied(choice)
+        names = {self.task.layers[layer].name: self.schemes[scheme] for layer, scheme in choice.items()}
+        return calibrate(self.task.model, names, self.task.batches, rounding=self.variants.rounding, **self.how).twin(
+            self.task.model
+        )
 
     def damage(self) -> np.ndarray:
         """By how much the metric rises with each layer alone at the narrowest scheme."""

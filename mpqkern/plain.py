@@ -47,7 +47,7 @@ def dequantize(qweight: Tensor, scales: Tensor, zeros: Tensor | None, bits: int,
     return packed.dequantize(qweight, scales, zeros, bits, group_size, k)
 
 
-class _Ranges:
+class Ranges:
     """The groups of a weight, and the grids that cover a fraction of each one's range."""
 
     def __init__(self, weight: Tensor, group_size: int, symmetric: bool, scale_dtype: str) -> None:
@@ -90,7 +90,7 @@ def fit(
     weight: Tensor, bits: int, group_size: int, symmetric: bool, search: str = "minmax", scale_dtype: str = "float16"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Codes [N, K], scales, zeros and squared errors; also at widths that do not pack."""
-    groups = _Ranges(weight, group_size, symmetric, scale_dtype)
+    groups = Ranges(weight, group_size, symmetric, scale_dtype)
     one = torch.ones((), device=weight.device)
     scale, zero = groups.fit(one, bits)
     check_finite("quantize", weight, scale, scale_dtype)
@@ -229,7 +229,7 @@ def probe_errors(
     outside = fractions[~((fractions > 0) & (fractions <= 1))]
     if len(outside):
         check("probe_errors", "fractions", f"...{float(outside[0])}...", False, "above 0, at most 1")
-    groups = _Ranges(weight, group_size, symmetric, scale_dtype)
+    groups = Ranges(weight, group_size, symmetric, scale_dtype)
     out = weight.new_empty(len(bits), *groups.lo.shape[:2], len(fractions), dtype=torch.float32)
     for b, width in enumerate(bits):
         for f, fraction in enumerate(fractions):

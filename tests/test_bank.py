@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import mpqkern as mq
-from mpqkern.scores.bank import Bank
-from mpqkern.scores.meter import Meter, Unfinished
+from mpqkern.measuring.bank import Bank
+from mpqkern.measuring.meter import Meter, Unfinished
 
 from . import nets
 

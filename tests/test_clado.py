@@ -11,9 +11,9 @@ from torch import nn
 import mpqkern as mq
 from bench.models import ResNet8, digits
 from mpqkern.held import held
+from mpqkern.measuring.task import Task
 from mpqkern.scheme import Scheme
 from mpqkern.scores import clado, perturbed
-from mpqkern.scores.task import Task
 from mpqkern.scores.variants import Variants
 
 from . import nets

@@ -10,8 +10,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from bench.models import ResNet8
 from mpqkern.held import held
+from mpqkern.measuring.task import Task
 from mpqkern.scores.features import visit
-from mpqkern.scores.task import Task
 
 
 def taken(model: nn.Module, x: Tensor, taps: str = "block", **how: object) -> dict[str, Tensor]:

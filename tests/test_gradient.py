@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import mpqkern as mq
 from mpqkern import Scheme
+from mpqkern.rounding.twin import rounded, rounded_input
 from mpqkern.scores.gradient import _layout
-from mpqkern.scores.variants import rounded, rounded_input
 
 BITS = (2, 4, 8)
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import mpqkern as mq
+from mpqkern.measuring.bank import Bank
+from mpqkern.measuring.meter import Meter
+from mpqkern.measuring.task import Task
 from mpqkern.scores import greedy
-from mpqkern.scores.bank import Bank
-from mpqkern.scores.meter import Meter
 from mpqkern.scores.probe import Probe
 from mpqkern.scores.run import Run, as_schemes
-from mpqkern.scores.task import Task
 from mpqkern.scores.trajectory import Trajectory
 from mpqkern.scores.variants import Variants
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import mpqkern as mq
 from mpqkern import Scheme
-from mpqkern.scores.variants import rounded
+from mpqkern.rounding.twin import rounded
 
 
 def mse(output: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpqkern import Budget, Scheme, Scores, Unfinished, plan, score, solve
+from mpqkern.measuring.task import Task
 from mpqkern.scores import limpq, lsq
 from mpqkern.scores.indicators import from_indicators
 from mpqkern.scores.lsq import Supernet
-from mpqkern.scores.task import Task
 
 from .reference.small_nets import convnet, mlp, transformer
 

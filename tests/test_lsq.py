@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from mpqkern import Scheme
+from mpqkern.measuring.task import Task
 from mpqkern.scores import limpq, lsq
 from mpqkern.scores.lsq import Level, Supernet
-from mpqkern.scores.task import Task
 
 from .reference.small_nets import convnet, mlp, transformer
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import mpqkern as mq
 from mpqkern import Budget
-from mpqkern.scores.variants import rounded
+from mpqkern.rounding.twin import rounded
 
 
 def layers(*widths: int) -> nn.ModuleList:
@@ -174,10 +174,10 @@ class Language(nn.Module):
 def test_labels_that_repeat_the_inputs_are_shifted() -> None:
     ids = (torch.arange(8) + torch.arange(4).unsqueeze(1)) % 10
     batch = UserDict(input_ids=ids, labels=ids.clone())  # any mapping will do
-    task = mq.scores.task.Task(Language(), [batch])
+    task = mq.measuring.task.Task(Language(), [batch])
     assert task.losses(task.run(task.batches[0]), 0).max() < 0.01
     wanted = {"input_ids": ids, "labels": (ids + 1) % 10}
-    same = mq.scores.task.Task(Language(), [wanted])
+    same = mq.measuring.task.Task(Language(), [wanted])
     assert same.losses(same.run(same.batches[0]), 0).max() < 0.01
 
 

@@ -10,9 +10,9 @@ from torch import nn
 import mpqkern as mq
 from bench.models import ResNet8
 from mpqkern.held import held
+from mpqkern.measuring.task import Task
 from mpqkern.scores import perturbed
 from mpqkern.scores.replay import Replay
-from mpqkern.scores.task import Task
 
 from . import nets
 from .test_clado import SCHEMES, case, clado_of, images, same

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from mpqkern.held import held
+from mpqkern.measuring.task import Task, logits_of
 from mpqkern.scheme import Scheme
 from mpqkern.scores.nothing import Nothing, Shape
 from mpqkern.scores.replay import Replay
-from mpqkern.scores.task import Task, logits_of
 from mpqkern.scores.variants import Variants
 
 from . import nets

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from mpqkern.held import held
+from mpqkern.measuring.task import Task, cross_entropy, divergence
+from mpqkern.rounding.twin import rounded
 from mpqkern.scheme import Scheme
-from mpqkern.scores.task import Task, cross_entropy, divergence
-from mpqkern.scores.variants import Variants, rounded
+from mpqkern.scores.variants import Variants
 
 from . import nets
 

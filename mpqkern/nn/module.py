@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import packed
+from ..rounding.grid import Codes
 from ..scheme import Scheme
 
 if TYPE_CHECKING:
@@ -105,6 +106,21 @@ class PackedModule(nn.Module):
         )
         self.qweight, self.scales, self.zeros = qweight, scales, zeros
         return float(errors.double().sum())
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def store_(self, found: Codes) -> None:
+        """Packs codes that were chosen elsewhere."""
+        device = self.qweight.device
+        self.qweight = torch.ops.mpqkern.pack(found.codes.to(device), self.scheme.bits)
+        self.scales, self.zeros = found.scales.to(device), found.zeros.to(device)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def shift_bias_(self, shift: Tensor) -> None:
+        """Adds to the bias; a layer without one gets one."""
+        shift = shift.to(self.qweight.device, self.dtype)
+        self.bias = shift if self.bias is None else self.bias + shift
 
     def dequantize(self) -> Tensor:
         """The weight as float, in the float layer's shape and the module's dtype."""

@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from .. import select
+from .. import packed
 from ..catalog import Candidate, candidates, kind_of
 from ..ledger import Ledger, Row
+from ..planned import planned
+from ..rounding import MinMax, Rounded, Rounding, as_rounding, calibrate
 from ..scheme import Scheme
 from .conv import PackedConv2d
 from .linear import PackedLinear
@@ -40,10 +42,12 @@ def swap_(
     model: nn.Module,
     plan: Mapping[str | type, Scheme | int | None] | Any,
     *,
-    rounding: str = "minmax",
+    rounding: str | Rounding | Rounded = "minmax",
+    batches: Any = None,
     keep_float: bool = False,
     strict: bool = False,
     check: Callable[[nn.Module], None] | None = None,
+    **calibration: Any,
 ) -> Ledger:
     """Packs the layers that `plan` selects, in place, and returns what was done to each.
 
@@ -53,17 +57,22 @@ def swap_(
     A layer that nothing names follows the one whose weight it shares.
 
     Layers that cannot be packed (see `mpqkern.catalog`) stay in float with the reason in the ledger, or
-    raise with `strict=True`. `rounding` is "minmax" or "mse" (the range with the least squared error).
-    `keep_float=True` keeps the float modules for an exact `unswap_`, at the price of their memory.
+    raise with `strict=True`. `keep_float=True` keeps the float modules for an exact `unswap_`, at the price of
+    their memory.
+
+    `rounding` names one of the ways of `mpqkern.rounding`, or is one with options, or what `calibrate` has found.
+    Those that look at data need `batches`; these and further options go to `mpqkern.calibrate`.
 
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     >>> print(swap_(model, {nn.Linear: 4, "2": Scheme(8, group_size=32)}).bytes)
     2860
     """
-    if rounding not in ("minmax", "mse"):
-        raise ValueError(f"rounding={rounding!r}; wanted 'minmax' or 'mse'")
     found = candidates(model)
-    wanted = _followed(_resolve(plan, found), found)
+    wanted = planned(plan, found)
+    for scheme in wanted.values():
+        if scheme is not None:
+            scheme.require_packable()
+    rounded = _rounded(model, plan, rounding, batches, calibration)
     blocked = [c for c in found if wanted.get(c.name) is not None and c.reason]
     for c in blocked:
         if strict:
@@ -71,7 +80,7 @@ def swap_(
         log.warning("%s stays in float: %s", c.name or "the model", c.reason)
     taken = {c.name: wanted[c.name] for c in found if wanted.get(c.name) is not None and not c.reason}
     made: dict[str, PackedModule] = {}
-    by_weight: dict[int, tuple[str, PackedModule, Scheme]] = {}
+    by_weight: dict[int, tuple[str, PackedModule, Scheme]] = {}  # who came first with a weight
     rows: list[Row] = []
     counted: set[int] = set()  # float weights that a row has counted
     for c in found:
@@ -90,7 +99,7 @@ def swap_(
             raise ValueError(
                 f"layer {c.name!r} shares its weight with one that stays in float; wanted one scheme for both"
             )
-        new, row = _pack(c, scheme, rounding, twin[1] if twin else None)
+        new, row = _pack(c, scheme, rounded, twin)
         by_weight.setdefault(id(c.module.weight), (c.name, new, scheme))
         if keep_float:
             new.__dict__["_float"] = c.module
@@ -129,58 +138,49 @@ def unswap_(model: nn.Module) -> nn.Module:
     return model
 
 
-def _resolve(plan: Any, found: list[Candidate]) -> dict[str, Scheme | None]:
-    """The scheme for each candidate by its first name."""
-    plan = getattr(plan, "schemes", plan)
-    if not isinstance(plan, Mapping):
-        raise TypeError(f"plan={plan!r}; wanted a mapping of names, patterns or types to Scheme, or an Assignment")
-    asked: dict[str, Scheme | None] = {}
-    for pattern, value in plan.items():
-        scheme = Scheme(value) if isinstance(value, int) and not isinstance(value, bool) else value
-        if scheme is not None and not isinstance(scheme, Scheme):
-            raise TypeError(f"plan[{pattern!r}]={value!r}; wanted a Scheme, 2, 4, 8 or None")
-        if scheme is not None:
-            scheme.require_packable()
-        if not isinstance(pattern, (str, type)):
-            raise TypeError(f"plan has the key {pattern!r}; wanted a name, a pattern or a type")
-        asked[select.type_pattern(pattern) if isinstance(pattern, type) else pattern] = scheme
-    kinds = {name: c.kinds for c in found for name in c.names}
-    if not asked:
-        return {}
-    chosen = select.choose(asked, kinds)
-    wanted: dict[str, Scheme | None] = {}
-    for c in found:
-        ranked = {name: chosen[name] for name in c.names if name in chosen}
-        top = max((level for level, _ in ranked.values()), default=None)
-        values = {name: scheme for name, (level, scheme) in ranked.items() if level == top}
-        if len(set(values.values())) > 1:
-            raise ValueError(f"one module goes by the names {values}, with different schemes; wanted the same")
-        if values:
-            wanted[c.name] = next(iter(values.values()))
-    return wanted
+def _rounded(
+    model: nn.Module, plan: Any, rounding: str | Rounding | Rounded, batches: Any, calibration: dict[str, Any]
+) -> Rounding | Rounded:
+    """How to round: a way that needs nothing but the weight, or the codes of all layers."""
+    if isinstance(rounding, Rounded):
+        given = {"batches": batches, **calibration} if batches is not None else calibration
+        if given:
+            raise TypeError(f"{', '.join(given)} given with codes that are found already; wanted only rounding=")
+        return rounding
+    method = as_rounding(rounding)
+    if batches is not None:
+        return calibrate(model, plan, batches, rounding=method, **calibration)
+    if method.needs != "nothing" or calibration:
+        what = ", ".join(calibration) or f"rounding={rounding!r}"
+        raise ValueError(f"{what} needs to see data; wanted batches=")
+    return method
 
 
-def _followed(wanted: dict[str, Scheme | None], found: list[Candidate]) -> dict[str, Scheme | None]:
-    """With the schemes of layers that are not named but share the weight of one that is."""
-    by_weight = {id(c.module.weight): wanted[c.name] for c in found if c.name in wanted and not c.reason}
-    others = {c.name: id(c.module.weight) for c in found if c.name not in wanted and not c.reason}
-    return wanted | {name: by_weight[weight] for name, weight in others.items() if weight in by_weight}
-
-
-def _pack(c: Candidate, scheme: Scheme, rounding: str, twin: PackedModule | None) -> tuple[PackedModule, Row]:
+def _pack(
+    c: Candidate, scheme: Scheme, rounded: Rounding | Rounded, twin: tuple[str, PackedModule, Scheme] | None
+) -> tuple[PackedModule, Row]:
     module = c.module
     new = PACKED[kind_of(module)].empty_like(module, scheme)
-    if twin is None:
-        try:
-            squared = new.pack_(module.weight, rounding)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"layer {c.name!r} cannot be packed as {scheme}: {error}") from error
-    else:
-        new.qweight, new.scales, new.zeros = twin.qweight, twin.scales, twin.zeros
-        squared = float((module.weight.detach().double() - twin.dequantize().double()).square().sum())
     new.copy_bias_(module)
+    name = twin[0] if twin else c.name
+    codes = rounded.get(name) if isinstance(rounded, Rounded) else None
+    if isinstance(rounded, Rounded) and (codes is None or rounded.schemes[name] != scheme):
+        was = f"was rounded to {rounded.schemes[name]}" if codes else "was not rounded"
+        raise ValueError(f"layer {c.name!r} {was} but the plan has {scheme}; wanted the same plan as for calibrate")
+    try:
+        if twin is not None:
+            new.qweight, new.scales, new.zeros = twin[1].qweight, twin[1].scales, twin[1].zeros
+        elif codes is None and isinstance(rounded, MinMax):
+            new.pack_(module.weight, rounded.name)
+        else:
+            new.store_(codes or rounded.round(packed.weight_rows(module.weight.detach()).float(), scheme))
+        if codes is not None and codes.shift is not None:
+            new.shift_bias_(codes.shift)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"layer {c.name!r} cannot be packed as {scheme}: {error}") from error
     _carry_over(module, new)
-    norm = float(module.weight.detach().double().square().sum())
+    weight = module.weight.detach().double()
+    norm, squared = float(weight.square().sum()), float((weight - new.dequantize().double()).square().sum())
     if norm and not new.scales.any():
         raise ValueError(
             f"layer {c.name!r} cannot be packed as {scheme}: its weights are too small for float16 scales; "

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from ..measuring.bank import Bank
+from ..measuring.meter import Work
 from . import perturbed
-from .bank import Bank
-from .meter import Work
 from .perturbed import Design
 from .run import Run
 from .samples import Samples

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..measuring.bank import Item
+from ..measuring.meter import Work
+from ..measuring.task import Task
 from . import features, importance
-from .bank import Item
-from .meter import Work
 from .run import Run
 from .table import Scores
-from .task import Task
 
 DIRECTIONS = ("increasing", "decreasing")
 AFTERWARDS = ("direction", "beta", "balance", "objective", "schemes", "rounding")

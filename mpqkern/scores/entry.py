@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from ..held import held
+from ..measuring.bank import Bank
+from ..measuring.meter import Meter, Work
+from ..measuring.task import Forward, Loss, Task
+from ..rounding import Rounding, as_rounding
 from ..scheme import Scheme
 from ..version import __version__
-from .bank import Bank
-from .meter import Meter, Work
 from .run import Method, Run, as_schemes
 from .table import Scores
-from .task import Forward, Loss, Task
 from .variants import Variants
 
 log = logging.getLogger("mpqkern")
@@ -64,7 +65,7 @@ def score(
     layers: Sequence[str] | None = None,
     forward: Forward | None = None,
     loss: str | Loss | None = None,
-    rounding: str = "minmax",
+    rounding: str | Rounding = "minmax",
     bank: str | Path | None = None,
     seed: int = 0,
     time_limit: float | None = None,
@@ -80,7 +81,7 @@ def score(
     layers      patterns of the layers to score; all that can be packed, by default
     forward     forward(model, batch) -> output, for models that are called in another way
     loss        "ce", "kl", or loss(output, batch) -> one loss a sample
-    rounding    of the weights that are tried: "minmax" or "mse", the same as given to `swap_`
+    rounding    of the weights that are tried, as given to `swap_`; what looks at data sees the float model's
     bank        a folder for what is measured: a run that was stopped goes on from there
     time_limit  seconds, and
     max_evals   evaluations, after which `Unfinished` is raised
@@ -101,6 +102,7 @@ def score(
     run.meter = Meter(time_limit=time_limit, max_evals=max_evals, progress=progress)
     try:
         with held(model):
+            run.variants.prepare(memory=memory, seed=seed)
             found = chosen.score(run, **options)
     finally:
         run.meter.end()
@@ -113,7 +115,7 @@ def score(
         "options": {k: _plain(v) for k, v in options.items()},
         "samples": run.task.samples,
         "loss": run.task.loss_name,
-        "rounding": rounding,
+        "rounding": rounding if isinstance(rounding, str) else repr(rounding),
         "seed": seed,
         "seconds": run.meter.seconds,
         "evaluations": run.meter.evaluations,
@@ -158,7 +160,7 @@ def _run(
     layers: Sequence[str] | None,
     forward: Forward | None,
     loss: str | Loss | None,
-    rounding: str,
+    rounding: str | Rounding,
     seed: int,
     memory: int,
     bank: str | Path | None,
@@ -168,17 +170,19 @@ def _run(
     if not memory > 0:
         raise ValueError(f"memory={memory!r}; wanted bytes, above 0")
     task = Task(model, batches, layers=layers, forward=forward, loss=loss)
+    way = as_rounding(rounding)
+    on = "" if way.needs == "nothing" else f" on {', '.join(task.digest(i) for i in range(len(task.batches)))}"
     depends = {
         **task.fingerprint(),
         "method": method.name,
         "options": repr(sorted((k, _plain(v)) for k, v in options.items() if k not in method.afterwards)),
         "schemes": ", ".join(repr(s) for s in schemes),
-        "rounding": rounding,
+        "rounding": f"{way!r}{on}",
         "seed": str(seed),
     }
     depends = {name: value for name, value in depends.items() if name not in method.afterwards}
     folder = None if bank is None else Path(bank) / method.name
-    return Run(task, schemes, Variants(task, schemes, rounding), Bank(folder, depends), Meter(), memory, seed)
+    return Run(task, schemes, Variants(task, schemes, way), Bank(folder, depends), Meter(), memory, seed)
 
 
 def _method(method: str | Callable[..., Any]) -> Method:

@@ -24,7 +24,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from .task import Task
+from ..measuring.task import Task
 
 TAPS = ("layer", "block")
 Take = Callable[[int, Tensor], None]

@@ -31,12 +31,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from .bank import Item
-from .meter import Work
+from ..measuring.bank import Item
+from ..measuring.meter import Work
+from ..measuring.task import cross_entropy, logits_of
+from ..rounding.twin import rounded_input
 from .run import Run
 from .table import Scores
-from .task import cross_entropy, logits_of
-from .variants import rounded_input
 
 
 def score_fisher(run: Run) -> Scores:

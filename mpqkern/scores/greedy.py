@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .meter import Work
+from ..measuring.meter import Work
 from .probe import FLOAT, Choice, Damage, Probe, expected
 from .run import Run
 from .table import FLOAT_BITS, Scores, widest_first

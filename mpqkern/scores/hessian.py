@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .bank import Item
+from ..measuring.bank import Item
+from ..measuring.meter import Work
 from .gradient import graph_bytes
-from .meter import Work
 from .run import Run
 from .table import Scores
 

@@ -26,13 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..measuring.meter import Unfinished, Work
+from ..measuring.task import Task, digest, logits_of
 from ..scheme import Scheme
 from .indicators import check_costs, from_indicators
 from .lsq import INITS, SMALLEST, Level, Supernet
-from .meter import Unfinished, Work
 from .run import Run
 from .table import Scores
-from .task import Task, digest, logits_of
 
 STEPS = 300
 LR_END = 1e-5

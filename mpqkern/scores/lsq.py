@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .task import Task
+from ..measuring.task import Task
 
 SMALLEST = 1e-5  # of a step
 INITS = ("statistics", "same")

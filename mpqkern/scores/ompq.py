@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from ..held import held
+from ..measuring.bank import Item
+from ..measuring.meter import Work
+from ..measuring.task import Forward, Task
 from ..plain import u_centred
 from . import features, importance
-from .bank import Item
-from .meter import Work
 from .run import Run
 from .table import Scores
-from .task import Forward, Task
 
 log = logging.getLogger("mpqkern")
 

@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from .bank import Bank, Item, mine
+from ..measuring.bank import Bank, Item, mine
 from .replay import AnotherWay, Replay, State
 from .run import Run
 

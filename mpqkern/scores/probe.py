@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .bank import Item
-from .meter import Work
+from ..measuring.bank import Item
+from ..measuring.meter import Work
+from ..measuring.task import digest
 from .replay import AnotherWay, State
 from .run import Run
-from .task import digest
 
 METRICS = ("loss", "accuracy", "kl")
 FLOAT = -1  # in a choice: the layer as it is

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from ..measuring.task import Task
 from .nothing import Nothing, Shape, Watch
 from .stacking import can_stack, close, copied, equal, joined, repeated, split
-from .task import Task
 
 log = logging.getLogger("mpqkern")
 

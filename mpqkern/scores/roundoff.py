@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .meter import Work
+from ..measuring.meter import Work
 from .run import Run
 from .table import Scores
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from ..held import held
+from ..measuring.bank import Bank
+from ..measuring.meter import Meter, Work
+from ..measuring.task import Task, digest
 from ..scheme import Scheme
-from .bank import Bank
-from .meter import Meter, Work
 from .replay import Replay
 from .table import FLOAT_BITS, Scores
-from .task import Task, digest
 from .variants import Variants
 
 TRACED_SAMPLES = 3

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..measuring.bank import Item
 from ..scheme import Layer, Scheme
-from .bank import Item
 from .table import Scores
 
 SHRINKS = (None, "error")

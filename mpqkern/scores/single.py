@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .meter import Work
+from ..measuring.meter import Work
 from .probe import FLOAT, Probe, expected
 from .run import Run
 from .table import Scores

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .. import packed, plain
-from ..scheme import PACKABLE_BITS, Scheme
+from .. import packed
+from ..measuring.task import Task
+from ..rounding import MinMax, Rounding, as_rounding
+from ..rounding.grid import Codes
+from ..rounding.layerwise import collect
+from ..rounding.statistics import bytes_of
+from ..rounding.twin import as_weight, computing_with, input_hook
+from ..scheme import Scheme
 from .nothing import Nothing
-from .task import Task
 
-ROUNDINGS = ("minmax", "mse")
 CACHE_BYTES = 2**30
 
 
@@ -23,14 +26,28 @@ class Variants:
     """`weight(l, b)` is the weight of layer l as scheme b stores it; `applied({l: b})` makes the model use it.
 
     The same rounding as `swap_`; 1, 3, 5, 6 and 7 bits, which no kernel stores, follow the same formula. What
-    was made is kept up to `CACHE_BYTES`.
+    was made is kept up to `CACHE_BYTES`. Rounding that looks at a layer's inputs sees those of the float model,
+    all in `prepare`, and its codes are kept.
     """
 
-    def __init__(self, task: Task, schemes: Sequence[Scheme | None], rounding: str = "minmax") -> None:
-        if rounding not in ROUNDINGS:
-            raise ValueError(f"rounding={rounding!r}; wanted 'minmax' or 'mse'")
-        self.task, self.schemes, self.rounding = task, list(schemes), rounding
+    def __init__(self, task: Task, schemes: Sequence[Scheme | None], rounding: str | Rounding = "minmax") -> None:
+        self.task, self.schemes, self.rounding = task, list(schemes), as_rounding(rounding)
         self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self._codes: dict[tuple[int, int], Codes] = {}
+
+    def prepare(self, *, memory: int, seed: int) -> None:
+        """Rounds all layers to all schemes where that takes data; the model has to be `held`."""
+        if self.rounding.needs == "nothing" or self._codes:
+            return
+        sizes = [bytes_of(modules[0]) for modules in self.task.modules]
+        for layers in _parts(sizes, memory):
+            statistics = collect(self.task, layers, memory=memory, seed=seed)
+            for layer in layers:
+                method = self.rounding.alone() if layer in statistics else MinMax()
+                rows = packed.weight_rows(self.parameter(layer).detach()).float()
+                for b, scheme in enumerate(self.schemes):
+                    if scheme is not None:
+                        self._codes[layer, b] = method.round(rows, scheme, statistics.get(layer))
 
     def parameter(self, layer: int) -> nn.Parameter:
         return self.task.modules[layer][0].weight
@@ -39,8 +56,7 @@ class Variants:
         """In the weight's own shape and type. Call it only while the model holds its float weights."""
         key = (layer, scheme)
         if key not in self._kept:
-            weight, wanted = self.parameter(layer).detach(), self.schemes[scheme]
-            self._kept[key] = weight if wanted is None else rounded(weight, wanted, self.rounding)
+            self._kept[key] = self._made(layer, scheme)
             while sum(t.nbytes for t in self._kept.values()) > CACHE_BYTES and len(self._kept) > 1:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
@@ -56,49 +72,34 @@ class Variants:
         weights = {layer: self.weight(layer, scheme) for layer, scheme in choice.items()}
         with ExitStack() as undo:
             for layer, scheme in choice.items():
-                parameter = self.parameter(layer)
-                undo.callback(setattr, parameter, "data", parameter.data)
-                parameter.data = weights[layer]
-                wanted = self.schemes[scheme]
+                wanted, modules = self.schemes[scheme], self.task.modules[layer]
+                hooks = []
                 if wanted is not None and wanted.act_bits is not None:
-                    hook = _activation_hook(wanted, self.task.layers[layer].kind)
-                    for module in self.task.modules[layer]:
-                        undo.callback(module.register_forward_pre_hook(hook).remove)
+                    hooks.append(_unless_nothing(input_hook(wanted, self.task.layers[layer].kind)))
+                undo.enter_context(computing_with(self.parameter(layer), weights[layer], modules, *hooks))
             yield
 
-
-def rounded(weight: Tensor, scheme: Scheme, rounding: str = "minmax") -> Tensor:
-    """The weight that a layer packed by `scheme` computes with.
-
-    >>> rounded(torch.tensor([[-1.5, 0.4, 1.5]]), Scheme(2))
-    tensor([[-1.5000,  0.5000,  1.5000]])
-    """
-    rows = packed.weight_rows(weight)
-    args = (rows, scheme.bits, scheme.group_size or 0, scheme.symmetric, rounding, scheme.scale_dtype)
-    if scheme.bits in PACKABLE_BITS:
-        qweight, scales, zeros, _ = torch.ops.mpqkern.quantize(*args)
-        found = torch.ops.mpqkern.dequantize(qweight, scales, zeros, scheme.bits, scheme.group_size or 0, rows.shape[1])
-    else:
-        codes, scales, zeros, _ = plain.fit(*args)
-        found = packed.values(codes, scales, zeros, scheme.group_size or 0)
-    return packed.weight_from_rows(found, weight.shape).to(weight.dtype)
+    def _made(self, layer: int, scheme: int) -> Tensor:
+        weight, wanted = self.parameter(layer).detach(), self.schemes[scheme]
+        if wanted is None:
+            return weight
+        if self.rounding.needs != "nothing":
+            return as_weight(self._codes[layer, scheme], weight)
+        return as_weight(self.rounding.round(packed.weight_rows(weight).float(), wanted), weight)
 
 
-def rounded_input(x: Tensor, scheme: Scheme, kind: str) -> Tensor:
-    """The input that a packed layer computes with: a scale a row and group, for images one a sample."""
-    grouped, size = (x.float().flatten(1), 0) if kind == "conv2d" else (x.float(), scheme.group_size or 0)
-    q, scale = plain.quantize_activations(grouped, size, scheme.act_bits)
-    return (q * packed.spread(scale, size, grouped.shape[-1])).view(x.shape).to(x.dtype)
+def _unless_nothing(hook: Any) -> Any:
+    """Calls that are skipped have no input to round."""
+    return lambda module, args: None if isinstance(args[0], Nothing) else hook(module, args)
 
 
-def _activation_hook(scheme: Scheme, kind: str) -> Callable[[nn.Module, tuple], Any]:
-    """Rounds a layer's input; its gradient passes straight through, as rounding has no slope of its own."""
-
-    def hook(module: nn.Module, args: tuple) -> tuple | None:
-        x = args[0]
-        if isinstance(x, Nothing):
-            return None  # of a call that is skipped
-        back = rounded_input(x.detach(), scheme, kind)
-        return (x + (back - x.detach()) if torch.is_grad_enabled() else back, *args[1:])
-
-    return hook
+def _parts(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Indices in order, as many at a time as fit."""
+    part: list[int] = []
+    for i, size in enumerate(sizes):
+        if part and sum(sizes[j] for j in part) + size > most:
+            yield part
+            part = []
+        part.append(i)
+    if part:
+        yield part

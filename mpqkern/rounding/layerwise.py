@@ -1,0 +1,152 @@
+"""layer_by_layer: statistics of a layer's inputs, its codes, and on to the next, which meets what this one has done."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..measuring.task import Task
+from .free import MinMax
+from .grid import Codes
+from .statistics import Statistics, bytes_of, input_rows
+from .twin import Twin
+
+if TYPE_CHECKING:
+    from .calibrate import Calibration
+
+log = logging.getLogger("mpqkern")
+
+
+def layer_by_layer(job: Calibration) -> None:
+    """Rounds all layers. What the model never calls is rounded by its weights alone."""
+    if job.rounding.needs == "nothing" and not job.correct_bias:
+        for layer in range(len(job.schemes)):
+            if not job.recall(layer):
+                job.put(layer, _rounded(job, layer, None))
+        return
+    order = call_order(job)
+    for layer in sorted(set(range(len(job.schemes))) - {layer for stage in order for layer in stage}):
+        log.warning("the batches do not reach %s: it is rounded by its weights alone", job.task.layers[layer].name)
+        if not job.recall(layer):
+            job.put(layer, _rounded(job, layer, None))
+    for stage in order:
+        todo = [layer for layer in stage if not job.recall(layer)]
+        if todo:
+            twin = job.twin if job.done else None
+            how = {"mismatch": job.rounding.mismatch, "memory": job.memory, "seed": job.seed}
+            for layer, statistics in collect(job.task, todo, twin, **how).items():
+                job.put(layer, _rounded(job, layer, statistics))
+
+
+def _rounded(job: Calibration, layer: int, statistics: Statistics | None) -> Codes:
+    name, rows = job.task.layers[layer].name, job.rows(layer)
+    method = job.rounding if statistics is not None or job.rounding.needs == "nothing" else MinMax()
+    try:
+        codes = method.round(rows, job.schemes[layer], statistics)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"layer {name!r} cannot be rounded to {job.schemes[layer]}: {error}") from error
+    return codes if statistics is None or not job.correct_bias else replace(codes, shift=shift(rows, codes, statistics))
+
+
+def shift(rows: Tensor, codes: Codes, statistics: Statistics) -> Tensor:
+    """fp32 [N]: the mean error of each output."""
+    x, y = (t[:, :, None] / statistics.count for t in (statistics.x, statistics.y))
+    w, q = (t.double().unflatten(0, (len(x), -1)) for t in (rows, codes.values()))
+    return (w @ x - q @ y).flatten().float()
+
+
+def call_order(job: Calibration) -> list[list[int]]:
+    """Layers in the order of their first calls; those that are called with the same tensor in a row come together."""
+    stages: list[list[int]] = []
+    seen: set[int] = set()
+    last: list[Any] = [None]
+
+    def hook(layer: int) -> Any:
+        def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            x = given(args, kwargs)
+            if layer in seen:
+                last[0] = None  # called again: what comes next may depend on it
+                return
+            seen.add(layer)
+            if x is last[0] and stages:
+                stages[-1].append(layer)
+            else:
+                stages.append([layer])
+            last[0] = x
+
+        return look
+
+    _run(job.task, 0, {layer: hook(layer) for layer in range(len(job.schemes))})
+    for index in range(1, len(job.task.batches)):  # a model may call other layers for other batches
+        if len(seen) == len(job.schemes):
+            break
+        last[0] = None
+        _run(job.task, index, {layer: hook(layer) for layer in range(len(job.schemes))})
+    return stages
+
+
+def collect(
+    task: Task, layers: Sequence[int], twin: Twin | None = None, *, mismatch: bool = True, memory: int, seed: int
+) -> dict[int, Statistics]:
+    """Of each layer that the batches reach: Y is what it meets in the twin, X in the float model.
+
+    Without a twin both are what it meets in the float model, without `mismatch` what it meets in the twin.
+    """
+    first = {layer: task.modules[layer][0] for layer in layers}
+    needed = sum(bytes_of(module) for module in first.values())
+    if needed > memory:
+        names = ", ".join(task.layers[layer].name for layer in layers)
+        raise ValueError(f"memory={memory}; wanted at least {needed} bytes for the statistics of {names}")
+    alike = twin is None or not mismatch
+    found = {layer: Statistics.of(module, alike) for layer, module in first.items()}
+    for index in range(len(task.batches)):
+        with twin or nullcontext():
+            ys = _inputs(task, index, layers, seed)
+        xs = ys if alike else _inputs(task, index, layers, seed)
+        for layer, statistics in found.items():
+            same = [y.shape for y in ys[layer]] == [x.shape for x in xs[layer]]  # not where rounding changes the way
+            for y, x in zip(ys[layer], xs[layer] if same else ys[layer], strict=True):
+                statistics.add(y, x)
+    for layer, statistics in found.items():
+        if not statistics.h.isfinite().all():
+            raise ValueError(f"layer {task.layers[layer].name!r} meets infinities or NaN; wanted finite inputs")
+    return {layer: statistics for layer, statistics in found.items() if statistics.count}
+
+
+def _inputs(task: Task, index: int, layers: Sequence[int], seed: int) -> dict[int, list[Tensor]]:
+    """Rows [G, M, K] that each layer meets in batch `index`, call by call; the same positions whenever it is asked."""
+    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+
+    def hook(layer: int) -> Any:
+        def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            draw = torch.Generator().manual_seed(hash((seed, index, layer, len(found[layer]))) % 2**63)
+            found[layer].append(input_rows(module, given(args, kwargs).detach(), draw))
+
+        return look
+
+    _run(task, index, {layer: hook(layer) for layer in layers})
+    return found
+
+
+def given(args: tuple, kwargs: dict) -> Tensor:
+    return args[0] if args else kwargs["input"]
+
+
+def _run(task: Task, index: int, hooks: dict[int, Any]) -> None:
+    """One pass over a batch with forward pre-hooks on layers."""
+    handles = [
+        module.register_forward_pre_hook(hook, with_kwargs=True)
+        for layer, hook in hooks.items()
+        for module in task.modules[layer]
+    ]
+    try:
+        task.run(task.batches[index])
+    finally:
+        for handle in handles:
+            handle.remove()
