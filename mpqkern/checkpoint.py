@@ -188,7 +188,9 @@ def _put_packed_layers(model: nn.Module, layers: dict[str, Any], file: tensorfil
                 f"layer {name!r} is a {kind} {shape} in the file but a {type(old).__name__}{found} in the model"
             )
         if id(old) not in made:
-            made[id(old)] = PACKED[kind].empty_like(old.to(dtype), scheme)
+            new = made[id(old)] = PACKED[kind].empty_like(old.to(dtype), scheme)
+            if new.bias is None and f"{name}.bias" in file.names:  # calibration has given it one
+                new.bias = torch.zeros(weight.shape[0], dtype=dtype, device=new.qweight.device)
             _carry_over(old, made[id(old)])
         elif made[id(old)].scheme != scheme:
             raise file.error(f"layer {name!r} is a shared module but has another scheme than under its first name")

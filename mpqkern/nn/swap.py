@@ -209,7 +209,8 @@ def _carry_over(old: nn.Module, new: nn.Module) -> None:
         for name, trained in old.__dict__.get("_trained", {}).items():
             getattr(new, name).requires_grad_(trained)
         return
-    fresh = nn.Linear(1, 1) if isinstance(old, nn.Linear) else nn.Conv2d(1, 1, 1)
+    kind, sizes = (nn.Linear, (1, 1)) if isinstance(old, nn.Linear) else (nn.Conv2d, (1, 1, 1))
+    fresh = nn.utils.skip_init(kind, *sizes)  # draws no random numbers
     new._user_attributes = {k: v for k, v in old.__dict__.items() if k not in fresh.__dict__}
     new._trained = {name: p.requires_grad for name, p in old.named_parameters(recurse=False)}
     for name, value in new._user_attributes.items():

@@ -39,7 +39,7 @@ def layer_by_layer(job: Calibration) -> None:
         todo = [layer for layer in stage if not job.recall(layer)]
         if todo:
             twin = job.twin if job.done else None
-            how = {"mismatch": job.rounding.mismatch, "memory": job.memory, "seed": job.seed}
+            how = {"products": job.rounding.mismatch, "sums": job.correct_bias, "memory": job.memory, "seed": job.seed}
             for layer, statistics in collect(job.task, todo, twin, **how).items():
                 job.put(layer, _rounded(job, layer, statistics))
 
@@ -92,23 +92,31 @@ def call_order(job: Calibration) -> list[list[int]]:
 
 
 def collect(
-    task: Task, layers: Sequence[int], twin: Twin | None = None, *, mismatch: bool = True, memory: int, seed: int
+    task: Task,
+    layers: Sequence[int],
+    twin: Twin | None = None,
+    *,
+    products: bool = True,
+    sums: bool = True,
+    memory: int,
+    seed: int,
 ) -> dict[int, Statistics]:
     """Of each layer that the batches reach: Y is what it meets in the twin, X in the float model.
 
-    Without a twin both are what it meets in the float model, without `mismatch` what it meets in the twin.
+    Without a twin both are what it meets in the float model. `products` and `sums` tell in which of them X is wanted;
+    elsewhere Y stands for it.
     """
     first = {layer: task.modules[layer][0] for layer in layers}
     needed = sum(bytes_of(module) for module in first.values())
     if needed > memory:
         names = ", ".join(task.layers[layer].name for layer in layers)
         raise ValueError(f"memory={memory}; wanted at least {needed} bytes for the statistics of {names}")
-    alike = twin is None or not mismatch
-    found = {layer: Statistics.of(module, alike) for layer, module in first.items()}
+    apart = {"products": twin is not None and products, "sums": twin is not None and sums}
+    found = {layer: Statistics.of(module, **apart) for layer, module in first.items()}
     for index in range(len(task.batches)):
         with twin or nullcontext():
             ys = _inputs(task, index, layers, seed)
-        xs = ys if alike else _inputs(task, index, layers, seed)
+        xs = _inputs(task, index, layers, seed) if any(apart.values()) else ys
         for layer, statistics in found.items():
             same = [y.shape for y in ys[layer]] == [x.shape for x in xs[layer]]  # not where rounding changes the way
             for y, x in zip(ys[layer], xs[layer] if same else ys[layer], strict=True):

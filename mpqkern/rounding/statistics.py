@@ -27,11 +27,11 @@ class Statistics:
     count: int = 0  # rows
 
     @classmethod
-    def of(cls, module: nn.Module, alike: bool) -> Statistics:
-        """Empty ones for a layer; `alike` if X is Y."""
+    def of(cls, module: nn.Module, *, products: bool = False, sums: bool = False) -> Statistics:
+        """Empty ones for a layer; whether to tell X from Y in products and in sums."""
         groups, k = shape_of(module)
         h, y = torch.zeros(groups, k, k, dtype=torch.float64), torch.zeros(groups, k, dtype=torch.float64)
-        return cls(h, h if alike else torch.zeros_like(h), y, y if alike else torch.zeros_like(y))
+        return cls(h, torch.zeros_like(h) if products else h, y, torch.zeros_like(y) if sums else y)
 
     def add(self, y: Tensor, x: Tensor | None = None) -> None:
         """Rows [G, M, K]; without `x` it is the same as `y`."""
@@ -40,9 +40,10 @@ class Statistics:
             rows = y[:, start : start + CHUNK].double()
             self.h += rows.mT @ rows
             self.y += rows.sum(1)
+            others = rows if x is None else x[:, start : start + CHUNK].double()
             if self.g is not self.h:
-                others = rows if x is None else x[:, start : start + CHUNK].double()
                 self.g += rows.mT @ others
+            if self.x is not self.y:
                 self.x += others.sum(1)
 
     def target(self, rows: Tensor, damp: float) -> tuple[Tensor, Tensor]:
@@ -78,7 +79,7 @@ def input_rows(module: nn.Module, x: Tensor, draw: torch.Generator) -> Tensor:
     All rows of a linear layer's input; for a convolution the patches under `POSITIONS` of each image's outputs.
     """
     if isinstance(module, nn.Linear):
-        return x.reshape(1, -1, x.shape[-1])
+        return x.reshape(1, -1, x.shape[-1]).clone()  # the model may write into it later on
     image = x if x.dim() == 4 else x.unsqueeze(0)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     image = F.pad(image, module._reversed_padding_repeated_twice, mode=mode).permute(0, 2, 3, 1)
