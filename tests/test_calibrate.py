@@ -164,6 +164,34 @@ def test_layers_called_with_one_tensor_share_a_pass(monkeypatch: pytest.MonkeyPa
     assert len(passes) == 2 + 1 + 2 * 2  # the layers, their order, the first; q, k, v and the last in both models
 
 
+def test_a_tensor_that_was_written_to_is_another_one():
+    """One residual stream, added to in place: the second layer depends on the first."""
+
+    class Stream(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.clone()
+            for layer in self:
+                x += layer(x)
+            return x
+
+    model = Stream(nn.Linear(12, 12), nn.Linear(12, 12))
+    rounded = calibrate(model, {"*": 2}, VECTORS)
+    twin = Twin()
+    twin.put("0", [model[0]], rounded["0"], Scheme(2))
+    want = collect(Task(model, VECTORS), [1], twin, memory=2**20, seed=0)[1]
+    assert torch.equal(rounded["1"].codes, mq.rounding.GPTQ().round(model[1].weight.detach(), Scheme(2), want).codes)
+    alike = collect(Task(model, VECTORS), [1], memory=2**20, seed=0)[1]
+    assert not torch.equal(
+        rounded["1"].codes, mq.rounding.GPTQ().round(model[1].weight.detach(), Scheme(2), alike).codes
+    )
+
+
+def test_equal_batches_show_other_positions():
+    model, image = nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(1, 3, 40, 40)
+    once, twice = (collect(Task(model, [image] * n), [0], memory=2**20, seed=0)[0] for n in (1, 2))
+    assert not torch.allclose(2 * once.h, twice.h)
+
+
 def test_inputs_that_are_overwritten_later_on():
     model = Heads()
     found = collect(Task(model, VECTORS), [1], memory=2**20, seed=0)[1]

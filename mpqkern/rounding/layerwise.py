@@ -65,20 +65,19 @@ def call_order(job: Calibration) -> list[list[int]]:
     """Layers in the order of their first calls; those that are called with the same tensor in a row come together."""
     stages: list[list[int]] = []
     seen: set[int] = set()
-    last: list[Any] = [None]
+    last: list[Any] = [None]  # the tensor that the layer before was called with, and its version
 
     def hook(layer: int) -> Any:
         def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
             x = given(args, kwargs)
-            if layer in seen:
-                last[0] = None  # called again: what comes next may depend on it
-                return
-            seen.add(layer)
-            if x is last[0] and stages:
-                stages[-1].append(layer)
-            else:
-                stages.append([layer])
-            last[0] = x
+            if layer not in seen:
+                seen.add(layer)
+                if last[0] is not None and x is last[0][0] and x._version == last[0][1]:
+                    stages[-1].append(layer)
+                else:
+                    stages.append([layer])
+                # a tensor of inference mode does not say whether it was written to
+                last[0] = None if x.is_inference() else (x, x._version)
 
         return look
 
