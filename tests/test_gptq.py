@@ -118,7 +118,7 @@ def test_the_grid_by_output_has_the_least_error_of_those_tried():
 
 
 def test_damage_is_the_squared_error_of_the_outputs_of_each_group():
-    w, found = problem(6, 5, groups=3)
+    w, _ = problem(6, 5, groups=3)
     draw = torch.Generator().manual_seed(0)
     x, other = torch.randn(3, 30, 5, generator=draw).double(), w + 0.1 * torch.randn(6, 5, generator=draw)
     want = torch.cat([(x[g] @ (w - other)[2 * g : 2 * g + 2].double().T).square().sum(0) for g in range(3)])
