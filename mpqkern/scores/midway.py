@@ -107,23 +107,31 @@ class Midway:
             return None
         last = {self.calls[key].parent: key for key in skip}
         for guess in ([skip[-1]], list(last.values()), list(skip)):
-            if self._same(skip, clean, guess):
+            fillings = self._fillings(skip, clean, guess)
+            if fillings:
                 break
         else:
             return None
         for key in list(guess) if len(guess) > 1 else ():
             rest = [k for k in guess if k != key]
-            if self._same(skip, clean, rest):
-                guess = rest
-        return guess, None if self._same(skip, clean, guess, filling=None) else 0.0
+            found = self._fillings(skip, clean, rest)
+            if found:
+                guess, fillings = rest, found
+        return guess, fillings[0]
 
-    def _same(self, skip: Sequence[Key], clean: State, needed: Sequence[Key], filling: Filling = torch.nan) -> bool:
-        """Whether the run from a cut gives the clean output, with `filling` in place of what is not needed."""
-        try:
-            outputs, _ = self.run(skip, [{key: clean[key] for key in needed}], filling=filling)
-            return equal(outputs[0], self.calls.output)
-        except Exception:
-            return False  # the code in between stumbles over the placeholders
+    def _fillings(self, skip: Sequence[Key], clean: State, needed: Sequence[Key]) -> list[Filling]:
+        """What can stand for the outputs that are not needed, if the run from a cut then gives the clean output.
+
+        Nothing, or, where the code in between asks for a shape, zeros: tried as NaN, so that their use is seen.
+        """
+        state = {key: clean[key] for key in needed}
+        for stands, tried in ((None, None), (0.0, torch.nan)):
+            try:
+                if equal(self.run(skip, [state], filling=tried)[0][0], self.calls.output):
+                    return [stands]
+            except Exception:  # the code in between stumbles over the placeholders
+                continue
+        return []
 
     def _states(self, found: State, n: int) -> list[State]:
         parts = {key: split(value, self.size, n) for key, value in found.items()}

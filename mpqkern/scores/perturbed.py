@@ -28,7 +28,7 @@ log = logging.getLogger("mpqkern")
 
 ENGINES = ("frontier", "naive")
 # What is stacked in one run on a CPU: beyond its caches larger batches are slower, not faster.
-CPU_STACK_BYTES = 2**22
+CPU_STACK_BYTES = 2**23
 Change = tuple[int, int]  # layer, scheme
 Found = tuple[int, list[Change], np.ndarray]  # layer, what was changed before it, the losses
 

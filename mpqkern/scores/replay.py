@@ -145,15 +145,15 @@ class Replay(Midway):
                 pending = self.pending(layer, position)
                 self.task.run(self.batch)  # what earlier runs have left behind is clean
                 weight.data = changed if pending else clean
-                if not equal(self.finish(position, [state])[0], whole):
+                output, following = self.finish_and_advance(position, state)
+                if not equal(output, whole):
                     self.why_not = "what a layer changes reaches later ones past the outputs of modules"
                     return
                 together = self.finish(position, [*before, state], 2) if self.stackable and not pending else []
                 if together and not (close(together[0], self.calls.output) and close(together[1], whole)):
                     self.stackable = False
                 if position + 1 < self.depth:
-                    state = self.advance(position, [state])[0]
-                    weight.data = clean
+                    state, weight.data = following, clean
                     before = self.advance(position, before)
         except Exception as error:
             self.why_not = f"a run from the middle failed with {type(error).__name__}: {error}"
