@@ -59,7 +59,7 @@ def test_time_limit():
 
 @pytest.mark.parametrize("limit", ["time_limit", "max_evals"])
 def test_limits_are_checked(limit):
-    with pytest.raises(ValueError, match=f"{limit}=0; wanted a number above 0"):
+    with pytest.raises(ValueError, match=f"{limit}=0; wanted a (whole )?number above 0, or None"):
         Meter(**{limit: 0})
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from . import features, importance
 from .bank import Item
 from .meter import Work
+from .numbers import check_number
 from .run import Run
 from .table import Scores
 from .task import Task
@@ -55,8 +56,7 @@ def score(
     importance.check_objective(objective)
     if direction not in DIRECTIONS:
         raise ValueError(f"direction={direction!r}; wanted 'increasing' or 'decreasing'")
-    if balance is not None and not balance > 0:
-        raise ValueError(f"balance={balance!r}; wanted a number of channels above 0, or None")
+    check_number("balance", balance, "a number of channels above 0, or None", lambda v: v > 0, optional=True)
     if run.task.samples < 2:
         raise ValueError("the batches hold 1 sample; wanted at least 2")
     keys = [run.key(index, "pooled") for index in range(len(run.task.batches))]

@@ -17,6 +17,7 @@ from ..scheme import Scheme
 from ..version import __version__
 from .bank import Bank
 from .meter import Meter, Work
+from .numbers import check_number
 from .run import Method, Run, as_schemes
 from .table import Scores
 from .task import Forward, Loss, Task
@@ -97,8 +98,9 @@ def score(
     """
     chosen = _method(method)
     chosen.check(options)
+    meter = Meter(time_limit=time_limit, max_evals=max_evals, progress=progress)
     run = _run(model, batches, chosen, bits, layers, forward, loss, rounding, seed, memory, bank, options)
-    run.meter = Meter(time_limit=time_limit, max_evals=max_evals, progress=progress)
+    run.meter = meter
     try:
         with held(model):
             found = chosen.score(run, **options)
@@ -165,8 +167,8 @@ def _run(
     options: dict[str, Any],
 ) -> Run:
     schemes = as_schemes(bits)
-    if not memory > 0:
-        raise ValueError(f"memory={memory!r}; wanted bytes, above 0")
+    check_number("memory", memory, "bytes, above 0", lambda v: v > 0)
+    check_number("seed", seed, "a whole number", whole=True)
     task = Task(model, batches, layers=layers, forward=forward, loss=loss)
     depends = {
         **task.fingerprint(),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..scheme import Layer, Scheme
+from .numbers import check_number
 from .table import FLOAT_BITS, Scores
 
 WIRED = ("repair", "forbid")
@@ -109,7 +110,6 @@ def _width(scheme: Scheme | None) -> tuple[int, int]:
 
 
 def check_costs(alpha: float, wired: str) -> None:
-    if not alpha >= 0:
-        raise ValueError(f"alpha={alpha!r}; wanted 0 or more")
+    check_number("alpha", alpha, "0 or more", lambda v: v >= 0)
     if wired not in WIRED:
         raise ValueError(f"wired={wired!r}; wanted 'repair' or 'forbid'")
