@@ -25,8 +25,8 @@ class held:
     """Context: eval mode, gradients only if asked for; on leaving it, however that happens, everything is as found.
 
     Modes, hooks, replaced forwards, which tensors the parameters hold, `requires_grad`, `.grad`, the values of
-    buffers, the random states of torch (CPU and GPUs), Python and NumPy, torch's gradient mode. Weights may be exchanged inside
-    (`parameter.data = other`) but not written to: they are not copied.
+    buffers, the random states of torch (CPU and GPUs), Python and NumPy, torch's gradient mode. Weights may be
+    exchanged inside (`parameter.data = other`) but not written to: they are not copied.
     """
 
     def __init__(self, model: nn.Module, *, grad: bool = False) -> None:

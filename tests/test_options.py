@@ -35,20 +35,20 @@ MODEL, BATCH = nets.resnet(), torch.randn(4, 3, 8, 8, generator=torch.Generator(
 )
 def test_of_score(method, options):
     (name, value), *_ = options.items()
-    with pytest.raises(TypeError, match=f"^{name}={value!r}; wanted "):
+    with pytest.raises(TypeError, match=rf"^{name}={value!r}; wanted "):
         mq.score(MODEL, BATCH, method=method, **options)
 
 
 def test_of_plan_assign_and_compare():
     budget = mq.Budget(avg_bits=4)
-    with pytest.raises(TypeError, match="^memory=None; wanted bytes"):
+    with pytest.raises(TypeError, match=r"^memory=None; wanted bytes"):
         mq.plan(MODEL, BATCH, memory=None)
-    with pytest.raises(TypeError, match="^drop='1'; wanted 0 or more, or None"):
+    with pytest.raises(TypeError, match=r"^drop='1'; wanted 0 or more, or None"):
         mq.assign(MODEL, BATCH, method="greedy", drop="1")
-    with pytest.raises(TypeError, match="^seed='1'; wanted a whole number"):
+    with pytest.raises(TypeError, match=r"^seed='1'; wanted a whole number"):
         mq.assign(MODEL, BATCH, budget, method="random", seed="1")
     for name, value in (("time_limit", "5"), ("rel_gap", None)):
-        with pytest.raises(TypeError, match=f"^{name}={value!r}; wanted"):
+        with pytest.raises(TypeError, match=rf"^{name}={value!r}; wanted"):
             mq.assign(MODEL, BATCH, budget, method="size", solver={name: value})
-    with pytest.raises(TypeError, match="^seed='1'; wanted a whole number"):
+    with pytest.raises(TypeError, match=r"^seed='1'; wanted a whole number"):
         mq.compare(MODEL, BATCH, lambda model: 0.0, [budget], methods=["size"], seed="1")
