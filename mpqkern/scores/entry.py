@@ -180,15 +180,8 @@ def _run(
     }
     depends = {name: value for name, value in depends.items() if name not in method.afterwards}
     folder = None if bank is None else Path(bank) / method.name
-    return Run(
-        task,
-        schemes,
-        Variants(task, schemes, rounding),
-        Bank(folder, depends, {"attributes": task.attributes}),
-        Meter(),
-        memory,
-        seed,
-    )
+    items = Bank(folder, depends, {"attributes": task.attributes})
+    return Run(task, schemes, Variants(task, schemes, rounding), items, Meter(), memory, seed)
 
 
 def _method(method: str | Callable[..., Any]) -> Method:
