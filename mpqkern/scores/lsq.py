@@ -256,8 +256,8 @@ def _copied(model: nn.Module) -> nn.Module:
     made = copy.deepcopy(model)
     for (name, module), twin in zip(model.named_modules(), made.modules(), strict=True):
         own = vars(module).get("forward")
-        if not isinstance(own, FunctionType) or own.__closure__ is None:
-            continue
+        if not isinstance(own, FunctionType) or own.__closure__ is None or type(module).__name__ == "OptimizedModule":
+            continue  # the last, of torch.compile, makes a forward anew for its copy
         written = getattr(own, "_torchdynamo_orig_callable", None)
         if getattr(written, "__self__", None) is not module or written.__func__ is not type(module).forward:
             raise ValueError(
