@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from .numbers import check_number
 from .scores import greedy
 from .scores.entry import score
 from .scores.run import Run
@@ -153,11 +154,10 @@ def _uniform(demand: _Demand, options: dict[str, Any], solver: dict[str, Any]) -
 
 
 def _random(demand: _Demand, options: dict[str, Any], solver: dict[str, Any]) -> Assignment:
-    start, sizes = time.perf_counter(), demand.sizes
+    start, sizes, seed = time.perf_counter(), demand.sizes, options.get("seed", 0)
+    check_number("seed", seed, "a whole number of 0 or more", lambda v: v >= 0, whole=True)
     costs = np.empty(sizes.unary.shape)
-    costs[:, widest_first(sizes.schemes)] = (
-        np.random.default_rng(options.get("seed", 0)).exponential(size=costs.shape).cumsum(1)
-    )
+    costs[:, widest_first(sizes.schemes)] = np.random.default_rng(seed).exponential(size=costs.shape).cumsum(1)
     answer = demand.solve(Scores(sizes.layers, sizes.schemes, costs))
     problem, choice = demand.problem(sizes), _choice(answer, sizes)
     return _heuristic(problem, choice[[group[0] for group in problem.groups]], start)

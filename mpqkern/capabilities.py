@@ -37,7 +37,7 @@ def capabilities() -> dict[str, Any]:
             {"op": op, "bits": bits, "device": device, **_kernel(op, device, isa)}
             for device in devices
             for op in ops.SCHEMAS
-            for bits in PACKABLE_BITS
+            for bits in (PACKABLE_BITS if "int bits" in ops.SCHEMAS[op] else (None,))  # None: any
         ],
     }
 
@@ -66,7 +66,8 @@ def describe(found: dict[str, Any]) -> str:
     lines = [("op", "device", "bits", "kernel", "why")]
     served: dict[tuple[str, ...], list[str]] = {}
     for k in found["kernels"]:
-        served.setdefault((k["op"], k["device"], k["kernel"], k["why"] or ""), []).append(str(k["bits"]))
+        key = (k["op"], k["device"], k["kernel"], k["why"] or "")
+        served.setdefault(key, []).append("any" if k["bits"] is None else str(k["bits"]))
     lines += [(op, device, " ".join(bits), kernel, why) for (op, device, kernel, why), bits in served.items()]
     return (
         "\n".join(f"{key.ljust(width)}  {value}" for key, value in facts) + "\n\n" + table(lines, left=(0, 1, 2, 3, 4))

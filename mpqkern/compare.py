@@ -16,6 +16,7 @@ from .assign import SEARCHES, assign
 from .held import held
 from .ledger import table
 from .measuring.task import Task
+from .numbers import check_number
 from .rounding import Rounding, calibrate
 from .scores.entry import methods as known_methods
 from .scores.entry import score
@@ -123,6 +124,7 @@ def compare(
         raise ValueError(f"budgets={budgets!r}; wanted a sequence of at least one Budget")
     if not isinstance(batches, (Tensor, tuple, list, Mapping)):
         batches = list(batches)  # it is read more than once
+    check_number("seed", seed, "a whole number of 0 or more", lambda v: v >= 0, whole=True)
     wanted = _wanted(methods)
     asked = {"bits": bits, "layers": layers, "rounding": rounding, "seed": seed, **frame}
     judge = _Judge(model, batches, evaluate, metric, asked)

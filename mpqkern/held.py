@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,8 +25,8 @@ class held:
     """Context: eval mode, gradients only if asked for; on leaving it, however that happens, everything is as found.
 
     Modes, hooks, replaced forwards, which tensors the parameters hold, `requires_grad`, `.grad`, the values of
-    buffers, the random state of CPU and GPUs, torch's gradient mode. Weights may be exchanged inside
-    (`parameter.data = other`) but not written to: they are not copied.
+    buffers, the random states of torch (CPU and GPUs), Python and NumPy, torch's gradient mode. Weights may be
+    exchanged inside (`parameter.data = other`) but not written to: they are not copied.
     """
 
     def __init__(self, model: nn.Module, *, grad: bool = False) -> None:
@@ -34,7 +36,7 @@ class held:
         self._modules = [_Module(module) for module in self.model.modules()]
         self._parameters = [(p, p.data, p.requires_grad, p.grad) for p in self.model.parameters()]
         self._was_grad = torch.is_grad_enabled()
-        self._rng = torch.get_rng_state()
+        self._rng, self._python_rng, self._numpy_rng = torch.get_rng_state(), random.getstate(), np.random.get_state()
         self._gpu_rng = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         # In eval mode torch's transformer layers read their weights without calling the layers that hold them.
         self._fast = torch.backends.mha.get_fastpath_enabled()
@@ -59,6 +61,8 @@ class held:
         torch.backends.mha.set_fastpath_enabled(self._fast)
         torch.set_grad_enabled(self._was_grad)
         torch.set_rng_state(self._rng)
+        random.setstate(self._python_rng)
+        np.random.set_state(self._numpy_rng)
         if self._gpu_rng:
             torch.cuda.set_rng_state_all(self._gpu_rng)
 

@@ -1,10 +1,12 @@
 """A bank loses nothing, repeats nothing, and takes nothing that was measured under other conditions."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import mpqkern as mq
 from mpqkern.measuring.bank import Bank
@@ -59,7 +61,7 @@ def test_time_limit():
 
 @pytest.mark.parametrize("limit", ["time_limit", "max_evals"])
 def test_limits_are_checked(limit):
-    with pytest.raises(ValueError, match=f"{limit}=0; wanted a number above 0"):
+    with pytest.raises(ValueError, match=f"{limit}=0; wanted a (whole )?number above 0, or None"):
         Meter(**{limit: 0})
 
 
@@ -129,3 +131,36 @@ def test_a_bar_only_where_it_is_asked_for(capsys):
     assert capsys.readouterr().err == ""
     mq.score(model, batch, method=noisy, bits=(2, 8), progress=True)
     assert "noise: 100%" in capsys.readouterr().err
+
+
+class Scaled(nn.Module):
+    """Has a setting and a counter."""
+
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.layer, self.scale, self.runs = nn.Linear(4, 4), scale, 0
+        self._kind, self.seen = ("a", 1), None
+
+    def forward(self, x):
+        self.runs += 1
+        self.seen = x
+        return self.layer(x) * self.scale
+
+
+def test_settings_of_modules_count(tmp_path):
+    model, batch = nn.Sequential(Scaled(), nn.BatchNorm1d(4), nn.Dropout(0.5)), torch.randn(3, 4)
+    scores = mq.score(model, batch, method=noisy, bits=(2, 8), bank=tmp_path)
+    assert scores.provenance["evaluations"] == 1
+    assert mq.score(model, batch, method=noisy, bits=(2, 8), bank=tmp_path).provenance["evaluations"] == 0
+    changes = [(0, "scale", 0.5, "1.0"), (0, "_kind", ("b", 1), "('a', 1)"), (1, "eps", 0.1, "1e-05"),
+               (2, "p", 0.1, "0.5")]  # fmt: skip
+    for at, name, value, was in changes:
+        before = getattr(model[at], name)
+        setattr(model[at], name, value)
+        with pytest.raises(ValueError, match=re.escape(f"{at}.{name} was {was} and is {value!r}")):
+            mq.score(model, batch, method=noisy, bits=(2, 8), bank=tmp_path)
+        setattr(model[at], name, before)
+    for module in model:
+        module.extra = [1, "x"]
+    with pytest.raises(ValueError, match=re.escape("0.extra was not there and is [1, 'x']; 1.extra was")):
+        mq.score(model, batch, method=noisy, bits=(2, 8), bank=tmp_path)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+import mpqkern as mq
 from bench.models import ResNet8
 from mpqkern.held import held
 from mpqkern.measuring.task import Task
@@ -202,3 +204,16 @@ def test_model_is_left_as_found_after_an_exception() -> None:
     assert model.training and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     with pytest.raises(ValueError, match="taps='blocks'; wanted 'layer' or 'block'"):
         visit(task, 0, "blocks", take)
+
+
+@pytest.mark.parametrize("method", ["ompq", "csmpq"])
+def test_sequences_first(method: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    x = torch.randn(5, 3, 6)
+    how = {"method": method, "forward": lambda model, batch: model(batch.transpose(0, 1)).transpose(0, 1)}
+    with pytest.raises(ValueError, match=r"layer '0' gives \[3, 5, 8\] for a batch of 5; wanted .* sample_dim=1"):
+        mq.score(model, x, **how)
+    assert np.allclose(mq.score(model, x, sample_dim=1, **how).unary, mq.score(model, x, method=method).unary)
+    with pytest.raises(ValueError, match="sample_dim=2; wanted 0 or 1"):
+        mq.score(model, x, sample_dim=2, **how)

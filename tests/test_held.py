@@ -1,5 +1,8 @@
 """Whatever happens inside `held`, the model is as it was."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,6 +21,9 @@ def everything(model):
         [(id(p), p.data_ptr(), p.requires_grad, id(p.grad)) for p in model.parameters()],
         [(id(b), b.clone().tolist()) for b in model.buffers()],
         torch.get_rng_state().tolist(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        np.random.get_state()[2:],
         torch.is_grad_enabled(),
         torch.backends.mha.get_fastpath_enabled(),
     )
@@ -39,6 +45,7 @@ def test_everything_is_as_found(error):
             assert not any(m.training for m in model.modules())
             assert not torch.backends.mha.get_fastpath_enabled()
             model.train()
+            random.random(), np.random.rand()
             model(torch.randn(4, 3, 8, 8))  # moves the statistics of the norms
             model[0].weight.data = torch.zeros_like(model[0].weight)
             model[3].conv1.weight.requires_grad_(True)

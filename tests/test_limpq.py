@@ -17,6 +17,7 @@ from mpqkern.scores import limpq, lsq
 from mpqkern.scores.indicators import from_indicators
 from mpqkern.scores.lsq import Supernet
 
+from . import nets
 from .reference.small_nets import convnet, mlp, transformer
 
 PAIRS = [Scheme(w, act_bits=a) for w in (2, 4, 8) for a in (2, 4, 8)]
@@ -244,3 +245,28 @@ def test_plan_counts_what_is_done() -> None:
     assert found.evaluations == 24 and found.forwards == 24.0  # 3 batches, and a backward pass counts twice
     assert plan(model, batches, method="limpq", **options).bytes > found.bytes > 0
     assert score(model, batches, method="limpq_lite", **options).provenance["evaluations"] == 24
+
+
+@pytest.mark.parametrize("how", ["wrapped", "in place", "a part", "its forward"])
+def test_a_compiled_model_is_trained_as_it_was_written(how: str) -> None:
+    batch = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+    wanted = score(nets.resnet().eval(), [batch], method="limpq", steps=2).unary
+    model = nets.resnet().eval()
+    if how == "wrapped":
+        model = torch.compile(model, backend="eager")
+    elif how == "in place":
+        model.compile(backend="eager")
+    elif how == "a part":
+        model[2] = torch.compile(model[2], backend="eager")
+    else:
+        model[2].forward = torch.compile(model[2].forward, backend="eager")
+    model(batch[0])
+    assert np.array_equal(score(model, [batch], method="limpq", steps=2).unary, wanted)
+
+
+def test_a_forward_that_a_copy_would_share_is_refused() -> None:
+    model = nets.resnet()
+    own = model[2].forward
+    model[2].forward = lambda x: own(x)
+    with pytest.raises(ValueError, match="module '2' has a function as its forward, which a copy to train would share"):
+        score(model, torch.randn(4, 3, 8, 8), method="limpq", steps=1)

@@ -103,7 +103,7 @@ def test_states_hold_only_what_is_needed():
         replay = Replay(task, 0)
     names = {module: name for name, module in model.named_modules()}
     needed = {
-        task.layers[layer].name: [names[replay.modules[key[0]]] for key in live]
+        task.layers[layer].name: [names[replay.calls.modules[key[0]]] for key in live]
         for layer, live in zip(replay.order, replay.live, strict=True)
     }
     assert needed["0"] == []
@@ -159,7 +159,7 @@ def test_an_output_of_zeros_is_needed_all_the_same():
     with held(model):
         replay = Replay(task, 0)
         live = replay.live[[task.layers[i].name for i in replay.order].index("last")]
-    assert model.branch in [replay.modules[key[0]] for key in live]
+    assert model.branch in [replay.calls.modules[key[0]] for key in live]
 
 
 def test_macs_from_each_cut():

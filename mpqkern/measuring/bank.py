@@ -1,6 +1,7 @@
 """Bank: measurements while they are made, one file an item, so that a killed run goes on where it was.
 
-    folder/bank.json       what the items depend on: model, loss, schemes, rounding, the method's options
+    folder/bank.json       what the items depend on: model, loss, schemes, rounding, the method's options; and details,
+                           the values behind some of these, to say what differs
     folder/items/KEY.npz   arrays; KEY names the batch by its contents and the item within it
 
 Items are written to a temporary file and then renamed: they are there completely or not at all. A folder that was
@@ -27,6 +28,7 @@ from .meter import Meter, Unfinished
 log = logging.getLogger("mpqkern")
 
 FORMAT, VERSION = "mpqkern-bank", 1
+SHOWN = 5  # values that differ, in an error
 Item = dict[str, np.ndarray]
 
 
@@ -39,14 +41,18 @@ class Bank:
     (True, (3,))
     """
 
-    def __init__(self, path: str | Path | None, fingerprint: Mapping[str, str]) -> None:
+    def __init__(
+        self, path: str | Path | None, fingerprint: Mapping[str, str], details: Mapping[str, Mapping[str, str]] = {}
+    ) -> None:
+        """`details` have the values behind entries of the fingerprint that are digests, by name."""
         self.path = None if path is None else Path(path)
+        self.details = {name: dict(values) for name, values in details.items()}
         self.fingerprint = dict(fingerprint)
         self._items: dict[str, Item] = {}
         if self.path is None:
             return
         (self.path / "items").mkdir(parents=True, exist_ok=True)
-        head = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint}
+        head = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint, "details": self.details}
         if not (self.path / "bank.json").is_file():
             _write(self.path / "bank.json", json.dumps(head, indent=2).encode())
         self._require_same(self.path)
@@ -127,8 +133,23 @@ class Bank:
         there = head["fingerprint"]
         names = [n for n in {**there, **self.fingerprint} if there.get(n) != self.fingerprint.get(n)]
         if names:
-            what = "; ".join(f"{n} was {there.get(n)!r} and is {self.fingerprint.get(n)!r}" for n in names)
+            details = head.get("details", {})
+            what = "; ".join(
+                line
+                for n in names
+                for line in _differing(details.get(n), self.details.get(n))
+                or [f"{n} was {there.get(n)!r} and is {self.fingerprint.get(n)!r}"]
+            )
             raise ValueError(f"bank={str(path)!r} was measured under other conditions: {what}; wanted another folder")
+
+
+def _differing(was: Mapping[str, str] | None, now: Mapping[str, str] | None) -> list[str]:
+    """The first few values that are not the same; none where one side is not known."""
+    if was is None or now is None:
+        return []
+    names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+    more = [f"{len(names) - SHOWN} more attributes"] if len(names) > SHOWN else []
+    return [f"{n} was {was.get(n, 'not there')} and is {now.get(n, 'not there')}" for n in names[:SHOWN]] + more
 
 
 def mine(items: Sequence[str]) -> Sequence[str]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from ..numbers import check_number
+
 log = logging.getLogger("mpqkern")
 
 
@@ -36,9 +38,9 @@ class Meter:
     def __init__(
         self, *, time_limit: float | None = None, max_evals: int | None = None, progress: bool | None = None
     ) -> None:
-        for name, value in (("time_limit", time_limit), ("max_evals", max_evals)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value!r}; wanted a number above 0, or None")
+        for name, value, whole in (("time_limit", time_limit, False), ("max_evals", max_evals, True)):
+            wanted = f"a {'whole ' * whole}number above 0, or None"
+            check_number(name, value, wanted, lambda v: v > 0, whole=whole, optional=True)
         self.time_limit, self.max_evals, self.progress = time_limit, max_evals, progress
         self.started, self.evaluations, self._bar = time.perf_counter(), 0, None
         self._done = self._total = 0  # of what `begin` announced; a hidden bar does not count

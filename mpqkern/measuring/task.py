@@ -18,6 +18,7 @@ from .. import select
 from ..catalog import candidates, described
 from ..held import held
 from ..scheme import Layer
+from .attributes import attributes
 
 log = logging.getLogger("mpqkern")
 
@@ -73,8 +74,10 @@ class Task:
             raise ValueError("some batches have labels and some have none; wanted the same kind throughout")
         self._forward, self._loss = forward, loss
         self._float_logits: dict[int, Tensor] = {}
-        first = self.batches[0]
+        first, before = self.batches[0], attributes(model)
         found = described(model, lambda: self.run(first))
+        after = attributes(model)  # a counter or a cache, which a run changes, is no setting
+        self.attributes = {name: value for name, value in before.items() if after.get(name) == value}
         if layers is not None:
             kinds = {c.name: c.kinds for c in candidates(model) if c.reason is None}
             wanted = {name for pattern in layers for name in select.matches(pattern, kinds)}
@@ -162,6 +165,7 @@ class Task:
         state = [*self.model.named_parameters(), *self.model.named_buffers()]  # also buffers that are not saved
         return {
             "model": digest([str(self.model), *(item for pair in sorted(state, key=lambda p: p[0]) for item in pair)]),
+            "attributes": digest(self.attributes.items()),
             "layers": digest([layer.name for layer in self.layers]),
             "loss": source(self._loss) if callable(self._loss) else self.loss_name,
             "forward": "" if self._forward is None else source(self._forward),

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..measuring.bank import Item
 from ..measuring.meter import Work
 from ..measuring.task import Task
+from ..numbers import check_number
 from . import features, importance
 from .run import Run
 from .table import Scores
@@ -36,6 +37,7 @@ def score(
     run: Run,
     *,
     taps: str = "layer",
+    sample_dim: int = 0,
     direction: str = "increasing",
     beta: float | None = None,
     balance: float | None = None,
@@ -44,6 +46,7 @@ def score(
     """Importance of each layer from one forward pass.
 
     taps       "layer", a layer's own output, or "block", after norm, activation and shortcut as in the paper
+    sample_dim 1 for models that compute on [sequence, samples, ...]: layers with such outputs
     direction  "increasing": theta = gamma, as the paper has it and its code for training; "decreasing":
                theta = exp(-beta gamma), as the code for quantization after training has it
     beta       for "decreasing"; None: from 1 to 1/e over the layers. The authors use 1 and 3.3, which for their
@@ -55,13 +58,12 @@ def score(
     importance.check_objective(objective)
     if direction not in DIRECTIONS:
         raise ValueError(f"direction={direction!r}; wanted 'increasing' or 'decreasing'")
-    if balance is not None and not balance > 0:
-        raise ValueError(f"balance={balance!r}; wanted a number of channels above 0, or None")
+    check_number("balance", balance, "a number of channels above 0, or None", lambda v: v > 0, optional=True)
     if run.task.samples < 2:
         raise ValueError("the batches hold 1 sample; wanted at least 2")
     keys = [run.key(index, "pooled") for index in range(len(run.task.batches))]
     run.meter.begin("csmpq", len(keys))
-    items = run.bank.measure(keys, lambda key: _measure(run.task, keys.index(key), taps), run.meter)
+    items = run.bank.measure(keys, lambda key: _measure(run.task, keys.index(key), taps, sample_dim), run.meter)
     reached = [i for i in range(len(run.task.layers)) if all(str(i) in item for item in items)]
     gamma = np.array([separability(np.concatenate([item[str(i)] for item in items]), balance) for i in reached])
     # where every sample has the same, gamma is a little below 0: there is nothing to lose
@@ -95,14 +97,14 @@ def separability(pooled: np.ndarray, balance: float | None = None) -> float:
     return float(np.mean(kappa * (share * above).sum(0) / count * np.log(samples / (count + 1))))
 
 
-def _measure(task: Task, index: int, taps: str) -> Item:
+def _measure(task: Task, index: int, taps: str, sample_dim: int) -> Item:
     """Pooled features of one batch by layer; of several calls of a layer, the channels side by side."""
     found: dict[int, list[Tensor]] = {}
 
     def take(layer: int, feature: Tensor) -> None:
         found.setdefault(layer, []).append(_pooled(feature, task.layers[layer].kind))
 
-    features.visit(task, index, taps, take)
+    features.visit(task, index, taps, take, sample_dim)
     return {str(layer): torch.cat(parts, dim=1).cpu().numpy() for layer, parts in sorted(found.items())}
 
 

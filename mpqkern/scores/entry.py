@@ -16,6 +16,7 @@ from ..held import held
 from ..measuring.bank import Bank
 from ..measuring.meter import Meter, Work
 from ..measuring.task import Forward, Loss, Task
+from ..numbers import check_number
 from ..rounding import Rounding, as_rounding
 from ..scheme import Scheme
 from ..version import __version__
@@ -98,8 +99,9 @@ def score(
     """
     chosen = _method(method)
     chosen.check(options)
+    meter = Meter(time_limit=time_limit, max_evals=max_evals, progress=progress)
     run = _run(model, batches, chosen, bits, layers, forward, loss, rounding, seed, memory, bank, options)
-    run.meter = Meter(time_limit=time_limit, max_evals=max_evals, progress=progress)
+    run.meter = meter
     try:
         with held(model):
             run.variants.prepare(memory=memory, seed=seed)
@@ -167,8 +169,8 @@ def _run(
     options: dict[str, Any],
 ) -> Run:
     schemes = as_schemes(bits)
-    if not memory > 0:
-        raise ValueError(f"memory={memory!r}; wanted bytes, above 0")
+    check_number("memory", memory, "bytes, above 0", lambda v: v > 0)
+    check_number("seed", seed, "a whole number", whole=True)
     task = Task(model, batches, layers=layers, forward=forward, loss=loss)
     way = as_rounding(rounding)
     on = "" if way.needs == "nothing" else f" on {', '.join(task.digest(i) for i in range(len(task.batches)))}"
@@ -182,7 +184,8 @@ def _run(
     }
     depends = {name: value for name, value in depends.items() if name not in method.afterwards}
     folder = None if bank is None else Path(bank) / method.name
-    return Run(task, schemes, Variants(task, schemes, way), Bank(folder, depends), Meter(), memory, seed)
+    items = Bank(folder, depends, {"attributes": task.attributes})
+    return Run(task, schemes, Variants(task, schemes, way), items, Meter(), memory, seed)
 
 
 def _method(method: str | Callable[..., Any]) -> Method:

@@ -9,6 +9,7 @@ No code is traced: "block" follows tensors through whatever operations the model
 torch's higher-order operators (flex attention) refuse to be watched.
 A feature is valid only during the call that hands it out, as the model may write to it afterwards. Samples come
 first in it; a layer that is called on several rows a sample, [samples * rows, ...], gives [samples, rows, ...].
+With sample_dim=1 layers whose outputs are [rows, samples, ...], as in models that take sequences first, give the same.
 """
 
 from __future__ import annotations
@@ -36,16 +37,22 @@ def check_taps(taps: str) -> None:
         raise ValueError(f"taps={taps!r}; wanted 'layer' or 'block'")
 
 
-def visit(task: Task, index: int, taps: str, take: Take) -> list[int]:
+def check_sample_dim(sample_dim: int) -> None:
+    if isinstance(sample_dim, bool) or sample_dim not in (0, 1):
+        raise ValueError(f"sample_dim={sample_dim!r}; wanted 0 or 1")
+
+
+def visit(task: Task, index: int, taps: str, take: Take, sample_dim: int = 0) -> list[int]:
     """Runs a batch, with `take(layer, feature)` for each call of a layer; returns the layers by their first call.
 
     Use it while the model is `held`.
     """
     check_taps(taps)
+    check_sample_dim(sample_dim)
     order: dict[int, None] = {}
 
     def give(layer: int, feature: Tensor) -> None:
-        take(layer, _by_sample(feature, task.sizes[index], task.layers[layer].name))
+        take(layer, _by_sample(feature, task.sizes[index], task.layers[layer].name, sample_dim))
 
     def ended(layer: int, module: nn.Module, args: tuple, output: Tensor) -> None:
         order.setdefault(layer)
@@ -127,9 +134,12 @@ def _storages(values: Any) -> set[StorageWeakRef]:
     return {StorageWeakRef(tensor.untyped_storage()) for tensor in _tensors(values)}
 
 
-def _by_sample(feature: Tensor, samples: int, name: str) -> Tensor:
+def _by_sample(feature: Tensor, samples: int, name: str, sample_dim: int) -> Tensor:
+    if sample_dim == 1 and feature.dim() > 2 and feature.shape[1] == samples:
+        return feature.transpose(0, 1)
     if feature.dim() == 0 or feature.shape[0] % samples:
         raise ValueError(
-            f"layer {name!r} gives {list(feature.shape)} for a batch of {samples}; wanted samples as the first axis"
+            f"layer {name!r} gives {list(feature.shape)} for a batch of {samples}; wanted samples as the first "
+            "axis, sample_dim=1 where they are the second, or layers= without it"
         )
     return feature if feature.shape[0] == samples else feature.unflatten(0, (samples, -1))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..measuring.meter import Work
+from ..numbers import check_number
 from .probe import FLOAT, Choice, Damage, Probe, expected
 from .run import Run
 from .table import FLOAT_BITS, Scores, widest_first
@@ -99,10 +100,10 @@ def search(
     """
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}; wanted 'stagewise', 'joint' or 'static'")
-    if refresh is not None and (not lazy or not refresh > 0):
+    check_number("refresh", refresh, "a number of steps, or None", lambda v: v > 0, whole=True, optional=True)
+    if refresh is not None and not lazy:
         raise ValueError(f"refresh={refresh!r} with lazy={lazy!r}; wanted a number of steps, beside lazy=True")
-    if drop is not None and not drop >= 0:
-        raise ValueError(f"drop={drop!r}; wanted 0 or more, or None")
+    check_number("drop", drop, "0 or more, or None", lambda v: v >= 0, optional=True)
     rules = Rules.free(run) if rules is None else rules
     per_bit = mode == "joint" if per_bit is None else per_bit
     levels = rules.levels(mode)

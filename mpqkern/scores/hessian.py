@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..measuring.bank import Item
 from ..measuring.meter import Work
+from ..numbers import check_number
 from .gradient import graph_bytes
 from .run import Run
 from .table import Scores
@@ -35,10 +36,8 @@ def score(run: Run, *, tol: float = 0.02, max_probes: int = 64) -> Scores:
     A trace below zero, which is noise or a saddle, counts as zero: rounding is not taken for a gain. The traces are in
     the provenance, each with its standard error over the rounds.
     """
-    if not tol >= 0:
-        raise ValueError(f"tol={tol!r}; wanted 0 or more")
-    if max_probes < 1:
-        raise ValueError(f"max_probes={max_probes!r}; wanted at least 1")
+    check_number("tol", tol, "0 or more", lambda v: v >= 0)
+    check_number("max_probes", max_probes, "a whole number of at least 1", lambda v: v >= 1, whole=True)
     task, names = run.task, [layer.name for layer in run.task.layers]
     rounds = -(-max_probes // ROUND)
     share = np.array(task.sizes) / task.samples

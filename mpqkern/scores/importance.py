@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..numbers import check_number
 from .run import Run
 from .table import Scores
 
@@ -35,8 +36,7 @@ def decayed(gamma: np.ndarray, beta: float | None) -> np.ndarray:
     >>> decayed(np.array([15.0, 16.0, 15.5]), 1.0).round(3)
     array([1.   , 0.368, 0.607])
     """
-    if beta is not None and not (np.isfinite(beta) and beta >= 0):
-        raise ValueError(f"beta={beta!r}; wanted a number of 0 or more, or None")
+    check_number("beta", beta, "a number of 0 or more, or None", lambda v: np.isfinite(v) and v >= 0, optional=True)
     above = gamma - gamma.min()
     if beta is None:
         beta = 1.0 / above.max() if above.max() > 0 else 0.0

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..numbers import check_number
 from ..scheme import Layer, Scheme
 from .table import FLOAT_BITS, Scores
 
@@ -109,7 +110,6 @@ def _width(scheme: Scheme | None) -> tuple[int, int]:
 
 
 def check_costs(alpha: float, wired: str) -> None:
-    if not alpha >= 0:
-        raise ValueError(f"alpha={alpha!r}; wanted 0 or more")
+    check_number("alpha", alpha, "0 or more", lambda v: v >= 0)
     if wired not in WIRED:
         raise ValueError(f"wired={wired!r}; wanted 'repair' or 'forbid'")

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ..measuring.meter import Unfinished, Work
 from ..measuring.task import Task, digest, logits_of
+from ..numbers import check_number
 from ..scheme import Scheme
 from .indicators import check_costs, from_indicators
 from .lsq import INITS, SMALLEST, Level, Supernet
@@ -78,7 +79,9 @@ def score(
     Without labels the loss is the divergence from the float model. Dropout is off. A bank keeps the state of the
     training, not single measurements: other batches start a training of their own.
     """
-    _check(steps=steps, lr=lr, smoothing=smoothing, init=init, step_max=step_max)
+    _check(steps=steps, lr=lr, momentum=momentum, weight_decay=weight_decay, smoothing=smoothing, step_max=step_max)
+    if init not in INITS:
+        raise ValueError(f"init={init!r}; wanted 'statistics' or 'same'")
     check_costs(alpha, wired)
     levels = levels_of(run.schemes)
     key = f"{digest(map(run.task.digest, range(len(run.task.batches))))}/training"
@@ -233,13 +236,13 @@ def _outputs_bytes(task: Task) -> int:
 def _check(**options: Any) -> None:
     """Each as `name=value`."""
     wanted = {
-        "steps": (lambda v: v >= 1 and v == int(v), "a whole number above 0"),
+        "steps": (lambda v: v >= 1, "a whole number above 0"),
         "lr": (lambda v: v > 0, "a number above 0"),
+        "momentum": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
+        "weight_decay": (lambda v: v >= 0, "0 or more"),
         "smoothing": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
-        "init": (lambda v: v in INITS, "'statistics' or 'same'"),
-        "step_max": (lambda v: v is None or v > SMALLEST, f"None or a number above {SMALLEST}"),
+        "step_max": (lambda v: v > SMALLEST, f"None or a number above {SMALLEST}"),
     }
     for name, value in options.items():
         good, text = wanted[name]
-        if not good(value):
-            raise ValueError(f"{name}={value!r}; wanted {text}")
+        check_number(name, value, text, good, whole=name == "steps", optional=name == "step_max")

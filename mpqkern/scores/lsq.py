@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -122,7 +123,7 @@ class Supernet(nn.Module):
     ) -> None:
         super().__init__()
         self.levels = list(levels)
-        self.model = copy.deepcopy(task.model).eval()
+        self.model = _copied(task.model).eval()
         self.task = copy.copy(task)
         self.task.model = self.model
         names = {id(module): name for name, module in task.model.named_modules()}
@@ -244,3 +245,24 @@ def _rounding(module: nn.Module, steps: Steps) -> Any:
 
 def _widths(bits: Any) -> list[int]:
     return sorted({b for b in bits if b is not None}, reverse=True)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy that calls none of the modules of the original.
+
+    Functions are not copied, so one put in a module's `forward` would go on calling the module it was made for. Where
+    that is the module's own code, compiled, the copy runs it as it was written.
+    """
+    made = copy.deepcopy(model)
+    for (name, module), twin in zip(model.named_modules(), made.modules(), strict=True):
+        own = vars(module).get("forward")
+        if not isinstance(own, FunctionType) or own.__closure__ is None or type(module).__name__ == "OptimizedModule":
+            continue  # the last, of torch.compile, makes a forward anew for its copy
+        written = getattr(own, "_torchdynamo_orig_callable", None)
+        if getattr(written, "__self__", None) is not module or written.__func__ is not type(module).forward:
+            raise ValueError(
+                f"module {name!r} has a function as its forward, which a copy to train would share; wanted a method "
+                "of its class, or limpq before it is replaced"
+            )
+        del vars(twin)["forward"]
+    return made

@@ -47,6 +47,7 @@ def score(
     run: Run,
     *,
     taps: str = "layer",
+    sample_dim: int = 0,
     center: bool = True,
     debiased: bool = False,
     beta: float | None = None,
@@ -57,6 +58,7 @@ def score(
     """Importance of each layer from one forward pass; ORM is averaged over batches, weighted by their samples.
 
     taps       "layer", a layer's own output, or "block", after norm, activation and shortcut as in the paper
+    sample_dim 1 for models that compute on [sequence, samples, ...]: layers with such outputs
     center     the mean over the samples is taken from the features, as the authors' code does; the paper's formula
                does not, and finds features after a ReLU nearly all alike
     debiased   the unbiased estimate of the same (Song et al. 2012), which does not grow as batches get smaller
@@ -70,7 +72,9 @@ def score(
     importance.check_objective(objective)
     keys = [run.key(index, "orm") for index in range(len(run.task.batches))]
     run.meter.begin("ompq", len(keys))
-    items = run.bank.measure(keys, lambda key: _measure(run.task, keys.index(key), taps, center, debiased), run.meter)
+    items = run.bank.measure(
+        keys, lambda key: _measure(run.task, keys.index(key), taps, center, debiased, sample_dim), run.meter
+    )
     matrix, order = _average(run.task, items)
     gamma = matrix[np.ix_(order, order)].sum(1) - 1
     theta = _theta(gamma, beta, decrease)
@@ -91,6 +95,7 @@ def orm(
     batches: Any,
     *,
     taps: str = "layer",
+    sample_dim: int = 0,
     center: bool = True,
     debiased: bool = False,
     layers: Sequence[str] | None = None,
@@ -107,7 +112,7 @@ def orm(
     task = Task(model, batches, layers=layers, forward=forward)
     _check(task, taps, center, debiased)
     with held(model):
-        items = [_measure(task, index, taps, center, debiased) for index in range(len(task.batches))]
+        items = [_measure(task, index, taps, center, debiased, sample_dim) for index in range(len(task.batches))]
     return _average(task, items)[0]
 
 
@@ -120,7 +125,7 @@ def _check(task: Task, taps: str, center: bool, debiased: bool) -> None:
         raise ValueError(f"a batch holds {min(task.sizes)} samples; wanted at least {least} in each")
 
 
-def _measure(task: Task, index: int, taps: str, center: bool, debiased: bool) -> Item:
+def _measure(task: Task, index: int, taps: str, center: bool, debiased: bool, sample_dim: int) -> Item:
     """Of one batch. A layer that is called several times has the outputs of all calls side by side."""
     samples = task.sizes[index]
     grams = torch.zeros(len(task.layers), samples, samples, dtype=torch.float64, device=task.device)
@@ -128,7 +133,7 @@ def _measure(task: Task, index: int, taps: str, center: bool, debiased: bool) ->
     def take(layer: int, feature: Tensor) -> None:
         grams[layer] += torch.ops.mpqkern.gram([feature], center)[0]
 
-    order = features.visit(task, index, taps, take)
+    order = features.visit(task, index, taps, take, sample_dim)
     if debiased:
         grams = u_centred(grams)
     norms = grams.flatten(1).norm(dim=1)

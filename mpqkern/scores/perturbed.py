@@ -28,7 +28,7 @@ log = logging.getLogger("mpqkern")
 
 ENGINES = ("frontier", "naive")
 # What is stacked in one run on a CPU: beyond its caches larger batches are slower, not faster.
-CPU_STACK_BYTES = 2**22
+CPU_STACK_BYTES = 2**23
 Change = tuple[int, int]  # layer, scheme
 Found = tuple[int, list[Change], np.ndarray]  # layer, what was changed before it, the losses
 
@@ -166,12 +166,11 @@ def _naive(run: Run, replay: Replay, design: Design, missing: set[int]) -> Itera
 
 def _frontier(run: Run, replay: Replay, design: Design, missing: set[int]) -> Iterator[Found]:
     task, applied, base = run.task, run.variants.applied, design.base
-    chunk = _chunk(run, replay, design)
     states: dict[Change, State] = {}
     with applied(base):
         clean = replay.start()
     for position, layer in enumerate(replay.order):
-        earlier = design.before(replay.order, position)
+        chunk, earlier = _chunk(run, replay, design, position), design.before(replay.order, position)
         kept = design.kept(replay.order, position + 1) if position + 1 < replay.depth else []
         others = [change for change in states if change[0] in earlier]
         losses = np.empty((len(design.schemes), 1 + len(others), replay.size))
@@ -215,12 +214,12 @@ def _parts(replay: Replay, position: int, changes: Sequence[Change], chunk: int)
             yield [(layer, scheme)], {layer: scheme}
 
 
-def _chunk(run: Run, replay: Replay, design: Design) -> int:
-    """States in one run."""
+def _chunk(run: Run, replay: Replay, design: Design, position: int) -> int:
+    """States in one run from a cut."""
     room = run.memory - design.bytes(replay)
     if run.task.device.type == "cpu":
         room = min(room, CPU_STACK_BYTES)
-    return max(1, room // max(replay.run_bytes(), 1))
+    return max(1, room // max(replay.run_bytes(position), 1))
 
 
 def _losses_in(item: Item) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ..measuring.bank import Item
+from ..numbers import check_number
 from ..scheme import Layer, Scheme
 from .table import Scores
 
@@ -72,8 +73,7 @@ class Samples:
         shrink  "error" multiplies each pair's mean m, with standard error e, by m^2 / (m^2 + e^2): what is
                 within its noise goes towards the diagonal, and nothing becomes zero
         """
-        if not 0 <= trim < 0.5:
-            raise ValueError(f"trim={trim!r}; wanted a share of the samples from 0 to below 0.5")
+        check_number("trim", trim, "a share of the samples from 0 to below 0.5", lambda v: 0 <= v < 0.5)
         if shrink not in SHRINKS:
             raise ValueError(f"shrink={shrink!r}; wanted None or 'error'")
         out = int(trim * self.count)

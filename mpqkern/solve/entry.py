@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..numbers import check_number
 from ..scores.table import Scores
 from . import linear, relaxed
 from .assignment import Assignment
@@ -187,10 +188,8 @@ def _check(
         raise ValueError(f"rounding={rounding!r}; wanted one of {', '.join(relaxed.ROUNDINGS)}")
     if rounding != "exact" and relaxation is None:
         raise ValueError(f"rounding={rounding!r} without a relaxation; wanted relaxation='lp' beside it")
-    if time_limit is not None and not time_limit > 0:
-        raise ValueError(f"time_limit={time_limit!r}; wanted seconds above 0, or None")
-    if not rel_gap >= 0:
-        raise ValueError(f"rel_gap={rel_gap!r}; wanted 0 or more")
+    check_number("time_limit", time_limit, "seconds above 0, or None", lambda v: v > 0, optional=True)
+    check_number("rel_gap", rel_gap, "0 or more", lambda v: v >= 0)
     if not is_seed(seed):
         raise ValueError(f"seed={seed!r}; wanted a whole number from 0 to 2**31 - 1")
     if scores.pairwise is not None and (objective != "sum" or relaxation):

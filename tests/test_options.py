@@ -1,0 +1,54 @@
+"""Options of a wrong type are named together with their value and what was wanted."""
+
+import pytest
+import torch
+
+import mpqkern as mq
+
+from . import nets
+
+MODEL, BATCH = nets.resnet(), torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("size", {"time_limit": "5"}),
+        ("size", {"max_evals": True}),
+        ("size", {"max_evals": "3"}),
+        ("size", {"max_evals": 2.5}),
+        ("size", {"memory": "1GB"}),
+        ("size", {"seed": None}),
+        ("clado", {"trim": "0.1", "pairs": "none", "bits": (8,)}),
+        ("greedy", {"refresh": "2", "lazy": True}),
+        ("ompq", {"beta": "1"}),
+        ("csmpq", {"balance": True}),
+        ("hawq", {"tol": "1"}),
+        ("hawq", {"max_probes": 1.5}),
+        ("limpq", {"steps": "10"}),
+        ("limpq", {"lr": None}),
+        ("limpq", {"momentum": "0.9"}),
+        ("limpq", {"step_max": "1"}),
+        ("limpq", {"alpha": "2"}),
+    ],
+    ids=str,
+)
+def test_of_score(method, options):
+    (name, value), *_ = options.items()
+    with pytest.raises(TypeError, match=rf"^{name}={value!r}; wanted "):
+        mq.score(MODEL, BATCH, method=method, **options)
+
+
+def test_of_plan_assign_and_compare():
+    budget = mq.Budget(avg_bits=4)
+    with pytest.raises(TypeError, match=r"^memory=None; wanted bytes"):
+        mq.plan(MODEL, BATCH, memory=None)
+    with pytest.raises(TypeError, match=r"^drop='1'; wanted 0 or more, or None"):
+        mq.assign(MODEL, BATCH, method="greedy", drop="1")
+    with pytest.raises(TypeError, match=r"^seed='1'; wanted a whole number"):
+        mq.assign(MODEL, BATCH, budget, method="random", seed="1")
+    for name, value in (("time_limit", "5"), ("rel_gap", None)):
+        with pytest.raises(TypeError, match=rf"^{name}={value!r}; wanted"):
+            mq.assign(MODEL, BATCH, budget, method="size", solver={name: value})
+    with pytest.raises(TypeError, match=r"^seed='1'; wanted a whole number"):
+        mq.compare(MODEL, BATCH, lambda model: 0.0, [budget], methods=["size"], seed="1")
