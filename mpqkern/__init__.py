@@ -19,6 +19,7 @@ from .scheme import Layer, Scheme
 from .scores.entry import methods, plan, score
 from .scores.meter import Unfinished
 from .solve import Assignment, Budget, Infeasible, Scores, frontier, solve
+from .transform import equalize_, fold_batchnorm_, smooth_
 from .verify import Verification, verify
 from .version import __version__
 
@@ -41,6 +42,8 @@ __all__ = [
     "capabilities",
     "catalog",
     "compare",
+    "equalize_",
+    "fold_batchnorm_",
     "frontier",
     "load",
     "methods",
@@ -48,6 +51,7 @@ __all__ = [
     "plan",
     "save",
     "score",
+    "smooth_",
     "solve",
     "swap_",
     "unswap_",

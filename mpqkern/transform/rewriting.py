@@ -1,0 +1,193 @@
+"""rewriting: changes to a model, all or none, kept only if the model still answers the same.
+
+What rounding may do to the answers is measured, not guessed: the model is run with every parameter and every statistic
+of its norms off by one unit in the last place (relative 2^-23 in fp32), up or down at random. Rewriting rounds each
+weight it touches once or twice, by half of that, and regroups products whose rounding errors are of the same size. A
+rewritten model may be MARGIN times as far away as the worse of two such runs, as a root mean square over each output;
+a change that is wrong moves answers by thousands of times that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from ..catalog import float_outputs
+from ..held import held
+from ..ledger import table
+
+MARGIN = 16
+Forward = Callable[[nn.Module, Any], Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str  # "conv -> norm" for what was rewritten, else the layer or norm that was left
+    done: bool
+    note: str  # what was done, or why nothing was
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was rewritten and what was left. `error` and `tolerance` belong to the output that came closest to its
+    tolerance, both relative to its root mean square."""
+
+    rows: tuple[Row, ...]
+    error: float
+    tolerance: float
+
+    @property
+    def done(self) -> list[Row]:
+        return [row for row in self.rows if row.done]
+
+    @property
+    def left(self) -> list[Row]:
+        """The rows of what stayed as it was, each with its reason."""
+        return [row for row in self.rows if not row.done]
+
+    def __str__(self) -> str:
+        lines = [("layers", "", ""), *((row.name, "done" if row.done else "left", row.note) for row in self.rows)]
+        lines.append(("outputs", "", f"off by {self.error:.1e}, rounding allows {self.tolerance:.1e}"))
+        return table(lines, left=(0, 1, 2))
+
+
+@dataclass
+class Change:
+    """`make` registers with the stack how to undo each step, before it takes it."""
+
+    name: str
+    note: str
+    make: Callable[[ExitStack], None]
+
+
+class Trial:
+    """A model and the batches on which its answers must stay.
+
+    A batch is a tensor of inputs, an (inputs, labels) pair, a dict of keywords with labels, if any, under "labels", or
+    anything that `forward(model, batch)` takes; a list or another iterable of those is several.
+    """
+
+    def __init__(self, model: nn.Module, batches: Any, forward: Forward | None) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model={type(model).__name__}; wanted a torch.nn.Module")
+        one = isinstance(batches, (Tensor, tuple, Mapping))
+        if not one and (not isinstance(batches, Iterable) or isinstance(batches, (str, bytes))):
+            raise TypeError(f"batches={batches!r}; wanted a batch or an iterable of batches")
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.model, self.forward = model, forward
+        self.batches = [
+            tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, _plain(b))
+            for b in ([batches] if one else batches)
+        ]
+        if not self.batches:
+            raise ValueError("batches is empty; wanted at least one batch")
+        odd = [b for b in self.batches if isinstance(b, (tuple, list)) and len(b) != 2]
+        if odd and forward is None:
+            raise ValueError(
+                f"a batch is a {type(odd[0]).__name__} of {len(odd[0])}; wanted a tensor, an (inputs, labels) pair "
+                "or a dict, or forward="
+            )
+
+    def run(self, batch: Any) -> Any:
+        if self.forward is not None:
+            return self.forward(self.model, batch)
+        if isinstance(batch, Mapping):
+            return self.model(**{k: v for k, v in batch.items() if k != "labels"})
+        return self.model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+    def rewrite(self, changes: Sequence[Change], left: Sequence[Row]) -> Report:
+        """Makes all changes, or raises and leaves the model as it was."""
+        if not changes:
+            return Report(tuple(left), 0.0, 0.0)
+        before = self._answers()
+        if not before:
+            raise ValueError("the model's output holds no float tensor to compare; wanted at least one, or forward=")
+        nudged = [self._answers(seed) for seed in (0, 1)]
+        allowed = [MARGIN * max(_rms(n[i] - y) for n in nudged) for i, y in enumerate(before)]
+        with ExitStack() as undo:
+            for change in changes:
+                change.make(undo)
+            error, tolerance = _worst(before, self._answers(), allowed)
+            if not error <= tolerance:
+                undo.close()
+                raise ValueError(self._culprit(changes, before, allowed))
+            undo.pop_all()
+        return Report((*(Row(c.name, True, c.note) for c in changes), *left), error, tolerance)
+
+    def _answers(self, nudge: int | None = None) -> list[Tensor]:
+        """The float outputs for all batches, in fp64; with `nudge`, a seed, of a model whose numbers are a bit off."""
+        answers = []
+        for batch in self.batches:
+            with held(self.model):  # so that each run finds the same random numbers
+                if nudge is not None:
+                    _nudge(self.model, nudge)
+                answers += [y.clone() for y in float_outputs(self.run(batch))]
+        return answers
+
+    def _culprit(self, changes: Sequence[Change], before: list[Tensor], allowed: list[float]) -> str:
+        """The change that alone does most harm."""
+        found = []
+        for change in changes:
+            with ExitStack() as undo:
+                change.make(undo)
+                found.append((*_worst(before, self._answers(), allowed), change.name))
+        error, tolerance, name = max(found, key=lambda f: _ratio(f[0], f[1]))
+        return (
+            f"rewriting {name!r} moves the outputs by {error:.2e} of their size, where rounding explains "
+            f"{tolerance:.2e}; the model is as it was"
+        )
+
+
+def assign_(parameter: nn.Parameter, value: Tensor, undo: ExitStack) -> None:
+    """A new value in the parameter's own type; the old memory stays untouched and comes back on `undo`."""
+    undo.callback(setattr, parameter, "data", parameter.data)
+    parameter.data = value.to(parameter.dtype)
+
+
+def _plain(batch: Any) -> Any:
+    return dict(batch) if isinstance(batch, Mapping) else batch
+
+
+def _nudge(model: nn.Module, seed: int) -> None:
+    """One unit in the last place, up or down at random; `held` takes it back."""
+    random = torch.Generator().manual_seed(seed)
+
+    def nudged(tensor: Tensor) -> Tensor:
+        signs = 2 * torch.randint(2, tensor.shape, generator=random).to(tensor) - 1
+        return tensor.detach() * (1 + torch.finfo(tensor.dtype).eps * signs)
+
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and not nn.parameter.is_lazy(parameter):
+            parameter.data = nudged(parameter)
+    for module in model.modules():
+        for key in ("running_mean", "running_var"):
+            if module._buffers.get(key) is not None:
+                module._buffers[key] = nudged(module._buffers[key])
+
+
+def _worst(before: list[Tensor], after: list[Tensor], allowed: list[float]) -> tuple[float, float]:
+    """Error and tolerance, relative to the output's size, where they are closest together."""
+    if [y.shape for y in before] != [y.shape for y in after]:
+        return torch.inf, 0.0
+    found = []
+    for y, other, most in zip(before, after, allowed, strict=True):
+        size = _rms(y) or 1.0
+        strange = not torch.equal(y.isfinite(), other.isfinite())
+        found.append((torch.inf if strange else _rms(other - y) / size, most / size))
+    return max(found, key=lambda f: _ratio(*f))
+
+
+def _ratio(error: float, tolerance: float) -> float:
+    return error / tolerance if tolerance else (torch.inf if error else 0.0)
+
+
+def _rms(values: Tensor) -> float:
+    """Over the finite ones."""
+    values = values[values.isfinite()]
+    return float(values.square().mean().sqrt()) if values.numel() else 0.0
