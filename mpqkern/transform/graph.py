@@ -200,9 +200,10 @@ class _Flow(TorchDispatchMode):
         self.inside.pop()
         if not isinstance(output, Tensor) or output.layout != strided:
             return
-        weight = module._parameters.get("weight")
-        channels = None if weight is None else weight.shape[0]
-        if output.dim() < (node.axis + 1 if node.axis >= 0 else -node.axis) or output.shape[node.axis] != channels:
+        if output.dim() < (node.axis + 1 if node.axis >= 0 else -node.axis):
+            return
+        weight, channels = module._parameters.get("weight"), output.shape[node.axis]
+        if weight is not None and weight.shape[0] != channels:
             return
         labels = torch.arange(channels, dtype=torch.int32)
         labels = labels.view(-1, *[1] * (output.dim() - node.axis % output.dim() - 1)).expand(output.shape)
@@ -214,7 +215,7 @@ class _Flow(TorchDispatchMode):
         gc.collect()
         for place, node in self.places.items():
             if not place.expired():
-                node.others.append("what the model hands out or keeps")
+                node.others.append("an output of the model, or is kept")
 
     def _carry(self, carrier: _Carrier) -> None:
         self.carriers[id(carrier.tensor)] = carrier
@@ -225,7 +226,7 @@ class _Flow(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         carrier = self.carriers.get(id(met[0]))
         labels = None
-        if carrier is not None and len(met) == 1 and args[0] is met[0]:
+        if carrier is not None and len(met) == 1 and args and args[0] is met[0]:
             labels = _labels(name, func, args, kwargs, carrier, output)
         if carrier is None or labels is None:
             for tensor in met:
@@ -245,20 +246,22 @@ class _Flow(TorchDispatchMode):
 
 def _labels(name: str, func: Any, args: tuple, kwargs: dict, carrier: _Carrier, output: Any) -> list[Tensor] | None:
     """The labels of what an operation made of a carrier; None where a scale of channels does not get through."""
-    labels, shapes = carrier.labels, [tensor.shape for tensor in _tensors(output)]
-    if next(_tensors(output)).dtype != carrier.tensor.dtype:
+    labels, outputs = carrier.labels, list(_tensors(output))
+    if not outputs or outputs[0].dtype != carrier.tensor.dtype:
         return None
-    if name in SAME or (name in BY_NUMBER and isinstance(args[1], (int, float))):
+    shape = outputs[0].shape
+    number = name in BY_NUMBER and len(args) == 2 and isinstance(args[1], (int, float)) and not kwargs
+    if name in SAME or number:
         return [labels]
     if name in RESHAPES:
-        return [labels.reshape(shapes[0])]
+        return [labels.reshape(shape)]
     if name in VIEWS:
         return list(_tensors(func(labels, *args[1:], **kwargs)))
     if name in SUMS and len(args) > 1:
-        return _merged(labels, args[1], shapes[0])
+        return _merged(labels, args[1], shape)
     zeros = name == "constant_pad_nd" and len(args[1]) <= 4 and not (args[2] if len(args) > 2 else kwargs.get("value"))
-    if (name in POOLS or zeros) and labels.shape[:-2] == shapes[0][:-2]:
-        return _merged(labels, [-2, -1], shapes[0])
+    if (name in POOLS or zeros) and labels.shape[:-2] == shape[:-2]:
+        return _merged(labels, [-2, -1], shape)
     return None
 
 

@@ -53,7 +53,8 @@ class Report:
 
     def __str__(self) -> str:
         lines = [("layers", "", ""), *((row.name, "done" if row.done else "left", row.note) for row in self.rows)]
-        lines.append(("outputs", "", f"off by {self.error:.1e}, rounding allows {self.tolerance:.1e}"))
+        error = f"off by {self.error:.1e}, rounding allows {self.tolerance:.1e}" if self.done else "as they were"
+        lines.append(("outputs", "", error))
         return table(lines, left=(0, 1, 2))
 
 
