@@ -200,6 +200,20 @@ def test_stopped_at_any_pass_the_model_is_as_found(at: int, error: type[BaseExce
     assert bits(model) == before
 
 
+def test_called_in_inference_mode() -> None:
+    model = lived(nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 2)))
+    with torch.inference_mode():
+        x = torch.randn(2, 3, 4, 4)
+        reports = mq.fold_batchnorm_(model, x), mq.equalize_(model, x)
+    assert [len(report.done) for report in reports] == [1, 1]
+    model(torch.randn(2, 3, 4, 4)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with torch.inference_mode():
+        frozen = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
+        with pytest.raises(ValueError, match="model holds tensors made in inference mode"):
+            mq.fold_batchnorm_(frozen, torch.randn(3, 2))
+
+
 def test_errors_say_what_was_wanted() -> None:
     model = lived(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
     with pytest.raises(TypeError, match=r"model=dict; wanted a torch.nn.Module"):

@@ -80,7 +80,7 @@ def graph(model: nn.Module, run: Callable[[], Any]) -> dict[str, Node]:
     """The nodes of `model` by their names, in order, as one `run()` of it shows them."""
     nodes = _nodes(model)
     flow = _Flow(_owners(model, nodes))
-    with held(model):
+    with torch.inference_mode(False), held(model):
         with ExitStack() as undo:
             for node in nodes.values():
                 # next to the module itself: what hooks of the user's own do with its output is outside

@@ -80,12 +80,11 @@ class Trial:
         one = isinstance(batches, (Tensor, tuple, Mapping))
         if not one and (not isinstance(batches, Iterable) or isinstance(batches, (str, bytes))):
             raise TypeError(f"batches={batches!r}; wanted a batch or an iterable of batches")
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+            raise ValueError("model holds tensors made in inference mode; wanted one whose weights can be changed")
         self.model, self.forward = model, forward
-        self.batches = [
-            tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, _plain(b))
-            for b in ([batches] if one else batches)
-        ]
+        with torch.inference_mode(False):
+            self.batches = [tree_map(self._here, _plain(batch)) for batch in ([batches] if one else batches)]
         if not self.batches:
             raise ValueError("batches is empty; wanted at least one batch")
         odd = [b for b in self.batches if isinstance(b, (tuple, list)) and len(b) != 2]
@@ -95,6 +94,13 @@ class Trial:
                 "or a dict, or forward="
             )
 
+    def _here(self, value: Any) -> Any:
+        """On the model's device; and not an inference tensor, whose operations would be seen in other pieces."""
+        if not isinstance(value, Tensor):
+            return value
+        value = value.clone() if value.is_inference() else value
+        return value.to(next((p.device for p in self.model.parameters()), value.device))
+
     def run(self, batch: Any) -> Any:
         if self.forward is not None:
             return self.forward(self.model, batch)
@@ -102,6 +108,7 @@ class Trial:
             return self.model(**{k: v for k, v in batch.items() if k != "labels"})
         return self.model(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
+    @torch.inference_mode(False)  # weights made in inference mode could never be trained again
     def rewrite(self, changes: Sequence[Change], left: Sequence[Row]) -> Report:
         """Makes all changes, or raises and leaves the model as it was."""
         if not changes:
@@ -117,7 +124,11 @@ class Trial:
             error, tolerance = _worst(before, self._answers(), allowed)
             if not error <= tolerance:
                 undo.close()
-                raise ValueError(self._culprit(changes, before, allowed))
+                name, alone = self._culprit(changes, before, allowed)
+                raise ValueError(
+                    f"rewriting {name!r} moves the outputs by {alone:.2e} of their size, all rewrites together by "
+                    f"{error:.2e}, where rounding explains {tolerance:.2e}; the model is as it was"
+                )
             undo.pop_all()
         return Report((*(Row(c.name, True, c.note) for c in changes), *left), error, tolerance)
 
@@ -131,18 +142,16 @@ class Trial:
                 answers += [y.clone() for y in float_outputs(self.run(batch))]
         return answers
 
-    def _culprit(self, changes: Sequence[Change], before: list[Tensor], allowed: list[float]) -> str:
-        """The change that alone does most harm."""
+    def _culprit(self, changes: Sequence[Change], before: list[Tensor], allowed: list[float]) -> tuple[str, float]:
+        """The change that alone does most harm, and its error."""
         found = []
         for change in changes:
             with ExitStack() as undo:
                 change.make(undo)
-                found.append((*_worst(before, self._answers(), allowed), change.name))
-        error, tolerance, name = max(found, key=lambda f: _ratio(f[0], f[1]))
-        return (
-            f"rewriting {name!r} moves the outputs by {error:.2e} of their size, where rounding explains "
-            f"{tolerance:.2e}; the model is as it was"
-        )
+                error, tolerance = _worst(before, self._answers(), allowed)
+                found.append((_ratio(error, tolerance), error, change.name))
+        _, error, name = max(found)
+        return name, error
 
 
 def assign_(parameter: nn.Parameter, value: Tensor, undo: ExitStack) -> None:
