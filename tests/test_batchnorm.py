@@ -94,7 +94,7 @@ class Odd(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()
         self.how, self.conv, self.norm = how, nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
-        self.twin = nn.Conv2d(3, 4, 1)
+        self.twin = nn.Conv2d(3, 4, 1) if how in ("shared", "expert") else None
         if how == "shared":
             self.twin.weight = self.conv.weight
         if how == "statistics":
@@ -131,6 +131,7 @@ class Odd(nn.Module):
         ("shared", "conv feeds it: its weight is shared with twin.weight"),
         ("statistics", "it has no running statistics (track_running_stats=False)"),
         ("subclass", "a Norm is not folded"),
+        ("expert", "twin, which the batch does not reach, might on other data feed the same or read the same"),
         ("parametrized", "conv feeds it: its weight is parametrized; remove the parametrization first"),
     ],
 )

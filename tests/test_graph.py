@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpqkern.transform.graph import graph, unshared
+from mpqkern.transform.graph import graph, rival, unshared
 
 from . import nets
 from .reference.rewriting import bits
@@ -162,6 +162,17 @@ def test_weights_that_are_not_a_layer_s_alone() -> None:
     both = torch.randn(2, 4, 4)
     plain[0].weight.data, plain[1].weight.data = both  # two parameters, one piece of memory
     assert graph(plain, lambda: plain(torch.randn(2, 4)))["1"].blocked == "its weight is shared with 0.weight"
+
+
+@pytest.mark.parametrize(("reads", "gives", "free"), [(9, 4, False), (8, 9, False), (4, 8, True)])
+def test_a_layer_that_other_data_may_reach(reads: int, gives: int, free: bool) -> None:
+    """4 channels of 2 pixels are read as 8: a layer with as many could be a second expert for either side."""
+    model = nn.Sequential(conv(3, 4), nn.Flatten(), nn.Linear(8, 2))
+    everything = nn.ModuleList([model, nn.Linear(reads, gives)])
+    nodes = graph(everything, lambda: model(torch.randn(5, 3, 1, 2)))
+    why = "1, which the batch does not reach, might on other data feed the same or read the same"
+    assert unshared(nodes["0.0"], nodes) == (None if free else why)
+    assert (rival(nodes["0.0"], nodes["0.2"], nodes) is None) == free
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt])

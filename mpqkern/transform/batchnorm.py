@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..held import HOOKS
-from .graph import Node, graph
+from .graph import Node, graph, rival
 from .rewriting import Change, Forward, Report, Row, Trial, assign_
 
 KINDS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -27,6 +27,7 @@ def fold_batchnorm_(model: nn.Module, batch: Any, *, forward: Forward | None = N
     computes in eval mode stays the same; in training mode the norm's statistics would no longer be learned. Norms that
     cannot be folded stay, with the reason in the report. `batch` is a tensor, an (inputs, labels) pair, a dict, or a
     list of those; `forward(model, batch)` runs anything else.
+    A model that runs other layers on other data needs a batch that reaches all of them.
     All or nothing: on any error, also if the outputs for `batch` change by more than rounding explains, the model is as
     before.
 
@@ -70,7 +71,7 @@ def _producer(norm: Node, nodes: dict[str, Node]) -> Node | str:
         return f"the output of {layer.name} also goes into {other}"
     if not torch.equal(edge.index, torch.arange(layer.module.weight.shape[0])):
         return f"the channels of {layer.name} are rearranged before it"
-    return layer
+    return rival(layer, norm, nodes) or layer
 
 
 def _fold(model: nn.Module, layer: Node, norm: Node) -> Change:

@@ -60,6 +60,7 @@ class Node:
     is_layer: bool
     trouble: str | None = None
     calls: int = 0
+    reached: bool = False  # called, or its weight read by somebody else
     edges: list[Edge] = field(default_factory=list)
     others: list[str] = field(default_factory=list)  # uses that are no edge, for the reader
 
@@ -107,7 +108,28 @@ def unshared(node: Node, nodes: dict[str, Node]) -> str | None:
             return f"it feeds {edge.consumer}, a {type(consumer.module).__name__}"
         if consumer.blocked:
             return f"it feeds {edge.consumer}: {consumer.blocked}"
+        if (other := rival(node, consumer, nodes)) is not None:
+            return other
     return None if node.edges else "its output is not used"
+
+
+def rival(producer: Node, consumer: Node, nodes: dict[str, Node]) -> str | None:
+    """Why other data might go other ways: a layer that the batch does not reach has the channels to feed the consumer
+    or to read the producer."""
+    for node in nodes.values():
+        if not node.reached and (_width(node, 0) == _width(producer, 0) or _width(node, 1) == _width(consumer, 1)):
+            return f"{node.name}, which the batch does not reach, might on other data feed the same or read the same"
+    return None
+
+
+def _width(node: Node, side: int) -> int | None:
+    """How many channels it gives (side 0) or reads (side 1)."""
+    weight = node.module._parameters.get("weight")
+    if weight is None:
+        return None
+    if weight.dim() == 1 or side == 0:
+        return weight.shape[0]
+    return weight.shape[1] * getattr(node.module, "groups", 1)
 
 
 def _nodes(model: nn.Module) -> dict[str, Node]:
@@ -174,8 +196,10 @@ class _Flow(TorchDispatchMode):
         read = list(_tensors((args, kwargs)))
         for tensor in read:
             owner = self.owners.get(StorageWeakRef(tensor.untyped_storage()))
-            if owner is not None and (not self.inside or self.inside[-1] is not owner):
-                owner.trouble = owner.trouble or "its weight is read outside its own calls"
+            if owner is not None:
+                owner.reached = True
+                if not self.inside or self.inside[-1] is not owner:
+                    owner.trouble = owner.trouble or "its weight is read outside its own calls"
         if not self.inside:
             met = [tensor for tensor in read if StorageWeakRef(tensor.untyped_storage()) in self.places]
             if met:
@@ -193,7 +217,7 @@ class _Flow(TorchDispatchMode):
                 producer.others.append(f"{node.name} with its channels rearranged")
             else:
                 producer.edges.append(Edge(node.name, index, carrier.ops))
-        node.calls += 1
+        node.calls, node.reached = node.calls + 1, True
         self.inside.append(node)
 
     def leave(self, node: Node, module: nn.Module, args: tuple, output: Any) -> None:
