@@ -93,6 +93,7 @@ def test_channels_are_followed_through_views() -> None:
         (lambda y, m: m(F.pad(y, (0, 1), value=1.0)), "constant_pad_nd"),
         (lambda y, m: m(y.mean(1, keepdim=True).expand(-1, 4, -1, -1)), "mean"),
         (lambda y, m: m(y.double().float()), "_to_copy"),
+        (lambda y, m: m(y.view(torch.int32).view(torch.float32)), "view"),
         (lambda y, m: m(y) * float(y[0, 0, 0, 0]), "_local_scalar_dense"),
         (lambda y, m: m(torch.as_strided(y, (2, 4, 4, 4), y.stride())), "as_strided"),
         (lambda y, m: m(y.transpose(1, 2)), "second with its channels rearranged"),

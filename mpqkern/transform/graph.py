@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -81,15 +80,12 @@ def graph(model: nn.Module, run: Callable[[], Any]) -> dict[str, Node]:
     """The nodes of `model` by their names, in order, as one `run()` of it shows them."""
     nodes = _nodes(model)
     flow = _Flow(_owners(model, nodes))
-    with torch.inference_mode(False), held(model):
-        with ExitStack() as undo:
-            for node in nodes.values():
-                # next to the module itself: what hooks of the user's own do with its output is outside
-                enter = node.module.register_forward_pre_hook(partial(flow.enter, node), with_kwargs=True)
-                leave = node.module.register_forward_hook(partial(flow.leave, node), prepend=True)
-                undo.callback(enter.remove)
-                undo.callback(leave.remove)
-            undo.enter_context(flow)
+    with torch.inference_mode(False), held(model):  # which takes the hooks off again
+        for node in nodes.values():
+            # next to the module itself: what hooks of the user's own do with its output is outside
+            node.module.register_forward_pre_hook(partial(flow.enter, node), with_kwargs=True)
+            node.module.register_forward_hook(partial(flow.leave, node), prepend=True)
+        with flow:
             output = run()
         flow.close()
     del output  # up to here it held what the model hands out
@@ -125,7 +121,7 @@ def rival(producer: Node, consumer: Node, nodes: dict[str, Node]) -> str | None:
 def _width(node: Node, side: int) -> int | None:
     """How many channels it gives (side 0) or reads (side 1)."""
     weight = node.module._parameters.get("weight")
-    if weight is None:
+    if weight is None or nn.parameter.is_lazy(weight):
         return None
     if weight.dim() == 1 or side == 0:
         return weight.shape[0]
@@ -274,7 +270,7 @@ def _labels(name: str, func: Any, args: tuple, kwargs: dict, carrier: _Carrier, 
     if not outputs or outputs[0].dtype != carrier.tensor.dtype:
         return None
     shape = outputs[0].shape
-    number = name in BY_NUMBER and len(args) == 2 and isinstance(args[1], (int, float)) and not kwargs
+    number = name in BY_NUMBER and isinstance(args[1], (int, float)) and not kwargs
     if name in SAME or number:
         return [labels]
     if name in RESHAPES:

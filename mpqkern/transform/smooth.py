@@ -9,7 +9,6 @@ run time: whatever makes X, a norm or a layer, makes it smaller.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -84,11 +83,11 @@ def _watch(
         if not _scales_along(node, args, kwargs):
             fixed.add(node.name)
 
-    with held(trial.model), ExitStack() as undo:
+    with held(trial.model):  # which takes the hooks off again
         hooks = [(node.module, partial(read, node)) for group in groups.values() for node, _ in group]
         hooks += [(nodes[n].module, partial(tried, nodes[n])) for n in groups if type(nodes[n].module) not in KNOWN]
         for module, hook in hooks:
-            undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            module.register_forward_pre_hook(hook, with_kwargs=True)
         for batch in trial.batches:
             trial.run(batch)
     return ranges, fixed
