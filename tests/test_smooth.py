@@ -50,7 +50,9 @@ def test_by_hand() -> None:
     assert [(row.name, row.note) for row in report.done] == [("0 -> 1", "3 channels divided by 1 to 4")]
 
 
-@pytest.mark.parametrize(("alpha", "wanted"), [(0.0, [2.0, 0.25]), (1.0, [4.0, 4.0]), (0.75, [2**1.75, 2.0])])
+@pytest.mark.parametrize(
+    ("alpha", "wanted"), [(0.0, [2.0, 0.25]), (1.0, [4.0, 4.0]), (0.75, [2**1.75, 2.0]), (0.5, [2**1.5, 1.0])]
+)
 def test_alpha_divides_the_range(alpha: float, wanted: list[float]) -> None:
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
     model[0].weight.data, model[1].weight.data = torch.eye(2), torch.tensor([[0.5, 4.0]])

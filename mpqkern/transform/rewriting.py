@@ -3,8 +3,8 @@
 What rounding may do to the answers is measured, not guessed: the model is run with every parameter and every statistic
 of its norms off by one unit in the last place (relative 2^-23 in fp32), up or down at random. Rewriting rounds each
 weight it touches once or twice, by half of that, and regroups products whose rounding errors are of the same size. A
-rewritten model may be MARGIN times as far away as the worse of two such runs, as a root mean square over each output;
-a change that is wrong moves answers by thousands of times that.
+rewritten model may be MARGIN times as far away as the worse of two such runs, as a root mean square over each output
+(or as one unit of the output, if that is more); a change that is wrong moves answers by thousands of times that.
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ class Trial:
         if not before:
             raise ValueError("the model's output holds no float tensor to compare; wanted at least one, or forward=")
         nudged = [self._answers(seed) for seed in (0, 1)]
-        allowed = [MARGIN * max(_rms(n[i] - y) for n in nudged) for i, y in enumerate(before)]
+        unit = max((torch.finfo(p.dtype).eps for p in self.model.parameters() if p.is_floating_point()), default=0.0)
+        # Of few numbers, both runs may by chance end where the first did: never less than a unit of the output itself.
+        allowed = [MARGIN * max(unit * _rms(y), *(_rms(n[i] - y) for n in nudged)) for i, y in enumerate(before)]
         with ExitStack() as undo:
             for change in changes:
                 change.make(undo)
