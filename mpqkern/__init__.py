@@ -23,6 +23,7 @@ from .rounding import Rounded, calibrate
 from .scheme import Layer, Scheme
 from .scores.entry import methods, plan, score
 from .solve import Assignment, Budget, Infeasible, Scores, frontier, solve
+from .transform import equalize_, fold_batchnorm_, smooth_
 from .verify import Verification, verify
 from .version import __version__
 
@@ -47,6 +48,8 @@ __all__ = [
     "capabilities",
     "catalog",
     "compare",
+    "equalize_",
+    "fold_batchnorm_",
     "frontier",
     "load",
     "methods",
@@ -55,6 +58,7 @@ __all__ = [
     "rounding",
     "save",
     "score",
+    "smooth_",
     "solve",
     "swap_",
     "unswap_",

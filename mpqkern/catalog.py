@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -81,6 +81,19 @@ def call(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+
+
+def float_outputs(value: Any) -> list[Tensor]:
+    """The float tensors of a model's output in fp64, whatever holds them."""
+    if isinstance(value, Tensor):
+        return [value.double()] if value.is_floating_point() else []
+    if is_dataclass(value):
+        value = [getattr(value, field.name) for field in fields(value)]
+    elif isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (tuple, list)):
+        return [t for item in value for t in float_outputs(item)]
+    return []
 
 
 def _reason(model: nn.Module, names: list[str], module: nn.Module, users: dict[int, list[str]]) -> str | None:

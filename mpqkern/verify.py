@@ -13,8 +13,8 @@ activations are bf16 or fp16, weights may be rounded to that type first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import packed
-from .catalog import call
+from .catalog import call, float_outputs
 from .held import held
 from .ledger import table
 from .nn import PackedConv2d, PackedLinear, PackedModule
@@ -181,23 +181,10 @@ def _run(
     handles = [m.register_forward_hook(hook(name), prepend=True, with_kwargs=True) for name, m in layers.items()]
     try:
         with held(model):
-            return _tensors(call(model, batch))
+            return float_outputs(call(model, batch))
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """The float tensors of a model's output, whatever holds them."""
-    if isinstance(value, Tensor):
-        return [value.double()] if value.is_floating_point() else []
-    if is_dataclass(value):
-        value = [getattr(value, field.name) for field in fields(value)]
-    elif isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, (tuple, list)):
-        return [t for item in value for t in _tensors(item)]
-    return []
 
 
 def _end_to_end(got: list[Tensor], exact: list[Tensor], moved: list[list[Tensor]]) -> Check:
