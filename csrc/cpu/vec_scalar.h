@@ -11,7 +11,7 @@ struct Isa {
   };
   static constexpr int tile_rows(int) { return 2; }
 
-  static constexpr int kGramRows = 2;
+  static constexpr int kGramTile = 2, kGramPerWord = 1;
 
   static Vec zero() { return Vec{}; }
   static Vec load(const float* p) {
@@ -49,9 +49,12 @@ struct Isa {
     for (int i = 0; i < kWidth; ++i) c.v[i] += a.v[i] * b.v[i];
     return c;
   }
+  static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
   static float sum(Vec a) { return ((a.v[0] + a.v[4]) + (a.v[2] + a.v[6])) + ((a.v[1] + a.v[5]) + (a.v[3] + a.v[7])); }
-  static void sum4(const Vec* a, float* out) {
-    for (int i = 0; i < 4; ++i) out[i] = sum(a[i]);
+  static Vec sums(const Vec* a) {
+    Vec s;
+    for (int i = 0; i < kWidth; ++i) s.v[i] = sum(a[i]);
+    return s;
   }
 
   // sum += (w - scale * (code - zero))^2, eight times
