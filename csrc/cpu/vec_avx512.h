@@ -22,6 +22,14 @@ struct Avx512 : Avx2 {
   static Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
   static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
   static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+  static Vec absolute(Vec a) { return _mm512_abs_ps(a); }
+  static float highest(Vec a) {
+    a = _mm512_max_ps(a, _mm512_shuffle_f32x4(a, a, 0x4e));
+    a = _mm512_max_ps(a, _mm512_shuffle_f32x4(a, a, 0xb1));
+    a = _mm512_max_ps(a, _mm512_shuffle_ps(a, a, 0x4e));
+    return _mm512_cvtss_f32(_mm512_max_ps(a, _mm512_shuffle_ps(a, a, 0xb1)));
+  }
+  static float lowest(Vec a) { return -highest(_mm512_sub_ps(zero(), a)); }
   static float sum(Vec a) {
     alignas(64) float half[16];  // through memory: SIMDe has no extractf32x8
     _mm512_store_ps(half, a);
@@ -44,12 +52,17 @@ struct Avx512 : Avx2 {
 
   using Doubles = __m512d;
   static Doubles no_doubles() { return _mm512_setzero_pd(); }
-  static void store(double* p, Doubles a) { _mm512_storeu_pd(p, a); }
   static void add_squares(Doubles& sum, const float* w, const float* code, double scale, double zero) {
     const __m512d c = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(code)), _mm512_set1_pd(zero));
     const __m512d e = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(w)), _mm512_mul_pd(_mm512_set1_pd(scale), c));
     sum = _mm512_add_pd(sum, _mm512_mul_pd(e, e));
   }
+
+  static double total(Doubles even, Doubles odd) {
+    const __m512d s = _mm512_add_pd(even, odd);
+    return Avx2::halved(_mm256_add_pd(_mm512_castpd512_pd256(s), _mm512_extractf64x4_pd(s, 1)));
+  }
+  using Avx2::total;
 
   // 8 bits: convert; 2 and 4 bits: the group's weights sit in a register, looked up by a permutation
   // that reads only the 4 low bits of each index.
