@@ -11,8 +11,8 @@ from mpqkern import plain
 
 from . import reference
 
-# Samples around the tiles (4 columns, groups of 8 rows), columns around a vector, a chunk of 512 and 16 slices.
-SAMPLES = (1, 2, 3, 4, 5, 8, 9, 13, 32, 33)
+# Samples around the tiles (2, 3 or 5 rows, groups of two), columns around a vector, a chunk of 512 and 16 slices.
+SAMPLES = (1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 13, 32, 33, 70)
 COLUMNS = (1, 7, 15, 16, 17, 511, 512, 513, 1025, 8200, 16500)
 
 

@@ -48,6 +48,26 @@ def test_minmax_equals_plain_to_the_bit(path: SimpleNamespace, bits: int, group:
 
 
 @pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", BITS)
+def test_weights_next_to_half_a_code_round_as_the_division_does(
+    path: SimpleNamespace, bits: int, symmetric: bool, dtype: str
+) -> None:
+    """A product with 1 / scale would put some of them on the other side."""
+    w = torch.rand(40, 300) * 2 - 1
+    w[:, 0], w[:, 1] = torch.rand(40) + 1, -torch.rand(40) - 1  # they set the range
+    _, scale, zero, _ = plain.quantize(w, bits, 0, symmetric, "minmax", dtype)
+    half = torch.randint(0, 2**bits - 1, (40, 298)) + 0.5
+    w[:, 2:] = (half.double() - zero.double().view(-1, 1)).mul(scale.double()).float().clamp(-1, 1)
+    for _ in range(3):
+        for a, b in zip(path.quantize(w, bits, 0, symmetric, "minmax", dtype),
+                        plain.quantize(w, bits, 0, symmetric, "minmax", dtype), strict=True):  # fmt: skip
+            assert torch.equal(a, b)
+        w[:, 2:] = torch.nextafter(w[:, 2:], torch.tensor(torch.inf))
+
+
+@pytest.mark.sanitize
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", BITS)
 def test_mse_beats_minmax_and_every_searched_range(path: SimpleNamespace, bits: int, symmetric: bool) -> None:

@@ -18,7 +18,7 @@ constexpr int64_t kGrain = 1 << 14;               // products below which a seco
 
 Rows from_column(const Rows& x, int64_t column) { return {x.row(0) + column * x.size(), x.type, x.count, x.stride}; }
 
-// sums[n][n] (lower triangle) of columns k0..k1.
+// The sums of columns k0..k1, in tiles as kernels().gram has them.
 void add_slice(const Rows& x, int64_t k0, int64_t k1, bool shift, int64_t n, double* sums) {
   Buffer<float> rows(n * kRow), first(kChunk);
   std::memset(rows + x.count * kRow, 0, (n - x.count) * kRow * sizeof(float));
@@ -79,19 +79,22 @@ double dot(const double* a, const double* b, int64_t count) {
 // result never depends on the number of threads.
 void gram(const Rows& x, int64_t columns, bool center, double* out) {
   if (columns == 0) return std::fill(out, out + x.count * x.count, 0.0);
-  const int64_t n = ceil_div(x.count, 4) * 4, chunks = ceil_div(columns, kChunk);
-  const int64_t slices = std::min({chunks, kSlices, std::max<int64_t>(1, kSliceSums / (n * n))});
-  Buffer<double> sums(slices * n * n);
-  std::memset(sums, 0, slices * n * n * sizeof(double));
-  parallel_for(slices, ceil_div(kGrain, n * n * ceil_div(columns, slices)), [&](int64_t begin, int64_t end) {
+  const int64_t tile = kernels().gram_tile, n = ceil_div(x.count, tile) * tile, chunks = ceil_div(columns, kChunk);
+  const int64_t size = gram_tile_index(n / tile, 0) * kernels().gram_sums;
+  const int64_t slices = std::min({chunks, kSlices, std::max<int64_t>(1, kSliceSums / size)});
+  Buffer<double> sums(slices * size);
+  std::memset(sums, 0, slices * size * sizeof(double));
+  parallel_for(slices, ceil_div(kGrain, size * ceil_div(columns, slices)), [&](int64_t begin, int64_t end) {
     for (int64_t s = begin; s < end; ++s)
       add_slice(x, s * chunks / slices * kChunk, std::min(columns, (s + 1) * chunks / slices * kChunk), center, n,
-                sums + s * n * n);
+                sums + s * size);
   });
   for (int64_t s = 1; s < slices; ++s)
-    for (int64_t i = 0; i < n * n; ++i) sums[i] += sums[s * n * n + i];
+    for (int64_t i = 0; i < size; ++i) sums[i] += sums[s * size + i];
   for (int64_t i = 0; i < x.count; ++i)
-    for (int64_t j = 0; j <= i; ++j) out[i * x.count + j] = out[j * x.count + i] = sums[i * n + j];
+    for (int64_t j = 0; j <= i; ++j)
+      out[i * x.count + j] = out[j * x.count + i] =
+          sums[gram_tile_index(i / tile, j / tile) * kernels().gram_sums + i % tile * tile + j % tile];
   if (center) double_centre(out, x.count);
 }
 

@@ -1,55 +1,50 @@
 // Gram matrices, written over `Isa` like kernels.inl, which includes this.
 namespace {
 
-// Rows meet four columns at a time; a group of rows and the columns stay in the level 1 cache.
-constexpr int kGramColumns = 4;
-constexpr int64_t kGramGroup = 8;
+// T x T sums of vectors that run along the depth: features need no transposition, and each vector loaded serves T
+// products. With AVX-512, 5 x 5 sums, 5 rows and a column fill 31 of 32 registers; smaller tiles wait for loads.
+constexpr int T = Isa::kGramTile;
+constexpr int kTileSums = int(mpq::ceil_div(T * T, Isa::kWidth)) * Isa::kWidth;
+constexpr int64_t kGramGroup = 2 * T;  // rows that stay in the level 1 cache while columns go by
 
-// R rows against 4: vectors run along the depth, so features need no transposition, and each vector loaded
-// serves 4 (or R) products. A row of the next chunk is fetched from memory meanwhile.
-template <int R>
-inline void gram_tile(const float* rows, const float* columns, int64_t ld, int64_t depth, double* sums, int64_t n,
-                      const char* next, int size) {
-  typename Isa::Vec acc[R][kGramColumns];
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < kGramColumns; ++c) acc[r][c] = Isa::zero();
+// sums[r * T + c] += rows[r] . columns[c]; on the diagonal c <= r. Two rows of the next chunk are fetched from
+// memory meanwhile, `size` bytes a word.
+template <bool DIAGONAL>
+inline void gram_tile(const float* rows, const float* columns, int64_t ld, int64_t depth, double* sums,
+                      const char* next, const char* after, int size) {
+  typename Isa::Vec acc[kTileSums];
+  for (typename Isa::Vec& a : acc) a = Isa::zero();
   for (int64_t k = 0; k < depth; k += Isa::kWidth) {
     __builtin_prefetch(next + k * size, 0, 2);
-    typename Isa::Vec a[R];
-    for (int r = 0; r < R; ++r) a[r] = Isa::load(rows + r * ld + k);
-    for (int c = 0; c < kGramColumns; ++c) {
-      const typename Isa::Vec b = Isa::load(columns + c * ld + k);
-      for (int r = 0; r < R; ++r) acc[r][c] = Isa::fma(a[r], b, acc[r][c]);
+    __builtin_prefetch(after + k * size, 0, 2);
+    typename Isa::Vec a[T];
+    for (int r = 0; r < T; ++r) a[r] = Isa::load(rows + r * ld + k);
+    for (int c = 0; c < T; ++c) {
+      const typename Isa::Vec b = DIAGONAL ? a[c] : Isa::load(columns + c * ld + k);
+      for (int r = DIAGONAL ? c : 0; r < T; ++r) acc[r * T + c] = Isa::multiply_add(a[r], b, acc[r * T + c]);
     }
   }
-  for (int r = 0; r < R; ++r) {
-    float four[kGramColumns];
-    Isa::sum4(acc[r], four);
-    for (int c = 0; c < kGramColumns; ++c) sums[r * n + c] += four[c];
+#pragma GCC unroll 2
+  for (int i = 0; i < kTileSums; i += Isa::kWidth) {
+    float sum[Isa::kWidth];
+    Isa::store(sum, Isa::sums(acc + i));
+    for (int j = 0; j < Isa::kWidth; ++j) sums[i + j] += sum[j];
   }
 }
 
 void gram(const float* x, int64_t n, int64_t ld, int64_t depth, double* sums, const mpq::Rows& next) {
-  constexpr int kRows = Isa::kGramRows;
+  const int size = next.size() * Isa::kGramPerWord;
   int64_t fetched = 0;
-  for (int64_t g = 0; g < n; g += kGramGroup)
-    for (int64_t j = 0; j < smaller(n, g + kGramGroup); j += kGramColumns)
-      for (int64_t i = g > j ? g : j; i < smaller(n, g + kGramGroup); i += kRows) {
-        const char* row = next.row(fetched < next.count ? fetched++ : 0);
-        gram_tile<kRows>(x + i * ld, x + j * ld, ld, depth, sums + i * n + j, n, row, next.size());
+  auto row = [&] { return next.row(fetched < next.count ? fetched++ : 0); };
+  for (int64_t g = 0; g < n; g += kGramGroup) {
+    const int64_t end = g + kGramGroup < n ? g + kGramGroup : n;
+    for (int64_t j = 0; j < end; j += T)
+      for (int64_t i = g > j ? g : j; i < end; i += T) {
+        const char *first = row(), *second = row();
+        auto tile = i == j ? gram_tile<true> : gram_tile<false>;
+        tile(x + i * ld, x + j * ld, ld, depth, sums + mpq::gram_tile_index(i / T, j / T) * kTileSums, first, second,
+             size);
       }
-}
-
-void load_rows(const mpq::Rows& x, int64_t columns, bool shift, float* out, int64_t ld, float* first) {
-  const int64_t width = mpq::ceil_div(columns, mpq::kWidest) * mpq::kWidest;
-  to_float(x.row(0), x.type, first, columns);
-  for (int64_t i = 0; i < x.count; ++i, out += ld) {
-    const char* ahead = x.row(i + 1 < x.count ? i + 1 : i);
-    for (int64_t b = 0; b < columns * x.size(); b += 64) __builtin_prefetch(ahead + b);
-    to_float(x.row(i), x.type, out, columns);
-    if (shift)
-      for (int64_t k = 0; k < columns; ++k) out[k] -= first[k];
-    for (int64_t k = columns; k < width; ++k) out[k] = 0;
   }
 }
 

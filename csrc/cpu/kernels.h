@@ -45,6 +45,9 @@ struct ProbeOptions {
 // Columns that one call of `gemm` works on together; its panels are this wide.
 constexpr int64_t kPanel = 32;
 
+// Where tile (i, j <= i) of a Gram matrix lies among the others.
+constexpr int64_t gram_tile_index(int64_t i, int64_t j) { return i * (i + 1) / 2 + j; }
+
 struct Kernels {
   const char* name;
 
@@ -84,9 +87,10 @@ struct Kernels {
   void (*gemm_a8)(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const float* a_scale, const int64_t* a_sum,
                   int64_t rows, float* y, int64_t ldy, float* grid);
 
-  // sums[i * n + j] += x[i] . x[j] over `depth` (a multiple of kWidest), for j <= i and some j > i.
-  // n is a multiple of 4. Meanwhile the first `depth` elements of the rows `next` are fetched into the cache.
+  // x[i] . x[j] over `depth` (a multiple of kWidest) for j <= i < n, a multiple of gram_tile, are added to tiles of
+  // so many rows and columns, gram_sums numbers each. Meanwhile the same piece of the rows `next` is fetched.
   void (*gram)(const float* x, int64_t n, int64_t ld, int64_t depth, double* sums, const Rows& next);
+  int64_t gram_tile, gram_sums;
 
   // out[i * ld + k] = x[i][k], less x[0][k] with `shift`, for k < columns, and 0 up to a multiple of kWidest.
   // `first` holds as many floats of scratch.

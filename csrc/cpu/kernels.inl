@@ -47,6 +47,24 @@ void from_float(const float* src, Float type, void* dst, int64_t count) {
   }
 }
 
+void load_rows(const mpq::Rows& x, int64_t columns, bool shift, float* out, int64_t ld, float* first) {
+  const int64_t width = mpq::ceil_div(columns, mpq::kWidest) * mpq::kWidest;
+  to_float(x.row(0), x.type, first, columns);
+  for (int64_t i = 0; i < x.count; ++i, out += ld) {
+    const char* ahead = x.row(i + 1 < x.count ? i + 1 : i);
+    for (int64_t b = 0; b < columns * x.size(); b += 64) __builtin_prefetch(ahead + b);
+    if (shift && x.type == Float::f32) {
+      const float* row = reinterpret_cast<const float*>(x.row(i));
+      for (int64_t k = 0; k < columns; ++k) out[k] = row[k] - first[k];
+    } else {
+      to_float(x.row(i), x.type, out, columns);
+      if (shift)
+        for (int64_t k = 0; k < columns; ++k) out[k] -= first[k];
+    }
+    for (int64_t k = columns; k < width; ++k) out[k] = 0;
+  }
+}
+
 // ---- one row's scales and zeros, as floats ------------------------------------------------------
 
 struct RowGrid {
@@ -321,7 +339,7 @@ void gemm_a8(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const flo
 #include "gram.inl"
 #include "quantize.inl"
 
-#define MPQ_KERNELS(table, isa)                                                             \
-  const mpq::Kernels mpq::table = {                                                         \
-      isa,  to_float,     from_float, unpack, dequantize, gemv,     gemm,        transpose, \
-      axpy, quantize_act, gemm_a8,    gram,   load_rows,  quantize, probe_errors}
+#define MPQ_KERNELS(table, isa)                                                                  \
+  const mpq::Kernels mpq::table = {isa,  to_float,  from_float, unpack,       dequantize,  gemv, \
+                                   gemm, transpose, axpy,       quantize_act, gemm_a8,     gram, \
+                                   T,    kTileSums, load_rows,  quantize,     probe_errors}

@@ -20,14 +20,7 @@ inline Range range_of(const float* w, int64_t count) {
     hi = Isa::max(v, hi);
     bad = Isa::fma(v, Isa::zero(), bad);  // 0, or NaN from an infinity or NaN on
   }
-  float lows[Isa::kWidth], highs[Isa::kWidth];
-  Isa::store(lows, lo);
-  Isa::store(highs, hi);
-  Range r{0, 0, Isa::sum(bad) == 0};
-  for (int i = 0; i < Isa::kWidth; ++i) {
-    r.lo = lows[i] < r.lo ? lows[i] : r.lo;
-    r.hi = highs[i] > r.hi ? highs[i] : r.hi;
-  }
+  Range r{Isa::lowest(lo), Isa::highest(hi), Isa::sum(bad) == 0};
   for (; k < count; ++k) {
     r.lo = w[k] < r.lo ? w[k] : r.lo;
     r.hi = w[k] > r.hi ? w[k] : r.hi;
@@ -58,29 +51,53 @@ struct Fit {
     }
   }
 
-  // codes[i] = the nearest code of w[i], as floats
+  // out[i] = the nearest code of w[i], as a float: rounding clamp(w / scale + zero). Products with 1 / scale are tried
+  // first. They are off by less than 5 * 2^-24 * top where the clamp does not hide it (three roundings of the quotient
+  // and two of the sum, none above top), so only what lies that close to half a code needs the division.
   void codes(const float* w, int64_t count, float* out) const {
     int64_t k = 0;
     if (scale > 0) {
-      const typename Isa::Vec s = Isa::set1(scale), z = Isa::set1(zero), last = Isa::set1(top),
-                              magic = Isa::set1(kRound);
-      for (; k + Isa::kWidth <= count; k += Isa::kWidth) {
-        const typename Isa::Vec v = Isa::add(Isa::div(Isa::load(w + k), s), z);
-        Isa::store(out + k, Isa::sub(Isa::add(Isa::min(Isa::max(v, Isa::zero()), last), magic), magic));
-      }
+      const int64_t whole = count / Isa::kWidth * Isa::kWidth;
+      if (!(scale > 0x1p-100f && scale < 0x1p100f && whole > 0 && multiplied(w, whole, out))) divided(w, whole, out);
+      k = whole;
     }
     for (; k < count; ++k) out[k] = round_even(clamp(scale > 0 ? w[k] / scale + zero : zero, 0, top));
   }
 
+  void divided(const float* w, int64_t count, float* out) const {
+    const typename Isa::Vec s = Isa::set1(scale), z = Isa::set1(zero), last = Isa::set1(top), magic = Isa::set1(kRound);
+    for (int64_t k = 0; k < count; k += Isa::kWidth) {
+      const typename Isa::Vec v = Isa::add(Isa::div(Isa::load(w + k), s), z);
+      Isa::store(out + k, Isa::sub(Isa::add(Isa::min(Isa::max(v, Isa::zero()), last), magic), magic));
+    }
+  }
+
+  bool multiplied(const float* w, int64_t count, float* out) const {
+    const typename Isa::Vec s = Isa::set1(1 / scale), z = Isa::set1(zero), last = Isa::set1(top),
+                            magic = Isa::set1(kRound);
+    typename Isa::Vec off = Isa::zero();
+    for (int64_t k = 0; k < count; k += Isa::kWidth) {
+      const typename Isa::Vec v = Isa::min(Isa::max(Isa::fma(Isa::load(w + k), s, z), Isa::zero()), last),
+                              code = Isa::sub(Isa::add(v, magic), magic);
+      Isa::store(out + k, code);
+      off = Isa::max(Isa::absolute(Isa::sub(v, code)), off);
+    }
+    return Isa::highest(off) < 0.5f - 0x1p-21f * top;
+  }
+
   // Sum of (w - scale * (code - zero))^2 in fp64, in which the difference is exact or nearly: 16 running sums.
-  double error(const float* w, int64_t count) const {
+  // The codes go to `bytes`, if given.
+  double error(const float* w, int64_t count, uint8_t* bytes = nullptr) const {
     typename Isa::Doubles even = Isa::no_doubles(), odd = even;
     float code[kSpan];
     for (int64_t k0 = 0; k0 < count; k0 += kSpan, w += kSpan) {
       const int64_t n = smaller(kSpan, count - k0);
       codes(w, n, code);
+      if (bytes)
+        for (int64_t i = 0; i < n; ++i) bytes[k0 + i] = uint8_t(int(code[i]));
       int64_t k = 0;
       for (; k + 16 <= n; k += 16) {
+        __builtin_prefetch(w + count + k);  // the next group
         Isa::add_squares(even, w + k, code + k, scale, zero);
         Isa::add_squares(odd, w + k + 8, code + k + 8, scale, zero);
       }
@@ -92,12 +109,7 @@ struct Fit {
         Isa::add_squares(even, last, its_code, scale, zero);
       }
     }
-    double sums[16];
-    Isa::store(sums, even);
-    Isa::store(sums + 8, odd);
-    for (int step = 8; step > 0; step /= 2)
-      for (int i = 0; i < step; ++i) sums[i] += sums[i + step];
-    return sums[0];
+    return Isa::total(even, odd);
   }
 };
 
@@ -109,19 +121,14 @@ bool quantize(const float* w, int64_t count, const mpq::QuantizeOptions& how, ui
   const Range range = range_of(w, count);
   Fit best(range, 1, how.bits, how.symmetric, how.half_scales);
   if (!range.finite || !finite(best.scale)) return false;
-  double error = best.error(w, count);
-  if (how.mse)
-    for (int i = 1; i < kFractions; ++i) {
-      const Fit fit(range, 1 - float(i) * kFractionStep, how.bits, how.symmetric, how.half_scales);
-      const double e = fit.error(w, count);
-      if (e < error) error = e, best = fit;
-    }
-  float code[kSpan];
-  for (int64_t k0 = 0; k0 < count; k0 += kSpan) {
-    const int64_t n = smaller(kSpan, count - k0);
-    best.codes(w + k0, n, code);
-    for (int64_t k = 0; k < n; ++k) codes[k0 + k] = uint8_t(int(code[k]));
+  double error = best.error(w, count, codes);
+  bool found = false;
+  for (int i = 1; how.mse && i < kFractions; ++i) {
+    const Fit fit(range, 1 - float(i) * kFractionStep, how.bits, how.symmetric, how.half_scales);
+    const double e = fit.error(w, count);
+    if (e < error) error = e, best = fit, found = true;
   }
+  if (found) best.error(w, count, codes);
   *grid = {best.scale, best.zero, error};
   return true;
 }

@@ -31,3 +31,18 @@ static inline __m512d mpq_cvtps_pd(__m256 a) {
 #define _mm512_cvtepi32_ps mpq_cvtepi32_ps
 #define _mm512_cvtepu8_epi32 mpq_cvtepu8_epi32
 #define _mm512_cvtps_pd mpq_cvtps_pd
+static inline __m512 mpq_shuffle_f32x4(__m512 a, __m512 b, int pick) {
+  alignas(64) float from[32], out[16];
+  _mm512_store_ps(from, a);
+  _mm512_store_ps(from + 16, b);
+  for (int i = 0; i < 16; ++i) out[i] = from[i / 8 * 16 + (pick >> i / 4 * 2 & 3) * 4 + i % 4];
+  return _mm512_load_ps(out);
+}
+static inline float mpq_cvtss_f32(__m512 a) {
+  alignas(64) float out[16];
+  _mm512_store_ps(out, a);
+  return out[0];
+}
+#undef _mm512_shuffle_f32x4
+#define _mm512_shuffle_f32x4 mpq_shuffle_f32x4
+#define _mm512_cvtss_f32 mpq_cvtss_f32

@@ -9,7 +9,7 @@ struct Avx512 : Avx2 {
   using Vec = __m512;
   static constexpr int tile_rows(int) { return 12; }  // of the 32 registers, 24 sums
 
-  static constexpr int kGramRows = 4;
+  static constexpr int kGramTile = 5;
 
   static Vec zero() { return _mm512_setzero_ps(); }
   static Vec load(const float* p) { return _mm512_loadu_ps(p); }
@@ -21,29 +21,48 @@ struct Avx512 : Avx2 {
   static Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
   static Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
   static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+  static Vec absolute(Vec a) { return _mm512_abs_ps(a); }
+  static float highest(Vec a) {
+    a = _mm512_max_ps(a, _mm512_shuffle_f32x4(a, a, 0x4e));
+    a = _mm512_max_ps(a, _mm512_shuffle_f32x4(a, a, 0xb1));
+    a = _mm512_max_ps(a, _mm512_shuffle_ps(a, a, 0x4e));
+    return _mm512_cvtss_f32(_mm512_max_ps(a, _mm512_shuffle_ps(a, a, 0xb1)));
+  }
+  static float lowest(Vec a) { return -highest(_mm512_sub_ps(zero(), a)); }
   static float sum(Vec a) {
     alignas(64) float half[16];  // through memory: SIMDe has no extractf32x8
     _mm512_store_ps(half, a);
     return Avx2::sum(_mm256_add_ps(Avx2::load(half), Avx2::load(half + 8)));
   }
-  static void sum4(const Vec* a, float* out) {
-    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a[0], a[1]), _mm512_unpackhi_ps(a[0], a[1]));
-    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(a[2], a[3]), _mm512_unpackhi_ps(a[2], a[3]));
-    const __m512 s = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
-    alignas(64) float lanes[16];  // four partial sums of each
-    _mm512_store_ps(lanes, s);
-    const __m128 low = _mm_add_ps(_mm_load_ps(lanes), _mm_load_ps(lanes + 8));
-    _mm_storeu_ps(out, _mm_add_ps(low, _mm_add_ps(_mm_load_ps(lanes + 4), _mm_load_ps(lanes + 12))));
+  static Vec sums(const Vec* a) {  // lane i: the sum of a[i]
+    __m512 s[4];
+    for (int i = 0; i < 4; ++i) {
+      const __m512 ab =
+          _mm512_add_ps(_mm512_unpacklo_ps(a[4 * i], a[4 * i + 1]), _mm512_unpackhi_ps(a[4 * i], a[4 * i + 1]));
+      const __m512 cd =
+          _mm512_add_ps(_mm512_unpacklo_ps(a[4 * i + 2], a[4 * i + 3]), _mm512_unpackhi_ps(a[4 * i + 2], a[4 * i + 3]));
+      s[i] = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+    }
+    for (int i = 0; i < 2; ++i)
+      s[i] = _mm512_add_ps(_mm512_shuffle_f32x4(s[2 * i], s[2 * i + 1], 0x44),
+                           _mm512_shuffle_f32x4(s[2 * i], s[2 * i + 1], 0xee));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(s[0], s[1], 0x88), _mm512_shuffle_f32x4(s[0], s[1], 0xdd));
   }
 
   using Doubles = __m512d;
   static Doubles no_doubles() { return _mm512_setzero_pd(); }
-  static void store(double* p, Doubles a) { _mm512_storeu_pd(p, a); }
   static void add_squares(Doubles& sum, const float* w, const float* code, double scale, double zero) {
     const __m512d c = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(code)), _mm512_set1_pd(zero));
     const __m512d e = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(w)), _mm512_mul_pd(_mm512_set1_pd(scale), c));
     sum = _mm512_add_pd(sum, _mm512_mul_pd(e, e));
   }
+
+  static double total(Doubles even, Doubles odd) {
+    const __m512d s = _mm512_add_pd(even, odd);
+    return Avx2::halved(_mm256_add_pd(_mm512_castpd512_pd256(s), _mm512_extractf64x4_pd(s, 1)));
+  }
+  using Avx2::total;
 
   // 8 bits: convert; 2 and 4 bits: the group's weights sit in a register, looked up by a permutation
   // that reads only the 4 low bits of each index.

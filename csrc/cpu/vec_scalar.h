@@ -11,7 +11,7 @@ struct Isa {
   };
   static constexpr int tile_rows(int) { return 2; }
 
-  static constexpr int kGramRows = 2;
+  static constexpr int kGramTile = 2, kGramPerWord = 1;
 
   static Vec zero() { return Vec{}; }
   static Vec load(const float* p) {
@@ -49,9 +49,24 @@ struct Isa {
     for (int i = 0; i < kWidth; ++i) c.v[i] += a.v[i] * b.v[i];
     return c;
   }
+  static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+  static Vec absolute(Vec a) {
+    for (float& e : a.v) e = e < 0 ? -e : e;
+    return a;
+  }
+  static float highest(Vec a) {
+    for (int i = 1; i < kWidth; ++i) a.v[0] = a.v[i] > a.v[0] ? a.v[i] : a.v[0];
+    return a.v[0];
+  }
+  static float lowest(Vec a) {
+    for (int i = 1; i < kWidth; ++i) a.v[0] = a.v[i] < a.v[0] ? a.v[i] : a.v[0];
+    return a.v[0];
+  }
   static float sum(Vec a) { return ((a.v[0] + a.v[4]) + (a.v[2] + a.v[6])) + ((a.v[1] + a.v[5]) + (a.v[3] + a.v[7])); }
-  static void sum4(const Vec* a, float* out) {
-    for (int i = 0; i < 4; ++i) out[i] = sum(a[i]);
+  static Vec sums(const Vec* a) {
+    Vec s;
+    for (int i = 0; i < kWidth; ++i) s.v[i] = sum(a[i]);
+    return s;
   }
 
   // sum += (w - scale * (code - zero))^2, eight times
@@ -59,7 +74,12 @@ struct Isa {
     double v[8];
   };
   static Doubles no_doubles() { return Doubles{}; }
-  static void store(double* p, const Doubles& a) { std::memcpy(p, a.v, sizeof a.v); }
+  static double total(Doubles even, const Doubles& odd) {
+    for (int i = 0; i < 8; ++i) even.v[i] += odd.v[i];
+    for (int step = 4; step > 0; step /= 2)
+      for (int i = 0; i < step; ++i) even.v[i] += even.v[i + step];
+    return even.v[0];
+  }
   static void add_squares(Doubles& sum, const float* w, const float* code, double scale, double zero) {
     for (int i = 0; i < 8; ++i) {
       const double e = double(w[i]) - scale * (double(code[i]) - zero);

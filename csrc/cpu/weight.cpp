@@ -17,9 +17,22 @@ void rows(int64_t n, int64_t k, const F& body) {
   parallel_for(n, ceil_div(kGrain, std::max<int64_t>(k, 1)), body);
 }
 
+template <int BITS>
+void pack_row(const uint8_t* codes, int64_t k, uint8_t* row) {
+  constexpr int kEach = 8 / BITS;  // codes in a byte
+  for (int64_t j = 0; j < k / kEach; ++j) {
+    uint8_t byte = 0;
+    for (int i = 0; i < kEach; ++i) or_code(&byte, i, BITS, codes[j * kEach + i]);
+    row[j] = byte;
+  }
+  std::memset(row + k / kEach, 0, packed_bytes(padded(k), BITS) - k / kEach);
+  for (int64_t i = k / kEach * kEach; i < k; ++i) or_code(row, i, BITS, codes[i]);
+}
+
 void pack_row(const uint8_t* codes, int64_t k, int bits, uint8_t* row) {
-  std::memset(row, 0, packed_bytes(padded(k), bits));
-  for (int64_t i = 0; i < k; ++i) or_code(row, i, bits, codes[i]);
+  if (bits == 2) pack_row<2>(codes, k, row);
+  if (bits == 4) pack_row<4>(codes, k, row);
+  if (bits == 8) pack_row<8>(codes, k, row);
 }
 
 // The first row that is not good(n), or -1. Threads share out the rows.
