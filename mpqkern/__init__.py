@@ -8,11 +8,13 @@ True
 """
 
 from . import ops  # first: registers torch.ops.mpqkern
+from .activations import ActivationReport, calibrate_activations_
 from .assign import assign
 from .capabilities import capabilities
 from .catalog import catalog
 from .checkpoint import load, save
 from .compare import Comparison, compare
+from .gauss import gauss_quantize
 from .ledger import Ledger
 from .nn import PackedConv2d, PackedLinear, PackedModule, swap_, unswap_
 from .scheme import Layer, Scheme
@@ -23,6 +25,7 @@ from .verify import Verification, verify
 from .version import __version__
 
 __all__ = [
+    "ActivationReport",
     "Assignment",
     "Budget",
     "Comparison",
@@ -38,10 +41,12 @@ __all__ = [
     "Verification",
     "__version__",
     "assign",
+    "calibrate_activations_",
     "capabilities",
     "catalog",
     "compare",
     "frontier",
+    "gauss_quantize",
     "load",
     "methods",
     "ops",
