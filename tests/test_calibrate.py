@@ -20,9 +20,16 @@ SCHEME = Scheme(4, act_bits=8, group_size=32)
 def conv_net() -> nn.Sequential:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(16, 16, 3, groups=16, padding="same", padding_mode="reflect"), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 70), nn.Tanh(), nn.Linear(70, 5),
-    )  # fmt: skip
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, groups=16, padding="same", padding_mode="reflect"),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * 36, 70),
+        nn.Tanh(),
+        nn.Linear(70, 5),
+    )
     mq.swap_(model, {"*": SCHEME})
     return model.train()
 
