@@ -70,11 +70,12 @@ def test_signed_channels_follow_the_formula() -> None:
 def test_rectified_channels_keep_their_zeros() -> None:
     x = torch.randn(2, 3, 9, 9).relu()
     x[0, 1] = 0
-    got = gauss_quantize(x, 4)
-    for v, q in zip(x.flatten(0, 1), got.flatten(0, 1), strict=True):
-        step = STEPS[3] * v[v > 0].std(correction=0) if (v > 0).any() else torch.ones(())
-        assert torch.allclose(q, (v / step).round().clamp(0, 15) * step, atol=1e-6)
-    assert not got[x == 0].any()
+    for bits, wide in ((4, True), (2, False)):
+        got = gauss_quantize(x, bits, wide=wide)
+        for v, q in zip(x.flatten(0, 1), got.flatten(0, 1), strict=True):
+            step = STEPS[bits - wide] * v[v > 0].std(correction=0) if (v > 0).any() else torch.ones(())
+            assert torch.allclose(q, (v / step).round().clamp(0, 2**bits - 1) * step, atol=1e-6)
+        assert not got[x == 0].any()
 
 
 def test_groups_of_32_channels_share_their_deviation() -> None:
