@@ -104,7 +104,8 @@ Tensor dense_linear(const Tensor& x, const mpq::Packed& w, const OptionalTensor&
 }
 
 Tensor linear_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros,
-                  const OptionalTensor& bias, int64_t bits, int64_t group_size, std::optional<int64_t> act_bits) {
+                  const OptionalTensor& bias, int64_t bits, int64_t group_size, std::optional<int64_t> act_bits,
+                  const OptionalTensor& act_scale) {
   const char* op = "mpqkern::linear";
   check_act_bits(op, act_bits);
   STD_TORCH_CHECK(x.dim() >= 1 && is_float(x.scalar_type()), op, ": x is ", describe(x),
@@ -112,6 +113,7 @@ Tensor linear_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, 
   const int64_t k = x.size(x.dim() - 1);
   const HeldWeight w = packed_weight(op, "x", x, qweight, scales, zeros, bits, group_size, k);
   const OptionalTensor b = float_bias(op, x, bias, w.view.n);
+  const OptionalTensor fixed = checked_act_scale(op, x, act_bits, act_scale, w.view.groups);
   const Tensor rows = dense(x);
   std::vector<int64_t> shape(x.dim());
   int64_t m = 1;
@@ -127,6 +129,7 @@ Tensor linear_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, 
   args.type = float_type(x.scalar_type());
   args.m = m;
   args.act8 = act_bits.has_value();
+  args.act_scale = fixed_scale(fixed);
   mpq::linear(args);
   return y;
 }
@@ -134,7 +137,7 @@ Tensor linear_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, 
 Tensor conv2d_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros,
                   const OptionalTensor& bias, int64_t bits, int64_t group_size, std::vector<int64_t> kernel_size,
                   std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                  int64_t groups, std::optional<int64_t> act_bits) {
+                  int64_t groups, std::optional<int64_t> act_bits, const OptionalTensor& act_scale) {
   const char* op = "mpqkern::conv2d";
   check_act_bits(op, act_bits);
   mpq::ConvArgs args = checked_conv(op, x, kernel_size, stride, padding, dilation, groups);
@@ -143,6 +146,7 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, 
   STD_TORCH_CHECK(w.view.n % groups == 0, op, ": groups=", groups, "; wanted a divisor of qweight's ", w.view.n,
                   " rows");
   const OptionalTensor b = float_bias(op, x, bias, w.view.n);
+  const OptionalTensor fixed = checked_act_scale(op, x, act_bits, act_scale, 1);
   const Tensor in = as_type(x, ScalarType::Float);
   Tensor y = new_images(x, x.size(0), w.view.n, args);
   args.weight = w.view;
@@ -150,6 +154,7 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, 
   args.bias = floats(b);
   for (int i = 0; i < 4; ++i) args.x_stride[i] = in.stride(i);
   args.act8 = act_bits.has_value();
+  args.act_scale = fixed_scale(fixed);
   mpq::conv2d(args);
   return as_type(y, x.scalar_type());
 }
@@ -173,10 +178,11 @@ STABLE_TORCH_LIBRARY(mpqkern, m) {
       "str scale_dtype=\"float16\") -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "linear(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, int bits, int group_size, "
-      "int? act_bits=None) -> Tensor");
+      "int? act_bits=None, Tensor? act_scale=None) -> Tensor");
   m.def(
       "conv2d(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, int bits, int group_size, "
-      "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, int? act_bits=None) -> Tensor");
+      "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, int? act_bits=None, "
+      "Tensor? act_scale=None) -> Tensor");
   m.def("gram(Tensor[] features, bool center=True) -> Tensor");
   m.def("orthogonality(Tensor[] features, bool center=True, bool debiased=False) -> Tensor");
   m.def(

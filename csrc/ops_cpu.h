@@ -29,6 +29,21 @@ inline OptionalTensor float_bias(const char* op, const Tensor& x, const Optional
   return dense(as_type(*bias, ScalarType::Float));
 }
 
+// Fixed scales of 8-bit activations as contiguous fp32 [1] or [groups], or nothing.
+inline OptionalTensor checked_act_scale(const char* op, const Tensor& x, const std::optional<int64_t>& act_bits,
+                                        const OptionalTensor& act_scale, int64_t groups) {
+  if (!act_scale) return {};
+  STD_TORCH_CHECK(act_bits, op, ": act_bits=None with an act_scale; wanted 8");
+  check_device(op, "act_scale", *act_scale, "x", x);
+  const int64_t count = act_scale->dim() == 1 ? act_scale->size(0) : 0;
+  STD_TORCH_CHECK(act_scale->scalar_type() == ScalarType::Float && (count == 1 || count == groups) && count > 0, op,
+                  ": act_scale is ", describe(*act_scale), "; wanted float32 [1]",
+                  groups > 1 ? " or [" + std::to_string(groups) + "]" : "");
+  return dense(*act_scale);
+}
+
+inline mpq::FixedScale fixed_scale(const OptionalTensor& t) { return {floats(t), t && t->numel() > 1}; }
+
 // A weight and the number type of its scales, as quantize takes them; whether that is fp16.
 inline bool check_quantize(const char* op, const Tensor& weight, const std::string& scale_dtype) {
   STD_TORCH_CHECK(weight.dim() == 2 && is_float(weight.scalar_type()) && weight.size(1) > 0, op, ": weight is ",

@@ -7,10 +7,9 @@
 True
 """
 
-from . import (
-    ops,  # first: registers torch.ops.mpqkern
-    rounding,
-)
+from . import ops  # first: registers torch.ops.mpqkern
+from .activations import ActivationReport, calibrate_activations_
+from .activations.gauss import gauss_quantize
 from .assign import assign
 from .capabilities import capabilities
 from .catalog import catalog
@@ -19,7 +18,7 @@ from .compare import Comparison, compare
 from .ledger import Ledger
 from .measuring.meter import Unfinished
 from .nn import PackedConv2d, PackedLinear, PackedModule, swap_, unswap_
-from .rounding import Rounded, calibrate
+from .rounding import Rounded, calibrate  # the package too, as mpqkern.rounding
 from .scheme import Layer, Scheme
 from .scores.entry import methods, plan, score
 from .solve import Assignment, Budget, Infeasible, Scores, frontier, solve
@@ -28,6 +27,7 @@ from .verify import Verification, verify
 from .version import __version__
 
 __all__ = [
+    "ActivationReport",
     "Assignment",
     "Budget",
     "Comparison",
@@ -45,12 +45,14 @@ __all__ = [
     "__version__",
     "assign",
     "calibrate",
+    "calibrate_activations_",
     "capabilities",
     "catalog",
     "compare",
     "equalize_",
     "fold_batchnorm_",
     "frontier",
+    "gauss_quantize",
     "load",
     "methods",
     "ops",

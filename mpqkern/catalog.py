@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -94,6 +94,23 @@ def float_outputs(value: Any) -> list[Tensor]:
     if isinstance(value, (tuple, list)):
         return [t for item in value for t in float_outputs(item)]
     return []
+
+
+def batches_of(batches: Any) -> list[Any]:
+    """The batches of a list or any other iterable; a single tensor, tuple or dict is one batch."""
+    if isinstance(batches, (Tensor, tuple, Mapping)):
+        return [batches]
+    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes)):
+        raise TypeError(f"batches={batches!r}; wanted a batch or an iterable of batches")
+    return list(batches)
+
+
+def feed(model: nn.Module, batch: Any) -> Any:
+    """`model` on the inputs of a batch as data loaders give it: a tensor, an (inputs, labels) pair, or a dict of
+    keywords with the labels, if any, under "labels"."""
+    if isinstance(batch, Mapping):
+        return model(**{k: v for k, v in batch.items() if k != "labels"})
+    return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
 
 def _reason(model: nn.Module, names: list[str], module: nn.Module, users: dict[int, list[str]]) -> str | None:

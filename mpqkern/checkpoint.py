@@ -79,7 +79,7 @@ def load(
         model = _on_meta(make_model)
         if not isinstance(model, nn.Module):
             raise TypeError(f"make_model() returned a {type(model).__name__}; wanted an nn.Module")
-        _put_packed_layers(model, note["layers"], file)
+        _put_packed_layers(model, note["layers"], note["aliases"], file)
         places = list(_places(model))
         _check_names(places, file, note["aliases"])
         made: dict[str, Tensor] = {}
@@ -96,6 +96,7 @@ def load(
             if isinstance(slot, nn.Parameter) != isinstance(made[source], nn.Parameter):
                 raise file.error(f"{name!r} shares {source!r}, but one is a parameter and one is not")
             table[key] = made[source]
+        _check_act_scales(model, file)
     for name, module in model.named_modules():
         for key, value in vars(module).items():
             if isinstance(value, Tensor) and value.is_meta:
@@ -155,7 +156,9 @@ def _note(file: tensorfile.Reader) -> dict[str, Any]:
     return {"layers": layers, "aliases": aliases}
 
 
-def _put_packed_layers(model: nn.Module, layers: dict[str, Any], file: tensorfile.Reader) -> None:
+def _put_packed_layers(
+    model: nn.Module, layers: dict[str, Any], aliases: dict[str, str], file: tensorfile.Reader
+) -> None:
     places = []
     made: dict[int, nn.Module] = {}
     for name, entry in layers.items():
@@ -192,10 +195,30 @@ def _put_packed_layers(model: nn.Module, layers: dict[str, Any], file: tensorfil
             if new.bias is None and f"{name}.bias" in file.names:  # calibration has given it one
                 new.bias = torch.zeros(weight.shape[0], dtype=dtype, device=new.qweight.device)
             _carry_over(old, made[id(old)])
+            _put_act_scale(made[id(old)], f"{name}.act_scale", file, aliases)
         elif made[id(old)].scheme != scheme:
             raise file.error(f"layer {name!r} is a shared module but has another scheme than under its first name")
         places.append((name, old, made[id(old)]))
     _replace(model, places, None)
+
+
+def _put_act_scale(module: PackedModule, name: str, file: tensorfile.Reader, aliases: dict[str, str]) -> None:
+    """A place for the fixed scales of activations, if the file has such."""
+    source = aliases.get(name, name)
+    if source in file.names:
+        shape, dtype = file.shape_and_dtype(source)
+        try:
+            module.set_act_scale_(torch.empty(shape, dtype=dtype, device="meta"))
+        except ValueError as error:
+            raise file.error(f"tensor {name!r}: {error}") from None
+
+
+def _check_act_scales(model: nn.Module, file: tensorfile.Reader) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, PackedModule) and module.act_scale is not None:
+            problem = module._act_scale_problem(module.act_scale)
+            if problem:
+                raise file.error(f"layer {name!r}: {problem}")
 
 
 def _check_names(

@@ -99,11 +99,12 @@ def check_linear(
     bits: int,
     group_size: int,
     act_bits: int | None,
+    act_scale: Tensor | None,
 ) -> None:
     _tensor("linear", "x", x, x.dtype in FLOATS and x.dim() >= 1, "float32, float16 or bfloat16 [..., K]")
     check_packed("linear", qweight, scales, zeros, bits, group_size, x.shape[-1])
     _bias("linear", bias, qweight.shape[0])
-    check("linear", "act_bits", act_bits, act_bits in (None, 8), "None or 8")
+    _activations("linear", act_bits, act_scale, scales.shape[1])
 
 
 def check_conv(
@@ -120,6 +121,7 @@ def check_conv(
     dilation: list[int],
     groups: int,
     act_bits: int | None,
+    act_scale: Tensor | None,
 ) -> tuple[int, int]:
     """Checks everything and returns the size of the result's plane."""
     op = "conv2d"
@@ -127,7 +129,7 @@ def check_conv(
     check_packed(op, qweight, scales, zeros, bits, group_size, kernel_size[0] * kernel_size[1] * (x.shape[1] // groups))
     check(op, "groups", groups, qweight.shape[0] % groups == 0, f"a divisor of qweight's {qweight.shape[0]} rows")
     _bias(op, bias, qweight.shape[0])
-    check(op, "act_bits", act_bits, act_bits in (None, 8), "None or 8")
+    _activations(op, act_bits, act_scale, 1)
     return _plane(op, x, kernel_size, stride, padding, dilation)
 
 
@@ -225,6 +227,15 @@ def _float_weight(op: str, weight: Tensor, group_size: int, scale_dtype: str) ->
     good = weight.dtype in FLOATS and weight.dim() == 2 and weight.shape[1] > 0
     _tensor(op, "weight", weight, good, "float32, float16 or bfloat16 [N, K], K at least 1")
     check(op, "scale_dtype", repr(scale_dtype), scale_dtype in ("float16", "float32"), "'float16' or 'float32'")
+
+
+def _activations(op: str, act_bits: int | None, act_scale: Tensor | None, groups: int) -> None:
+    check(op, "act_bits", act_bits, act_bits in (None, 8), "None or 8")
+    if act_scale is None:
+        return
+    check(op, "act_bits", "None with an act_scale", act_bits == 8, "8")
+    good = act_scale.dtype == torch.float32 and act_scale.dim() == 1 and act_scale.shape[0] in (1, groups)
+    _tensor(op, "act_scale", act_scale, good, "float32 [1]" + (f" or [{groups}]" if groups > 1 else ""))
 
 
 def _bias(op: str, bias: Tensor | None, n: int) -> None:

@@ -37,10 +37,10 @@ SCHEMAS = {
     "quantize": "(Tensor weight, int bits, int group_size, bool symmetric, "
     'str search="minmax", str scale_dtype="float16") -> (Tensor, Tensor, Tensor, Tensor)',
     "linear": "(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, "
-    "int bits, int group_size, int? act_bits=None) -> Tensor",
+    "int bits, int group_size, int? act_bits=None, Tensor? act_scale=None) -> Tensor",
     "conv2d": "(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, "
     "int bits, int group_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, "
-    "int? act_bits=None) -> Tensor",
+    "int? act_bits=None, Tensor? act_scale=None) -> Tensor",
     "gram": "(Tensor[] features, bool center=True) -> Tensor",
     "orthogonality": "(Tensor[] features, bool center=True, bool debiased=False) -> Tensor",
     "probe_errors": "(Tensor weight, int[] bits, int group_size, bool symmetric, Tensor fractions, "
@@ -132,16 +132,14 @@ def _(weight, bits, group_size, symmetric, search="minmax", scale_dtype="float16
 
 
 @torch.library.register_fake("mpqkern::linear")
-def _(x, qweight, scales, zeros, bias, bits, group_size, act_bits=None):  # type: ignore[no-untyped-def]
-    check_linear(x, qweight, scales, zeros, bias, bits, group_size, act_bits)
+def _(x, qweight, scales, zeros, bias, bits, group_size, act_bits=None, act_scale=None):  # type: ignore[no-untyped-def]
+    check_linear(x, qweight, scales, zeros, bias, bits, group_size, act_bits, act_scale)
     return x.new_empty(*x.shape[:-1], qweight.shape[0])
 
 
 @torch.library.register_fake("mpqkern::conv2d")
-def _(x, qweight, scales, zeros, bias, bits, group_size, kernel_size, stride, padding, dilation, groups, act_bits=None):  # type: ignore[no-untyped-def]
-    height, width = check_conv(
-        x, qweight, scales, zeros, bias, bits, group_size, kernel_size, stride, padding, dilation, groups, act_bits
-    )
+def _(x, qweight, scales, zeros, bias, bits, group_size, *how):  # type: ignore[no-untyped-def]
+    height, width = check_conv(x, qweight, scales, zeros, bias, bits, group_size, *how, *[None] * (7 - len(how)))
     return _images(x, x.shape[0], qweight.shape[0], height, width)
 
 
@@ -187,36 +185,51 @@ def _(x, weights, bias, stride, padding, dilation, groups):  # type: ignore[no-u
 
 
 def _only_activations(ctx: Any, op: str) -> None:
-    if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
+    x, bias = 0, 4
+    if any(needed for i, needed in enumerate(ctx.needs_input_grad) if i not in (x, bias)):
         raise RuntimeError(
-            f"mpqkern::{op} has no gradient with respect to scales or zeros; wanted them without requires_grad"
+            f"mpqkern::{op} has no gradient with respect to scales, zeros or act_scale; "
+            "wanted them without requires_grad"
         )
 
 
+def _keep(ctx: Any, x: Tensor, qweight: Tensor, scales: Tensor, zeros: Tensor | None, act_scale: Tensor | None) -> None:
+    """For the backward pass; x only where some of it may have saturated."""
+    ctx.save_for_backward(qweight, scales, zeros, act_scale, None if act_scale is None else x)
+
+
+def _straight_through(grad: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+    """Rounding counts as the identity, saturation as the constant that it is: a value whose nearest step lies within
+    -127..127 hands its gradient on, one beyond gets none. With maxima for scales nothing lies beyond."""
+    return grad.masked_fill((x.float() / scale).abs() >= 127.5, 0)
+
+
 def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, qweight, scales, zeros, bias, bits, group_size, _ = inputs
+    x, qweight, scales, zeros, bias, bits, group_size, _, act_scale = inputs
     _only_activations(ctx, "linear")
-    ctx.save_for_backward(qweight, scales, *(() if zeros is None else (zeros,)))
+    _keep(ctx, x, qweight, scales, zeros, act_scale)
     ctx.weight = (bits, group_size, x.shape[-1])
     ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    # With act_bits=8 this is the straight-through gradient: rounding counts as the identity.
-    qweight, scales, *zeros = ctx.saved_tensors
+    qweight, scales, zeros, act_scale, x = ctx.saved_tensors
     grad_x = grad_bias = None
     if ctx.needs_input_grad[0]:
-        w = torch.ops.mpqkern.dequantize(qweight, scales, zeros[0] if zeros else None, *ctx.weight)
+        w = torch.ops.mpqkern.dequantize(qweight, scales, zeros, *ctx.weight)
         grad_x = grad @ w.to(grad.dtype)
+        if act_scale is not None:
+            grad_x = _straight_through(grad_x, x, plain.packed.spread(act_scale, *ctx.weight[1:]))
     if ctx.needs_input_grad[4]:
         grad_bias = grad.flatten(0, -2).sum(0).to(ctx.bias_dtype) if grad.dim() > 1 else grad.to(ctx.bias_dtype)
-    return grad_x, None, None, None, grad_bias, None, None, None
+    return (grad_x, None, None, None, grad_bias, *[None] * 4)
 
 
 def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    (x, qweight, scales, zeros, bias, bits, group_size, kernel_size, stride, padding, dilation, groups, _) = inputs
+    x, qweight, scales, zeros, bias, bits, group_size, *sizes, _, act_scale = inputs
+    kernel_size, stride, padding, dilation, groups = sizes
     _only_activations(ctx, "conv2d")
-    ctx.save_for_backward(qweight, scales, *(() if zeros is None else (zeros,)))
+    _keep(ctx, x, qweight, scales, zeros, act_scale)
     ctx.shape = (qweight.shape[0], x.shape[1] // groups, *kernel_size)
     ctx.weight = (bits, group_size, kernel_size[0] * kernel_size[1] * (x.shape[1] // groups))
     ctx.x_shape = x.shape
@@ -225,15 +238,17 @@ def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    qweight, scales, *zeros = ctx.saved_tensors
+    qweight, scales, zeros, act_scale, x = ctx.saved_tensors
     grad_x = grad_bias = None
     if ctx.needs_input_grad[0]:
-        rows = torch.ops.mpqkern.dequantize(qweight, scales, zeros[0] if zeros else None, *ctx.weight)
+        rows = torch.ops.mpqkern.dequantize(qweight, scales, zeros, *ctx.weight)
         w = plain.packed.weight_from_rows(rows, ctx.shape).to(grad.dtype)
         grad_x = torch.nn.grad.conv2d_input(ctx.x_shape, w, grad, *ctx.geometry)
+        if act_scale is not None:
+            grad_x = _straight_through(grad_x, x, act_scale)
     if ctx.needs_input_grad[4]:
         grad_bias = grad.sum((0, 2, 3)).to(ctx.bias_dtype)
-    return (grad_x, None, None, None, grad_bias, *[None] * 8)
+    return (grad_x, None, None, None, grad_bias, *[None] * 9)
 
 
 torch.library.register_autograd("mpqkern::linear", _linear_backward, setup_context=_linear_setup)

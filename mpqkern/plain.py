@@ -108,19 +108,35 @@ def fit(
     return codes, scales, zeros, error.squeeze(-1).float()
 
 
-def quantize_activations(x: Tensor, group_size: int, bits: int = 8) -> tuple[Tensor, Tensor]:
+def quantize_activations(
+    x: Tensor, group_size: int, bits: int = 8, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """fp32 [..., K] -> integers in -127..127 (as fp32; at other widths up to 2^(bits-1) - 1), scales [..., groups].
 
+    `scale`, [1] or [groups], takes the place of each group's own maximum / 127; what lies beyond it saturates.
     A group that holds an infinity or NaN gets the scale NaN, so that it shows in every result.
     """
     k = x.shape[-1]
     size = group_size or k
-    grouped = F.pad(x, (0, -k % size)).unflatten(-1, (-1, size))
+    grouped = F.pad(x, (0, -k % size)).unflatten(-1, (-(-k // size), size))
     top = grouped.abs().amax(-1, keepdim=True)
     most = max(2 ** (bits - 1) - 1, 1)
-    scale = torch.where(top.isfinite(), top / most, torch.nan)
+    known = top / most if scale is None else scale.unsqueeze(-1)
+    scale = torch.where(top.isfinite(), known, torch.nan)
     q = torch.where(scale > 0, grouped / scale, 0).clamp(-most, most).round()
     return q.flatten(-2)[..., :k], scale.squeeze(-1)
+
+
+def rounded_rows(x: Tensor, group_size: int, scale: Tensor | None = None) -> Tensor:
+    """fp64 [..., K]: what `linear` with act_bits=8 multiplies, a scale a row and group unless `scale` gives it."""
+    q, scale = quantize_activations(x.float(), group_size, scale=scale)
+    return q.double() * packed.spread(scale.double(), group_size, x.shape[-1])
+
+
+def rounded_images(x: Tensor, scale: Tensor | None = None) -> Tensor:
+    """fp64 [batch, ...]: what `conv2d` with act_bits=8 multiplies, one scale a sample unless `scale` gives it."""
+    q, scale = quantize_activations(x.float().flatten(1), 0, scale=scale)
+    return (q.double() * scale.double()).view(x.shape)
 
 
 def linear(
@@ -132,13 +148,13 @@ def linear(
     bits: int,
     group_size: int,
     act_bits: int | None = None,
+    act_scale: Tensor | None = None,
 ) -> Tensor:
-    check_linear(x, qweight, scales, zeros, bias, bits, group_size, act_bits)
+    check_linear(x, qweight, scales, zeros, bias, bits, group_size, act_bits, act_scale)
     w = packed.dequantize(qweight, scales, zeros, bits, group_size, x.shape[-1])
     if act_bits is None:
         return F.linear(x, w.to(x.dtype), None if bias is None else bias.to(x.dtype))
-    q, scale = quantize_activations(x.float(), group_size)
-    y = (q.double() * packed.spread(scale.double(), group_size, x.shape[-1])) @ w.double().T
+    y = rounded_rows(x, group_size, act_scale) @ w.double().T
     return (y if bias is None else y + bias.double()).to(x.dtype)
 
 
@@ -156,10 +172,10 @@ def conv2d(
     dilation: list[int],
     groups: int,
     act_bits: int | None = None,
+    act_scale: Tensor | None = None,
 ) -> Tensor:
-    check_conv(
-        x, qweight, scales, zeros, bias, bits, group_size, kernel_size, stride, padding, dilation, groups, act_bits
-    )
+    sizes = (kernel_size, stride, padding, dilation, groups)
+    check_conv(x, qweight, scales, zeros, bias, bits, group_size, *sizes, act_bits, act_scale)
     shape = (qweight.shape[0], x.shape[1] // groups, *kernel_size)
     k = shape[1] * shape[2] * shape[3]
     w = packed.weight_from_rows(packed.dequantize(qweight, scales, zeros, bits, group_size, k), shape)
@@ -167,8 +183,7 @@ def conv2d(
     if act_bits is None:
         y = F.conv2d(x, w.to(x.dtype), None if bias is None else bias.to(x.dtype), stride, padding, dilation, groups)
     else:
-        q, scale = quantize_activations(x.float().flatten(1), 0)  # one scale a sample
-        image = (q.double() * scale.double()).view(x.shape)
+        image = rounded_images(x, act_scale)
         y = F.conv2d(image, w.double(), None, stride, padding, dilation, groups)
         y = (y if bias is None else y + bias.double().view(-1, 1, 1)).to(x.dtype)
     return y.contiguous(memory_format=form)

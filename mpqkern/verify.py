@@ -26,7 +26,6 @@ from .catalog import call, float_outputs
 from .held import held
 from .ledger import table
 from .nn import PackedConv2d, PackedLinear, PackedModule
-from .plain import quantize_activations
 
 CONFIDENCE = 6  # of the probabilistic bound
 
@@ -106,7 +105,7 @@ def reference(module: PackedModule, x: Tensor, dtype: torch.dtype) -> tuple[Tens
     bias = None if module.bias is None else module.bias.double()
     u, u_out = 2.0**-24, torch.finfo(dtype).eps / 2
     if module.scheme.act_bits:
-        values, factor = _rounded(module, x), 3 * u
+        values, factor = module.rounded_input(x), 3 * u
     else:  # a kernel may round weights to the type of the result
         values = x.double()
         factor = (CONFIDENCE * module.k**0.5 + 3) * u + (0.0 if dtype == torch.float32 else u_out)
@@ -135,17 +134,6 @@ def _compare(name: str, y: Tensor, exact: Tensor, bound: Tensor) -> Check:
     bound = bound.masked_fill(strange, 1)
     ratio = float((error / bound).nan_to_num(torch.inf).max())
     return Check(name, float(error.nan_to_num(torch.inf).max()), float(bound.max()), ratio if same else torch.inf)
-
-
-def _rounded(module: PackedModule, x: Tensor) -> Tensor:
-    """Activations as the 8-bit kernels see them: per row and group, or per sample of a convolution."""
-    x = x.float()
-    if isinstance(module, PackedLinear):
-        q, scale = quantize_activations(x, module.group_size)
-        return q.double() * packed.spread(scale.double(), module.group_size, x.shape[-1])
-    batch = x if x.dim() == 4 else x.unsqueeze(0)
-    q, scale = quantize_activations(batch.flatten(1), 0)
-    return (q.double() * scale.double()).view(x.shape)
 
 
 def _apply(module: PackedModule, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:

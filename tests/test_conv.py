@@ -116,5 +116,5 @@ def test_empty_batch(path: SimpleNamespace) -> None:
     case = CASES[0]
     weight, _, _ = problem(path, case, 4, 0, True)
     x = torch.randn(0, 3, 9, 10)
-    for act_bits in (None, 8) if path.name != "plain" else (None,):
+    for act_bits in (None, 8):
         assert path.conv2d(x, *weight, None, 4, 0, (3, 3), (1, 1), (1, 1), (1, 1), 1, act_bits).shape == (0, 8, 9, 10)

@@ -11,6 +11,7 @@ from mpqkern import ops, plain
 
 mpq = torch.ops.mpqkern
 K, N, GROUP = 70, 12, 32
+STATIC = torch.tensor([0.02])
 CONV = ((3, 3), (2, 1), (1, 2), (1, 1), 2)  # kernel, stride, padding, dilation, groups
 
 
@@ -32,10 +33,13 @@ def samples() -> dict[str, list[tuple]]:
             (x, q, s, z, None, 4, GROUP),
             (x.requires_grad_(), q, s, z, torch.randn(N, requires_grad=True), 4, GROUP, 8),
             (torch.randn(0, K, dtype=torch.bfloat16), q, s, None, torch.randn(N), 4, GROUP),
+            (x.requires_grad_(), q, s, z, torch.randn(N, requires_grad=True), 4, GROUP, 8, torch.tensor([0.01])),
+            (x.detach().half(), q, s, z, None, 4, GROUP, 8, torch.tensor([0.01, 0.02, 0.03])),
         ],
         "conv2d": [
             (image, cq, cs, cz, None, 4, GROUP, *CONV),
             (last.requires_grad_(), cq, cs, cz, torch.randn(N, requires_grad=True), 4, GROUP, *CONV, 8),
+            (last.requires_grad_(), cq, cs, cz, None, 4, GROUP, *CONV, 8, torch.tensor([0.01])),
         ],
         "gram": [([image, last.detach(), torch.randn(2, 5).half()],), ([torch.randn(7, 3)], False)],
         "orthogonality": [([torch.randn(6, 3), torch.randn(6, 8, 2)], True, True), ([torch.randn(3, 4)],)],
@@ -96,8 +100,10 @@ def test_conv_gradients(act_bits: int | None) -> None:
 
 def test_a_gradient_for_scales_is_refused() -> None:
     q, s, z = weight()
-    with pytest.raises(RuntimeError, match="no gradient with respect to scales or zeros"):
+    with pytest.raises(RuntimeError, match="no gradient with respect to scales, zeros or act_scale"):
         mpq.linear(torch.randn(2, K), q, s.float().requires_grad_(), z.float(), None, 4, GROUP)
+    with pytest.raises(RuntimeError, match="no gradient with respect to scales, zeros or act_scale"):
+        mpq.linear(torch.randn(2, K), q, s, z, None, 4, GROUP, 8, torch.ones(1, requires_grad=True))
 
 
 def test_autocast_casts_activations_and_leaves_the_weight_alone() -> None:
@@ -111,7 +117,12 @@ def test_autocast_casts_activations_and_leaves_the_weight_alone() -> None:
 
 
 def both(x: torch.Tensor, image: torch.Tensor, w: tuple, cw: tuple) -> torch.Tensor:
-    return mpq.linear(x, *w, None, 4, GROUP).sum() + mpq.conv2d(image, *cw, None, 4, GROUP, *CONV).relu().sum()
+    y = mpq.linear(x, *w, None, 4, GROUP).sum() + mpq.conv2d(image, *cw, None, 4, GROUP, *CONV).relu().sum()
+    return (
+        y
+        + mpq.linear(x, *w, None, 4, GROUP, 8, STATIC).sum()
+        + mpq.conv2d(image, *cw, None, 4, GROUP, *CONV, 8, STATIC).sum()
+    )
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
@@ -150,6 +161,7 @@ def broken(**change: object) -> tuple:
         "bits": 4,
         "group": GROUP,
         "act": None,
+        "fixed": None,
     }
     return tuple((args | change).values())
 
@@ -169,6 +181,11 @@ ERRORS = [
     ({"group": 33}, "group_size=33; wanted a multiple of 32, or 0"),
     ({"group": -32}, "group_size=-32; wanted a multiple of 32, or 0"),
     ({"act": 4}, "act_bits=4; wanted None or 8"),
+    ({"fixed": torch.ones(1)}, "act_bits=None with an act_scale; wanted 8"),
+    ({"act": 8, "fixed": torch.ones(2)}, r"act_scale is float32 \[2\]; wanted float32 \[1\] or \[3\]"),
+    ({"act": 8, "fixed": torch.ones(0)}, r"act_scale is float32 \[0\]; wanted float32 \[1\] or \[3\]"),
+    ({"act": 8, "fixed": torch.ones(1, 3)}, r"act_scale is float32 \[1, 3\]; wanted float32 \[1\] or \[3\]"),
+    ({"act": 8, "fixed": torch.ones(3).half()}, r"act_scale is float16 \[3\]; wanted float32 \[1\] or \[3\]"),
 ]  # fmt: skip
 
 
@@ -191,14 +208,21 @@ CONV_ERRORS = [  # argument's place, its spoilt value, the message
     (11, 3, "groups=3; wanted a divisor of x's 8 channels"),
     (11, 0, "groups=0; wanted a divisor"),
     (11, 8, "qweight"),
+    (13, torch.ones(1), "act_bits=None with an act_scale; wanted 8"),
+    (12, (8, torch.ones(2)), r"act_scale is float32 \[2\]; wanted float32 \[1\]$"),
+    (12, (8, torch.ones(1).double()), r"act_scale is float64 \[1\]; wanted float32 \[1\]$"),
 ]
 
 
 @pytest.mark.parametrize("place,value,message", CONV_ERRORS)
 def test_conv_errors(place: int, value: object, message: str) -> None:
     args = list(samples()["conv2d"][0])
+    args += [None, None]
     args[9] = (0, 0)
-    args[place] = value
+    if place == 12:
+        args[12:] = value
+    else:
+        args[place] = value
     for op in (mpq.conv2d, plain.conv2d):
         with pytest.raises((RuntimeError, ValueError), match="mpqkern::conv2d: .*" + message):
             op(*args)

@@ -236,7 +236,7 @@ void quantized(const ConvArgs& a) {
           for (int64_t c = 0; c < a.in_channels; ++c)
             *out++ = a.x[b * a.x_stride[0] + c * a.x_stride[1] + y * a.x_stride[2] + x * a.x_stride[3]];
       int64_t unused;
-      kernels().quantize_act(image, sample, sample, q + b * sample, scales + b, &unused);
+      kernels().quantize_act(image, sample, sample, a.act_scale, q + b * sample, scales + b, &unused);
     }
   });
   const int64_t tiles = ceil_div(pixels, kRows8);

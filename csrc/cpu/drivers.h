@@ -5,7 +5,7 @@
 namespace mpq {
 
 // y[M][N] = x[M][K] . weight^T + bias, x and y of one type. act8: activations rounded to 8 bits per row
-// and group of the weight, exact integer products.
+// and group of the weight, or with `act_scale`; exact integer products.
 struct LinearArgs {
   Packed weight;
   const void* x = nullptr;
@@ -14,6 +14,7 @@ struct LinearArgs {
   Float type = Float::f32;
   int64_t m = 0;
   bool act8 = false;
+  FixedScale act_scale;
   const float* floats = nullptr;  // `probe_linear`: [variants][N][K] in place of packed codes
   int64_t variants = 1;
 };
@@ -24,7 +25,7 @@ void linear(const LinearArgs& args);
 // `weight` gives only n and k = kp.
 void probe_linear(const LinearArgs& args);
 
-// Strides are in elements, in the order batch, channel, row, column. act8: one scale a sample.
+// Strides are in elements, in the order batch, channel, row, column. act8: one scale a sample, or `act_scale`.
 struct ConvArgs {
   Packed weight;
   const float* x = nullptr;
@@ -34,6 +35,7 @@ struct ConvArgs {
   int64_t kernel[2], stride[2], padding[2], dilation[2];
   int64_t x_stride[4], y_stride[4];
   bool act8 = false;
+  FixedScale act_scale;           // one for all
   const float* floats = nullptr;  // `probe_conv2d`: [variants][N][channels][row][column] in place of packed codes
   int64_t variants = 1;
 

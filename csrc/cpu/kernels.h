@@ -21,6 +21,12 @@ struct QuantizeOptions {
   bool half_scales;  // round scale and zero to fp16 before codes are chosen
 };
 
+// Scales of 8-bit activations that are known beforehand: one for all, or one for each group of the weight.
+struct FixedScale {
+  const float* values = nullptr;  // null: each group takes its own maximum
+  bool each = false;
+};
+
 constexpr int64_t kWidest = 16;  // floats in the widest vector of any instruction set
 
 // Rows of one element type in memory, `stride` elements apart.
@@ -79,8 +85,10 @@ struct Kernels {
   // y[i] += a * x[i], the depthwise convolution's inner loop.
   void (*axpy)(float a, const float* x, float* y, int64_t count);
 
-  // q[k] = round(x[k] * 127 / max|x|) over each group, scale = max|x| / 127, sum = sum of q.
-  void (*quantize_act)(const float* x, int64_t kp, int64_t group, int8_t* q, float* scale, int64_t* sum);
+  // q[k] = round(x[k] / scale) over each group, within -127..127; sum = sum of q. scale is the fixed one, else
+  // max|x| / 127; NaN where x is not finite. A scale that is not above 0 makes every q 0.
+  void (*quantize_act)(const float* x, int64_t kp, int64_t group, FixedScale fixed, int8_t* q, float* scale,
+                       int64_t* sum);
 
   // y[m * ldy + n - n0] = sum over groups of sw * sa * (sum of code * q - zero * sum of q): integers
   // exactly, the rest in fp64. q is int8 [rows][Kp]; a_scale and a_sum are [rows][groups].

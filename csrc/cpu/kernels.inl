@@ -251,7 +251,8 @@ inline float round_even(float v) { return (v + kRound) - kRound; }
 inline float clamp(float v, float lo, float hi) { return v < lo ? lo : v > hi ? hi : v; }
 inline bool finite(float v) { return v <= FLT_MAX && v >= -FLT_MAX; }
 
-void quantize_act(const float* x, int64_t kp, int64_t group, int8_t* q, float* scale, int64_t* sum) {
+void quantize_act(const float* x, int64_t kp, int64_t group, mpq::FixedScale fixed, int8_t* q, float* scale,
+                  int64_t* sum) {
   for (int64_t k0 = 0; k0 < kp; k0 += group, ++scale, ++sum) {
     const int64_t k1 = smaller(kp, k0 + group);
     float top = 0;
@@ -261,7 +262,8 @@ void quantize_act(const float* x, int64_t kp, int64_t group, int8_t* q, float* s
       top = a > top ? a : top;
       bad |= !finite(a);
     }
-    const float s = bad ? __builtin_nanf("") : top / 127.0f;  // infinities and NaN reach every result
+    const float known = fixed.values ? fixed.values[fixed.each ? k0 / group : 0] : top / 127.0f;
+    const float s = bad ? __builtin_nanf("") : known;  // infinities and NaN reach every result
     int64_t total = 0;
     for (int64_t k = k0; k < k1; ++k) {
       const int32_t v = s > 0 ? int32_t(round_even(clamp(x[k] / s, -127.0f, 127.0f))) : 0;

@@ -117,7 +117,8 @@ void linear(const LinearArgs& a) {
     Buffer<int64_t> sum(a.m * w.groups);
     parallel_for(a.m, ceil_div(kGrainMacs, w.kp), [&](int64_t begin, int64_t end) {
       for (int64_t m = begin; m < end; ++m)
-        kernels().quantize_act(x + m * w.kp, w.kp, w.group, q + m * w.kp, scale + m * w.groups, sum + m * w.groups);
+        kernels().quantize_act(x + m * w.kp, w.kp, w.group, a.act_scale, q + m * w.kp, scale + m * w.groups,
+                               sum + m * w.groups);
     });
     by_rows(a, [&](int64_t n0, int64_t n1, float* y, int64_t ld, float* grid) {
       kernels().gemm_a8(w, n0, n1, q, scale, sum, a.m, y, ld, grid);

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from .. import select
-from ..catalog import candidates, described
+from ..catalog import batches_of, candidates, described, feed
 from ..held import held
 from ..scheme import Layer
 from .attributes import attributes
@@ -56,8 +56,7 @@ class Task:
             raise ValueError(f"loss={loss!r}; wanted 'ce', 'kl' or a callable loss(output, batch)")
         self.model = model
         self.device = next((t.device for t in model.parameters()), torch.device("cpu"))
-        given = [batches] if isinstance(batches, (Tensor, tuple, Mapping)) else list(_iterable(batches))
-        given = [dict(batch) if isinstance(batch, Mapping) else batch for batch in given]
+        given = [dict(batch) if isinstance(batch, Mapping) else batch for batch in batches_of(batches)]
         self.batches = [tree_map(self._here, batch) for batch in given]
         if not self.batches:
             raise ValueError("batches is empty; wanted at least one batch")
@@ -101,9 +100,7 @@ class Task:
         """The model's output for a batch."""
         if self._forward is not None:
             return self._forward(self.model, batch)
-        if isinstance(batch, Mapping):
-            return self.model(**{k: v for k, v in batch.items() if k != "labels"})
-        return self.model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        return feed(self.model, batch)
 
     def answer(self, batch: Any) -> Any:
         """What the losses need of the model's output: the logits, or all of it for a loss of one's own."""
@@ -297,9 +294,3 @@ def digest(values: Iterable[Any]) -> str:
         else:
             sha.update(repr(value).encode())
     return sha.hexdigest()[:16]
-
-
-def _iterable(batches: Any) -> Iterable[Any]:
-    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes)):
-        raise TypeError(f"batches={batches!r}; wanted a batch or an iterable of batches")
-    return batches

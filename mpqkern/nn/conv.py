@@ -9,6 +9,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import plain
 from ..scheme import Scheme
 from .module import PackedModule
 
@@ -70,9 +71,13 @@ class PackedConv2d(PackedModule):
     def forward(self, input: Tensor) -> Tensor:
         weight = (self.qweight, self.scales, self.zeros)
         sizes = (self.kernel_size, self.stride, self._op_padding, self.dilation, self.groups)
-        how = (self.scheme.bits, self.group_size, *sizes, self.scheme.act_bits)
+        how = (self.scheme.bits, self.group_size, *sizes, self.scheme.act_bits, self.act_scale)
         pad = (self._pad_before, "constant" if self.padding_mode == "zeros" else self.padding_mode)
         return packed_conv2d(input, weight, self.bias, how, pad, self.in_channels)
+
+    def rounded_input(self, x: Tensor) -> Tensor:
+        batch = x if x.dim() == 4 else x.unsqueeze(0)
+        return plain.rounded_images(batch, self.act_scale).view(x.shape)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"

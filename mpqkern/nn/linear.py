@@ -6,6 +6,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from .. import plain
 from ..scheme import Scheme
 from .module import PackedModule
 
@@ -56,8 +57,15 @@ class PackedLinear(PackedModule):
 
     def forward(self, input: Tensor) -> Tensor:
         weight = (self.qweight, self.scales, self.zeros)
-        how = (self.scheme.bits, self.group_size, self.scheme.act_bits)
+        how = (self.scheme.bits, self.group_size, self.scheme.act_bits, self.act_scale)
         return packed_linear(input, weight, self.bias, how, self.in_features)
+
+    def rounded_input(self, x: Tensor) -> Tensor:
+        return plain.rounded_rows(x, self.group_size, self.act_scale)
+
+    @property
+    def act_groups(self) -> int:
+        return self.scheme.groups(self.k)
 
     def extra_repr(self) -> str:
         sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -69,7 +77,7 @@ def packed_linear(
     input: Tensor,
     weight: tuple[Tensor, Tensor, Tensor],
     bias: Tensor | None,
-    how: tuple[int, int, int | None],
+    how: tuple[int, int, int | None, Tensor | None],
     in_features: int,
 ) -> Tensor:
     """The op behind a check that it cannot make itself: it sees only the padded width."""

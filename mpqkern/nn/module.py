@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,18 @@ if TYPE_CHECKING:
 class PackedModule(nn.Module):
     """Holds a weight as `qweight`, `scales` and `zeros` (see mpqkern.packed), and an optional `bias`.
 
-    All four are buffers, so `state_dict` is plain tensors. Casting the module (`.half()`, `.to(dtype)`)
-    casts the bias, as for a float layer; codes, scales and zeros keep their types.
+    With `act_bits=8` there may be an `act_scale` as well, fp32 [1] or, in linear layers, [groups of the weight]:
+    activations are then rounded by it, and saturate beyond 127 of it, rather than each row's or sample's maximum.
+
+    All are buffers, so `state_dict` is plain tensors; an `act_scale` that is None is not in it. Casting the module
+    (`.half()`, `.to(dtype)`) casts the bias, as for a float layer; codes, scales and zeros keep their types.
     """
 
     qweight: Tensor
     scales: Tensor
     zeros: Tensor
     bias: Tensor | None
+    act_scale: Tensor | None
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class PackedModule(nn.Module):
             self.register_buffer(name, torch.zeros(shape, dtype=kind, device=device))
         values = torch.zeros(weight_shape[0], dtype=self._dtype, device=device) if bias else None
         self.register_buffer("bias", values)
+        self.register_buffer("act_scale", None)
 
     @classmethod
     def empty_like(cls, layer: nn.Module, scheme: Scheme) -> Self:
@@ -57,6 +62,15 @@ class PackedModule(nn.Module):
     def empty_float(self) -> nn.Module:
         """The float layer of the same sizes, on the same device, its parameters not yet filled."""
         raise TypeError(f"{type(self).__name__} is abstract; wanted PackedLinear or PackedConv2d")
+
+    def rounded_input(self, x: Tensor) -> Tensor:
+        """fp64: the values that a layer with `act_bits=8` multiplies in place of `x`."""
+        raise TypeError(f"{type(self).__name__} is abstract; wanted PackedLinear or PackedConv2d")
+
+    @property
+    def act_groups(self) -> int:
+        """The most scales that `act_scale` may hold."""
+        return 1
 
     @classmethod
     def from_float(cls, layer: nn.Module, scheme: Scheme, *, search: str = "minmax") -> Self:
@@ -77,6 +91,47 @@ class PackedModule(nn.Module):
     def copy_bias_(self, layer: nn.Module) -> None:
         if layer.bias is not None:
             self.bias = layer.bias.detach().clone()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def set_act_scale_(self, scale: Tensor | None) -> None:
+        """Rounds activations by a copy of `scale` from now on; by their own maxima again when it is None.
+
+        >>> from mpqkern import PackedLinear
+        >>> layer = PackedLinear(8, 4, Scheme(4, act_bits=8))
+        >>> layer.set_act_scale_(torch.tensor([0.02]))
+        >>> "act_bits=8, act_scale=tensor" in repr(layer)
+        True
+        """
+        if scale is not None:
+            problem = self._act_scale_problem(scale)
+            if problem:
+                raise ValueError(problem)
+            scale = scale.detach().to(self.scales.device, copy=True)
+        self.act_scale = scale
+
+    def _act_scale_problem(self, scale: Tensor) -> str | None:
+        """What keeps `scale` from being an `act_scale` of this layer."""
+        if self.scheme.act_bits is None:
+            return "act_scale is set where act_bits=None; wanted act_bits=8"
+        if scale.dtype != torch.float32 or scale.dim() != 1 or scale.numel() not in (1, self.act_groups):
+            wanted = "[1]" + (f" or [{self.act_groups}]" if self.act_groups > 1 else "")
+            return f"act_scale is {scale.dtype} {list(scale.shape)}; wanted float32 {wanted}".replace("torch.", "")
+        if not scale.is_meta and not bool((scale.isfinite() & (scale > 0)).all()):
+            return f"act_scale={scale.tolist()}; wanted finite numbers above 0"
+        return None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """A state with an `act_scale` makes the place for it."""
+        scale = state_dict.get(prefix + "act_scale")
+        if scale is not None:
+            problem = self._act_scale_problem(scale)
+            if problem is None and (self.act_scale is None or self.act_scale.shape != scale.shape):
+                self.act_scale = torch.empty_like(scale, device=self.scales.device)
+            elif problem:
+                *_, errors = args
+                errors.append(f"{prefix}{problem}")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -139,7 +194,9 @@ class PackedModule(nn.Module):
         return sum(t.numel() * t.element_size() for t in (self.qweight, self.scales, self.zeros))
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> PackedModule:
-        kept = {name: getattr(self, name) for name in ("scales", "zeros")}
+        kept = {
+            name: getattr(self, name) for name in ("scales", "zeros", "act_scale") if getattr(self, name) is not None
+        }
         super()._apply(fn, recurse)
         for name, old in kept.items():
             new = getattr(self, name)
@@ -153,4 +210,8 @@ class PackedModule(nn.Module):
     def _scheme_repr(self) -> str:
         s = self.scheme
         text = f"bits={s.bits}, group_size={s.group_size}, symmetric={s.symmetric}"
-        return text + (f", act_bits={s.act_bits}" if s.act_bits else "")
+        if s.act_bits:
+            text += f", act_bits={s.act_bits}"
+        if self.act_scale is not None:
+            text += f", act_scale={'tensor' if self.act_scale.numel() == 1 else 'group'}"
+        return text

@@ -21,6 +21,7 @@ from .module import PackedModule
 log = logging.getLogger("mpqkern")
 
 PACKED = {"linear": PackedLinear, "conv2d": PackedConv2d}
+ACT_SCALE = "_mpqkern_act_scale"  # attribute of a float layer: what it was packed with before, kept for the next time
 # What nn.Module keeps on an instance besides parameters, buffers and children, and a swap carries over.
 HOOKS = (
     "_forward_hooks",
@@ -112,6 +113,8 @@ def swap_(
 
 def unswap_(model: nn.Module) -> nn.Module:
     """Puts float layers back: the kept ones where there are any, else ones with dequantized weights.
+
+    They round no activations, but remember an `act_scale` for when they are swapped again.
 
     >>> model = nn.Sequential(nn.Linear(8, 8))
     >>> _ = swap_(model, {"0": 8})
@@ -208,10 +211,16 @@ def _carry_over(old: nn.Module, new: nn.Module) -> None:
         new.__dict__.update(old.__dict__.get("_user_attributes", {}))
         for name, trained in old.__dict__.get("_trained", {}).items():
             getattr(new, name).requires_grad_(trained)
+        new.__dict__.pop(ACT_SCALE, None)
+        if old.act_scale is not None:
+            new.__dict__[ACT_SCALE] = old.act_scale
         return
     kind, sizes = (nn.Linear, (1, 1)) if isinstance(old, nn.Linear) else (nn.Conv2d, (1, 1, 1))
     fresh = nn.utils.skip_init(kind, *sizes)  # draws no random numbers
     new._user_attributes = {k: v for k, v in old.__dict__.items() if k not in fresh.__dict__}
+    scale = new._user_attributes.pop(ACT_SCALE, None)
+    if scale is not None and new._act_scale_problem(scale) is None:
+        new.set_act_scale_(scale)
     new._trained = {name: p.requires_grad for name, p in old.named_parameters(recurse=False)}
     for name, value in new._user_attributes.items():
         new.__dict__.setdefault(name, value)

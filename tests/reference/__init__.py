@@ -30,14 +30,16 @@ def dequantize(codes: Tensor, scales: Tensor, zeros: Tensor, group: int) -> Tens
     return out
 
 
-def linear_a8(x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor, group: int) -> Tensor:
-    """int8 activations per row and group, integer sums, fp64 around them."""
+def linear_a8(
+    x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor, group: int, fixed: Tensor | None = None
+) -> Tensor:
+    """int8 activations per row and group, or by fixed scales; integer sums, fp64 around them."""
     k = codes.shape[1]
     y = torch.zeros(x.shape[0], codes.shape[0], dtype=torch.float64)
     for g, start in enumerate(range(0, k, group or k)):
         part = slice(start, min(k, start + (group or k)))
-        scale = x[:, part].abs().amax(1, keepdim=True) / 127
-        q = torch.where(scale > 0, x[:, part] / scale, 0).round().long()
+        scale = x[:, part].abs().amax(1, keepdim=True) / 127 if fixed is None else fixed[g % len(fixed)].view(1, 1)
+        q = torch.where(scale > 0, x[:, part] / scale, 0).round().clamp(-127, 127).long()
         dots, sums = q @ codes[:, part].long().T, q.sum(1, keepdim=True)
         zero = zeros.double() if zeros.numel() == 1 else zeros[:, g].double()
         y += scale.double() * scales[:, g].double() * (dots.double() - sums.double() * zero)
