@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mpqkern import Scheme
+from mpqkern import Scheme, swap_
 from mpqkern.rounding import GPFQ
 from mpqkern.rounding.gpfq import gpfq
 
@@ -159,6 +159,18 @@ def test_by_chance_but_right_on_average(weight: float) -> None:
     assert torch.equal(method.round(rows, TWO, statistics).values(), values)
     other = GPFQ(stochastic=True, radius=method.radius, damp=1e-9, seed=1)
     assert not torch.equal(other.round(rows, TWO, statistics).values(), values)
+
+
+@pytest.mark.parametrize("rounding", ["gpfq", "qronos"])
+def test_whole_models(rounding: str) -> None:
+    x, off = torch.randn(64, 4, 6, 6), {}
+    for name in ("minmax", rounding):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10))
+        wanted = model(x).detach()
+        swap_(model, {"*": 2}, rounding=name, **({} if name == "minmax" else {"batches": [x]}))
+        off[name] = float((model(x) - wanted).square().mean())
+    assert off[rounding] < 0.25 * off["minmax"]
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ class HQQ(Rounding):
         self, groups: plain.Ranges, scale: Tensor, zero: Tensor, scheme: Scheme, beta: float
     ) -> tuple[Tensor, Tensor]:
         """The next scale and zero, rounded to the type that they are stored in."""
-        steps = torch.where(scale > 0, groups.w / scale, 0)
+        steps = groups.w / scale  # NaN for a group of zeros: no better, so that it keeps its grid
         c = groups.codes(scale, zero, scheme.bits)
         r = steps - (c - zero)
         aim = steps - r.sign() * (r.abs() - r.abs().pow(self.p - 1) / beta).clamp(min=0)
