@@ -2,7 +2,10 @@
 
 from .calibrate import Rounded, calibrate
 from .free import MSE, MinMax
+from .gpfq import GPFQ
 from .gptq import GPTQ
+from .hqq import HQQ
 from .method import Rounding, as_rounding
+from .qronos import Qronos
 
-__all__ = ["GPTQ", "MSE", "MinMax", "Rounded", "Rounding", "as_rounding", "calibrate"]
+__all__ = ["GPFQ", "GPTQ", "HQQ", "MSE", "MinMax", "Qronos", "Rounded", "Rounding", "as_rounding", "calibrate"]

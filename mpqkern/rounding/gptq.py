@@ -57,10 +57,10 @@ def gptq(rows: Tensor, h: Tensor, grid: Grid, *, order: bool = True) -> Tensor:
     groups, k = h.shape[:2]
     w, scale = (t.unflatten(0, (groups, -1)) for t in (rows.double(), grid.scale))
     zero = grid.zero.unflatten(0, (groups, -1)) if grid.zero.dim() == 2 else grid.zero.expand(w.shape)
-    rank = h.diagonal(dim1=1, dim2=2).argsort(descending=True, stable=True) if order else None
-    if rank is not None:
-        w, scale, zero = (t.gather(2, rank[:, None].expand(t.shape)) for t in (w, scale, zero))
-        h = h.gather(1, rank[:, :, None].expand(h.shape)).gather(2, rank[:, None].expand(h.shape))
+    if order:
+        to = rank(h)
+        w, scale, zero = (t.gather(2, to[:, None].expand(t.shape)) for t in (w, scale, zero))
+        h = h.gather(1, to[:, :, None].expand(h.shape)).gather(2, to[:, None].expand(h.shape))
     u = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
     w, codes = w.clone(), torch.empty_like(w)
     for start in range(0, k, BLOCK):
@@ -73,6 +73,11 @@ def gptq(rows: Tensor, h: Tensor, grid: Grid, *, order: bool = True) -> Tensor:
             w[..., t + 1 : end] -= error[..., None] * u[:, None, t, t + 1 : end]
             errors[..., t - start] = error
         w[..., end:] -= errors @ u[:, start:end, end:]
-    if rank is not None:
-        codes = torch.empty_like(codes).scatter_(2, rank[:, None].expand(codes.shape), codes)
+    if order:
+        codes = torch.empty_like(codes).scatter_(2, to[:, None].expand(codes.shape), codes)
     return codes.flatten(0, 1)
+
+
+def rank(h: Tensor) -> Tensor:
+    """[G, K]: columns of large inputs first."""
+    return h.diagonal(dim1=1, dim2=2).argsort(descending=True, stable=True)

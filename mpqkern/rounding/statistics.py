@@ -46,19 +46,23 @@ class Statistics:
             if self.x is not self.y:
                 self.x += others.sum(1)
 
-    def target(self, rows: Tensor, damp: float) -> tuple[Tensor, Tensor]:
-        """The weights [N, K] that on Y come nearest to `rows` on X, and the damped H.
+    def damped(self, damp: float) -> tuple[Tensor, Tensor]:
+        """G and H with `damp` times H's mean diagonal added to their diagonals.
 
-        The damping, `damp` times H's mean diagonal on the diagonals of H and G, is what appending that much noise
-        to the inputs does; what never varies keeps its weight.
+        That is what appending so much noise to the inputs does; what never varies keeps its weight.
         """
         lift = damp * self.h.diagonal(dim1=1, dim2=2).mean(1)
         lift = torch.where(lift > 0, lift, 1.0)[:, None, None] * torch.eye(self.h.shape[-1], dtype=torch.float64)
         h = self.h + lift
-        if self.g is self.h:
+        return h if self.g is self.h else self.g + lift, h
+
+    def target(self, rows: Tensor, damp: float) -> tuple[Tensor, Tensor]:
+        """The weights [N, K] that on Y come nearest to `rows` on X, and the damped H."""
+        g, h = self.damped(damp)
+        if g is h:
             return rows.double(), h
         w = rows.double().unflatten(0, (len(h), -1))
-        wanted = torch.cholesky_solve((self.g + lift) @ w.mT, torch.linalg.cholesky(h))
+        wanted = torch.cholesky_solve(g @ w.mT, torch.linalg.cholesky(h))
         return wanted.mT.flatten(0, 1), h
 
 
