@@ -4,5 +4,6 @@ from .calibrate import Rounded, calibrate
 from .free import MSE, MinMax
 from .gptq import GPTQ
 from .method import Rounding, as_rounding
+from .reconstruct import BRECQ, UWC, AdaRound
 
-__all__ = ["GPTQ", "MSE", "MinMax", "Rounded", "Rounding", "as_rounding", "calibrate"]
+__all__ = ["BRECQ", "GPTQ", "MSE", "UWC", "AdaRound", "MinMax", "Rounded", "Rounding", "as_rounding", "calibrate"]
