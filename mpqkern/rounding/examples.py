@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -176,7 +176,3 @@ def _mixed(given: Given, others: Given, share: float, draw: torch.Generator) -> 
         for a, b in zip(leaves, tree_flatten(others)[0], strict=True)
     ]
     return tree_unflatten(mixed, spec)
-
-
-def total(found: Sequence[Example]) -> int:
-    return sum(example.size for example in found)

@@ -7,7 +7,7 @@ other; then gradients move each weight between the two points around it, and the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,8 +19,8 @@ from torch.func import functional_call
 from .. import packed
 from ..catalog import kind_of
 from ..scheme import Scheme
-from .adaround import Softened, indecision
-from .examples import CannotRepeat, Example, examples, run, total
+from .adaround import Runner, Search, Softened
+from .examples import CannotRepeat, Example, Given, examples, run
 from .gptq import GPTQ
 from .grid import Codes
 from .layerwise import by_weights_alone, codes_by, collect, shift
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from .calibrate import Calibration
 
 log = logging.getLogger("mpqkern")
-
-CHECKS = 20  # times that the hardened weights are tried on all examples
-BETA = (20.0, 2.0)  # sharpness of the pull towards the grid, at its start and its end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +56,10 @@ class AdaRound(Rounding):
     needs: ClassVar[str] = "outputs"
     mismatch: ClassVar[bool] = True
 
-    iterations: int = 500
+    iterations: int = 1000
     batch: int = 32
-    rate: float = 0.02
-    lam: float = 1.0
+    rate: float = 0.05
+    lam: float = 100.0
     warmup: float = 0.2
     drop: float = 0.0
     patience: int | None = None
@@ -173,9 +170,8 @@ def _reconstructed(
     soft = {layer: Softened(job.rows(layer), codes, job.schemes[layer].bits) for layer, codes in starts.items()}
     draw = torch.Generator().manual_seed(hash((job.seed, *part.layers)) % 2**63)
     with _rounding_inputs(job, part):
-        search = Search(job.rounding, soft, found, _runner(job, part), draw)
-        hard = search.best()
-    log.info("%s: error %.4g of that of %s", part.name, search.gain, job.rounding.start)
+        hard, gain = Search(job.rounding, soft, found, _runner(job, part), draw).best()
+    log.info("%s: %.4g of the error of %s", part.name, gain, job.rounding.start)
     return {layer: soft[layer].chosen(hard[layer]) for layer in part.layers}
 
 
@@ -191,7 +187,7 @@ def _rounding_inputs(job: Calibration, part: Part) -> Iterator[None]:
         yield
 
 
-def _runner(job: Calibration, part: Part) -> Callable[[Example, Any, dict[int, Tensor]], Tensor]:
+def _runner(job: Calibration, part: Part) -> Runner:
     """Runs an example's chain with other weights, by layer [N, K]; the model's own are not touched."""
     layer_of = {module: layer for layer in part.layers for module in job.task.modules[layer]}
     names = {
@@ -201,9 +197,10 @@ def _runner(job: Calibration, part: Part) -> Callable[[Example, Any, dict[int, T
     }
     like = {layer: job.task.modules[layer][0].weight for layer in part.layers}
 
-    def runner(example: Example, given: Any, rows: dict[int, Tensor]) -> Tensor:
+    def runner(example: Example, given: Given, rows: dict[int, Tensor]) -> Tensor:
         weights = {
-            layer: packed.weight_from_rows(r, tuple(like[layer].shape)).to(like[layer].dtype) for layer, r in rows.items()
+            layer: packed.weight_from_rows(r, tuple(like[layer].shape)).to(like[layer].dtype)
+            for layer, r in rows.items()
         }
 
         def call(module: nn.Module, args: tuple, kwargs: dict) -> Any:
@@ -213,90 +210,3 @@ def _runner(job: Calibration, part: Part) -> Callable[[Example, Any, dict[int, T
         return run(example.chain, given, call)
 
     return runner
-
-
-class Search:
-    """Looks for roundings with a small squared error of the outputs."""
-
-    def __init__(
-        self,
-        method: AdaRound,
-        soft: dict[int, Softened],
-        found: Sequence[Example],
-        runner: Callable[[Example, Any, dict[int, Tensor]], Tensor],
-        draw: torch.Generator,
-    ) -> None:
-        self.method, self.soft, self.examples, self.runner, self.draw = method, soft, found, runner, draw
-        self.gain = 1.0
-
-    def best(self) -> dict[int, Tensor]:
-        """Hard roundings by layer; at least as good on all examples as the start."""
-        method, count = self.method, sum(s.v.numel() for s in self.soft.values())
-        best = {layer: s.hard() for layer, s in self.soft.items()}
-        first = least = self.error(best)
-        if not first > 0:
-            return best
-        optimizer = torch.optim.Adam([s.v for s in self.soft.values()], lr=method.rate)
-        warm, every, idle = method.warmup * method.iterations, max(1, method.iterations // CHECKS), 0
-        for step in range(method.iterations):
-            with torch.enable_grad():
-                h = {layer: s.h() for layer, s in self.soft.items()}
-                loss = self.sampled({layer: s.values(h[layer]) for layer, s in self.soft.items()}) / first
-                if step >= warm:
-                    done = (step - warm) / (method.iterations - warm)
-                    beta = BETA[0] + (BETA[1] - BETA[0]) * done
-                    loss = loss + method.lam / count * sum(indecision(one, beta) for one in h.values())
-                gradients = torch.autograd.grad(loss, [s.v for s in self.soft.values()])
-            for s, gradient in zip(self.soft.values(), gradients, strict=True):
-                s.v.grad = gradient
-            optimizer.step()
-            if step + 1 == method.iterations or (step + 1) % every == 0:
-                hard = {layer: s.hard() for layer, s in self.soft.items()}
-                error = self.error(hard)
-                idle = 0 if error < least or step < warm else idle + 1
-                if error < least:
-                    best, least = hard, error
-                if idle == method.patience:
-                    break
-        self.gain = least / first
-        return best
-
-    def error(self, hard: dict[int, Tensor]) -> float:
-        """Mean squared error over all examples."""
-        rows = {layer: s.values(hard[layer]) for layer, s in self.soft.items()}
-        with torch.no_grad():
-            sums = [
-                float((self.runner(e, e.piece(None, 0, self.draw)[0], rows) - e.wanted).double().square().sum())
-                for e in self.examples
-            ]
-        return sum(sums) / sum(e.wanted.numel() for e in self.examples)
-
-    def sampled(self, rows: dict[int, Tensor]) -> Tensor:
-        """The same over a few samples."""
-        sums, count = [], 0
-        for example, picked in self.picked():
-            given, wanted = example.piece(picked, self.method.drop, self.draw)
-            sums.append((self.runner(example, given, rows) - wanted).float().square().sum())
-            count += wanted.numel()
-        return torch.stack(sums).sum() / count
-
-    def picked(self) -> Iterator[tuple[Example, Tensor | None]]:
-        """Some samples of one example, or of several where one has too few."""
-        left = min(self.method.batch, total(self.examples))
-        while left > 0:
-            place = int(torch.randint(total(self.examples), (1,), generator=self.draw))
-            example = next(e for e in self._spans(place))
-            if example.whole:
-                yield example, None
-                left -= example.size
-            else:
-                some = torch.randperm(example.size, generator=self.draw)[:left].to(example.wanted.device)
-                yield example, some
-                left -= len(some)
-
-    def _spans(self, place: int) -> Iterator[Example]:
-        """The example that holds sample `place` of all."""
-        for example in self.examples:
-            place -= example.size
-            if place < 0:
-                yield example
