@@ -7,5 +7,20 @@ from .gptq import GPTQ
 from .hqq import HQQ
 from .method import Rounding, as_rounding
 from .qronos import Qronos
+from .reconstruct import BRECQ, UWC, AdaRound
 
-__all__ = ["GPFQ", "GPTQ", "HQQ", "MSE", "MinMax", "Qronos", "Rounded", "Rounding", "as_rounding", "calibrate"]
+__all__ = [
+    "BRECQ",
+    "GPFQ",
+    "GPTQ",
+    "HQQ",
+    "MSE",
+    "UWC",
+    "AdaRound",
+    "MinMax",
+    "Qronos",
+    "Rounded",
+    "Rounding",
+    "as_rounding",
+    "calibrate",
+]

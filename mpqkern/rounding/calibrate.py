@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ..version import __version__
 from .grid import Codes
 from .layerwise import layer_by_layer
 from .method import Rounding, as_rounding
+from .reconstruct import part_by_part
 from .twin import Twin
 
 
@@ -78,11 +79,23 @@ class Calibration:
             self._take(layer, Codes(**found, group_size=self.schemes[layer].group_size or 0), made=False)
         return layer in self.done
 
+    def recall_all(self, layers: Sequence[int]) -> bool:
+        """Whether the bank has all of these layers; if so they are taken over, else none of them."""
+        return all(layer in self.done or self._key(layer) in self.bank for layer in layers) and all(
+            [self.recall(layer) for layer in layers]
+        )
+
     def put(self, layer: int, codes: Codes) -> None:
         """Keeps the result for a layer; whatever is measured afterwards in the twin reckons with it."""
-        arrays = {name: getattr(codes, name) for name in ("codes", "scales", "zeros", "shift")}
-        self.bank.put(self._key(layer), **{name: a.cpu().numpy() for name, a in arrays.items() if a is not None})
-        self._take(layer, codes, made=True)
+        self.put_all({layer: codes})
+
+    def put_all(self, found: Mapping[int, Codes]) -> None:
+        """The same for layers that were rounded together: all are in the bank before a limit can stop the run."""
+        for layer, codes in found.items():
+            arrays = {name: getattr(codes, name) for name in ("codes", "scales", "zeros", "shift")}
+            self.bank.put(self._key(layer), **{name: a.cpu().numpy() for name, a in arrays.items() if a is not None})
+        for layer, codes in found.items():
+            self._take(layer, codes, made=True)
 
     def _take(self, layer: int, codes: Codes, made: bool) -> None:
         self.done[layer] = codes
@@ -161,4 +174,4 @@ def calibrate(
 
 def steps(method: Rounding) -> Callable[[Calibration], None]:
     """How a way to round goes through a model."""
-    return layer_by_layer
+    return part_by_part if method.needs == "outputs" else layer_by_layer

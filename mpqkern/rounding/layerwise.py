@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..measuring.task import Task
 from .free import MinMax
 from .grid import Codes
+from .method import Rounding
 from .statistics import Statistics, bytes_of, input_rows
 from .twin import Twin
 
@@ -31,10 +32,7 @@ def layer_by_layer(job: Calibration) -> None:
                 job.put(layer, _rounded(job, layer, None))
         return
     order = call_order(job)
-    for layer in sorted(set(range(len(job.schemes))) - {layer for stage in order for layer in stage}):
-        log.warning("the batches do not reach %s: it is rounded by its weights alone", job.task.layers[layer].name)
-        if not job.recall(layer):
-            job.put(layer, _rounded(job, layer, None))
+    by_weights_alone(job, set(range(len(job.schemes))) - {layer for stage in order for layer in stage})
     for stage in order:
         todo = [layer for layer in stage if not job.recall(layer)]
         if todo:
@@ -44,14 +42,30 @@ def layer_by_layer(job: Calibration) -> None:
                 job.put(layer, _rounded(job, layer, statistics))
 
 
+def by_weights_alone(job: Calibration, layers: Set[int]) -> None:
+    """Rounds what the model never calls."""
+    for layer in sorted(layers):
+        log.warning("the batches do not reach %s: it is rounded by its weights alone", job.task.layers[layer].name)
+        if not job.recall(layer):
+            job.put(layer, _rounded(job, layer, None))
+
+
 def _rounded(job: Calibration, layer: int, statistics: Statistics | None) -> Codes:
-    name, rows = job.task.layers[layer].name, job.rows(layer)
-    method = job.rounding if statistics is not None or job.rounding.needs == "nothing" else MinMax()
+    codes = codes_by(job.rounding, job, layer, statistics)
+    if statistics is None or not job.correct_bias:
+        return codes
+    return replace(codes, shift=shift(job.rows(layer), codes, statistics))
+
+
+def codes_by(method: Rounding, job: Calibration, layer: int, statistics: Statistics | None) -> Codes:
+    """By `method`, or from the weights alone where that lacks the statistics it needs."""
+    if statistics is None and method.needs != "nothing":
+        method = MinMax()
     try:
-        codes = method.round(rows, job.schemes[layer], statistics)
+        return method.round(job.rows(layer), job.schemes[layer], statistics)
     except (RuntimeError, ValueError) as error:
+        name = job.task.layers[layer].name
         raise ValueError(f"layer {name!r} cannot be rounded to {job.schemes[layer]}: {error}") from error
-    return codes if statistics is None or not job.correct_bias else replace(codes, shift=shift(rows, codes, statistics))
 
 
 def shift(rows: Tensor, codes: Codes, statistics: Statistics) -> Tensor:

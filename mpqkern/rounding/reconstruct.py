@@ -1,0 +1,212 @@
+"""AdaRound, BRECQ, UWC: weights rounded up or down so that a part of the model returns what it does in float.
+
+One engine: they differ in what a part is. A part starts from a way of rounding that looks at one layer after the
+other; then gradients move each weight between the two points around it, and the best that was met is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .. import packed
+from ..catalog import kind_of
+from ..scheme import Scheme
+from .adaround import Runner, Search, Softened
+from .examples import CannotRepeat, Example, Given, examples, run
+from .gptq import GPTQ
+from .grid import Codes
+from .layerwise import by_weights_alone, codes_by, collect, shift
+from .method import Rounding, as_rounding
+from .partition import Part, Partition, alone, checked, parts
+from .statistics import Statistics
+from .twin import input_hook
+
+if TYPE_CHECKING:
+    from .calibrate import Calibration
+
+log = logging.getLogger("mpqkern")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaRound(Rounding):
+    """Layer by layer (Nagel et al. 2020, arXiv 2004.10568).
+
+    iterations  steps of Adam for each part
+    batch       samples a step
+    rate        length of a step
+    lam         weight of the pull towards the grid; 1 weighs what is undecided as much as the error at the start
+    warmup      share of the steps before that pull begins
+    drop        share of the inputs' elements that are the float model's (QDrop, Wei et al. 2022, arXiv 2203.05740)
+    patience    checks of the hardened weights (20 in all) without a gain after which to stop, from the end of the
+                warm-up on; None: never
+    start       the way of rounding to start from, by name or with options; the result is never worse on the
+                examples that it was found on
+    partition   "layer", "block", "unit:k", or names of modules; see `mpqkern.rounding.partition`
+    """
+
+    name: ClassVar[str] = "adaround"
+    needs: ClassVar[str] = "outputs"
+    mismatch: ClassVar[bool] = True
+
+    iterations: int = 1000
+    batch: int = 32
+    rate: float = 0.05
+    lam: float = 100.0
+    warmup: float = 0.2
+    drop: float = 0.0
+    patience: int | None = None
+    start: str | Rounding = "gptq"
+    partition: Partition = "layer"
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}; wanted a whole number, at least 1")
+        if self.patience is not None and not (isinstance(self.patience, int) and self.patience > 0):
+            raise ValueError(f"patience={self.patience!r}; wanted a whole number, at least 1, or None")
+        for name in ("rate", "lam"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}; wanted a number above 0")
+        for name in ("warmup", "drop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}; wanted a number from 0 to 1")
+        if as_rounding(self.start).needs == "outputs":
+            raise ValueError(f"start={self.start!r}; wanted a way of rounding that needs no outputs")
+        object.__setattr__(self, "partition", checked(self.partition))
+
+    def round(self, rows: Tensor, scheme: Scheme, statistics: Statistics | None = None) -> Codes:
+        raise TypeError(f"{self.name!r} looks at the outputs of parts of a model; wanted calibrate(model, ...)")
+
+    def alone(self) -> Rounding:
+        """GPTQ: for one layer by itself the aim is the same, e H e' summed over its rows."""
+        return GPTQ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BRECQ(AdaRound):
+    """Residual blocks and transformer layers as wholes (Li et al. 2021, arXiv 2102.05426); options of `AdaRound`."""
+
+    name: ClassVar[str] = "brecq"
+
+    partition: Partition = "block"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UWC(AdaRound):
+    """Two blocks in a row as one (Gu et al. 2022, arXiv 2201.06376); options of `AdaRound`."""
+
+    name: ClassVar[str] = "uwc"
+
+    partition: Partition = "unit:2"
+
+
+def part_by_part(job: Calibration) -> None:
+    """Rounds all layers. What the model never calls is rounded by its weights alone."""
+    todo = parts(job.task, job.rounding.partition)
+    by_weights_alone(job, set(range(len(job.schemes))) - {layer for part in todo for layer in part.layers})
+    while todo:
+        part = todo.pop(0)
+        if job.recall_all(part.layers):
+            continue
+        try:
+            found = _examples(job, part)
+        except CannotRepeat as why:
+            if len(part.layers) > 1:
+                log.warning("%s is rounded layer by layer: %s", part.name, why)
+                todo[:0] = [alone(job.task, layer) for layer in part.layers]
+                continue
+            log.warning("%s stays as %s has rounded it: %s", part.name, job.rounding.start, why)
+            found = []
+        starts = _starts(job, part)
+        done = _reconstructed(job, part, starts, found) if found else starts
+        job.put_all(_shifted(job, part, done) if job.correct_bias else done)
+
+
+def _examples(job: Calibration, part: Part) -> list[Example]:
+    twin = job.twin if job.done else None
+    return examples(job.task, part, twin, both=job.rounding.drop > 0, memory=job.memory)
+
+
+def _starts(job: Calibration, part: Part) -> dict[int, Codes]:
+    """Codes to start from, each layer's with those before it in the twin."""
+    method, found = as_rounding(job.rounding.start), {}
+    for layer in part.layers:
+        statistics = None if method.needs == "nothing" else _statistics(job, layer, found, method.mismatch)
+        found[layer] = codes_by(method, job, layer, statistics)
+        job.twin.put(job.task.layers[layer].name, job.task.modules[layer], found[layer], job.schemes[layer])
+    return found
+
+
+def _shifted(job: Calibration, part: Part, done: dict[int, Codes]) -> dict[int, Codes]:
+    """With the mean error of each output as a shift of its bias."""
+    found: dict[int, Codes] = {}
+    for layer, codes in done.items():
+        job.twin.put(job.task.layers[layer].name, job.task.modules[layer], codes, job.schemes[layer])
+    for layer, codes in done.items():
+        statistics = _statistics(job, layer, done, mismatch=True)
+        by = None if statistics is None else shift(job.rows(layer), codes, statistics)
+        found[layer] = replace(codes, shift=by)
+        job.twin.put(job.task.layers[layer].name, job.task.modules[layer], found[layer], job.schemes[layer])
+    return found
+
+
+def _statistics(job: Calibration, layer: int, more: dict[int, Codes], mismatch: bool) -> Statistics | None:
+    twin = job.twin if job.done or more else None
+    return collect(job.task, [layer], twin, products=mismatch, memory=job.memory, seed=job.seed).get(layer)
+
+
+def _reconstructed(
+    job: Calibration, part: Part, starts: dict[int, Codes], found: Sequence[Example]
+) -> dict[int, Codes]:
+    soft = {layer: Softened(job.rows(layer), codes, job.schemes[layer].bits) for layer, codes in starts.items()}
+    draw = torch.Generator().manual_seed(hash((job.seed, *part.layers)) % 2**63)
+    with _rounding_inputs(job, part):
+        hard, gain = Search(job.rounding, soft, found, _runner(job, part), draw).best()
+    log.info("%s: %.4g of the error of %s", part.name, gain, job.rounding.start)
+    return {layer: soft[layer].chosen(hard[layer]) for layer in part.layers}
+
+
+@contextmanager
+def _rounding_inputs(job: Calibration, part: Part) -> Iterator[None]:
+    """Within it the part's layers round their inputs as the kernels do; gradients pass straight through."""
+    with ExitStack() as undo:
+        for layer in part.layers:
+            if job.schemes[layer].act_bits is not None:
+                for module in job.task.modules[layer]:
+                    hook = input_hook(job.schemes[layer], kind_of(module))
+                    undo.callback(module.register_forward_pre_hook(hook).remove)
+        yield
+
+
+def _runner(job: Calibration, part: Part) -> Runner:
+    """Runs an example's chain with other weights, by layer [N, K]; the model's own are not touched."""
+    layer_of = {module: layer for layer in part.layers for module in job.task.modules[layer]}
+    names = {
+        module: [(f"{name}.weight".lstrip("."), layer_of[m]) for name, m in module.named_modules() if m in layer_of]
+        for chain in part.chains
+        for module in chain
+    }
+    like = {layer: job.task.modules[layer][0].weight for layer in part.layers}
+
+    def runner(example: Example, given: Given, rows: dict[int, Tensor]) -> Tensor:
+        weights = {
+            layer: packed.weight_from_rows(r, tuple(like[layer].shape)).to(like[layer].dtype)
+            for layer, r in rows.items()
+        }
+
+        def call(module: nn.Module, args: tuple, kwargs: dict) -> Any:
+            own = {name: weights[layer] for name, layer in names[module]}
+            return functional_call(module, own, args, kwargs, tie_weights=False)
+
+        return run(example.chain, given, call)
+
+    return runner
