@@ -161,7 +161,9 @@ def test_layers_called_with_one_tensor_share_a_pass(monkeypatch: pytest.MonkeyPa
     passes, run = [], Task.run
     monkeypatch.setattr(Task, "run", lambda self, batch: passes.append(1) or run(self, batch))
     calibrate(Heads(), {"*": 4}, VECTORS)
-    assert len(passes) == 2 + 1 + 2 * 2  # the layers, their order, the first; q, k, v and the last in both models
+    assert (
+        len(passes) == 4 + 1 + 2 * 2
+    )  # first to look; then the first layer, q, k, v, the last
 
 
 def test_a_tensor_that_was_written_to_is_another_one():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence, Set
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,9 @@ from ..measuring.task import Task
 from .free import MinMax
 from .grid import Codes
 from .method import Rounding
+from .partition import Part, parts, trace
 from .statistics import Statistics, bytes_of, input_rows
+from .stretch import Enough, Stretch
 from .twin import Twin
 
 if TYPE_CHECKING:
@@ -33,13 +35,25 @@ def layer_by_layer(job: Calibration) -> None:
         return
     order = call_order(job)
     by_weights_alone(job, set(range(len(job.schemes))) - {layer for stage in order for layer in stage})
+    once = {module for module, count in Counter(call.module for call in trace(job.task, 0)).items() if count == 1}
+    blocks = [part for part in parts(job.task, "block") if len(part.layers) > 1]
+    how = {"products": job.rounding.mismatch, "sums": job.correct_bias, "memory": job.memory, "seed": job.seed}
+    floats = job.rounding.mismatch or job.correct_bias
+    home: Part | None = None
+    stretch = whole = Stretch(job.task, job.twin, once=once)
     for stage in order:
-        todo = [layer for layer in stage if not job.recall(layer)]
-        if todo:
-            twin = job.twin if job.done else None
-            how = {"products": job.rounding.mismatch, "sums": job.correct_bias, "memory": job.memory, "seed": job.seed}
-            for layer, statistics in collect(job.task, todo, twin, **how).items():
-                job.put(layer, _rounded(job, layer, statistics))
+        left = [layer for layer in stage if not job.recall(layer)]
+        if not left:
+            continue
+        block = next((part for part in blocks if set(left) <= set(part.layers)), None)
+        if block is None:
+            stretch = whole
+        elif block is not home:
+            stretch = Stretch(job.task, job.twin, block, once, floats=floats, memory=job.memory)
+        home = block
+        twin = job.twin if job.done else None
+        for layer, statistics in collect(job.task, left, twin, stretch=stretch, **how).items():
+            job.put(layer, _rounded(job, layer, statistics))
 
 
 def by_weights_alone(job: Calibration, layers: Set[int]) -> None:
@@ -95,12 +109,20 @@ def call_order(job: Calibration) -> list[list[int]]:
 
         return look
 
-    _run(job.task, 0, {layer: hook(layer) for layer in range(len(job.schemes))})
-    for index in range(1, len(job.task.batches)):  # a model may call other layers for other batches
-        if len(seen) == len(job.schemes):
-            break
-        last[0] = None
-        _run(job.task, index, {layer: hook(layer) for layer in range(len(job.schemes))})
+    handles = [
+        module.register_forward_pre_hook(hook(layer), with_kwargs=True)
+        for layer, modules in enumerate(job.task.modules)
+        for module in modules
+    ]
+    try:
+        for batch in job.task.batches:  # a model may call other layers for other batches
+            last[0] = None
+            job.task.run(batch)
+            if len(seen) == len(job.schemes):
+                break
+    finally:
+        for handle in handles:
+            handle.remove()
     return stages
 
 
@@ -109,6 +131,7 @@ def collect(
     layers: Sequence[int],
     twin: Twin | None = None,
     *,
+    stretch: Stretch | None = None,
     products: bool = True,
     sums: bool = True,
     memory: int,
@@ -117,7 +140,7 @@ def collect(
     """Of each layer that the batches reach: Y is what it meets in the twin, X in the float model.
 
     Without a twin both are what it meets in the float model. `products` and `sums` tell in which of them X is wanted;
-    elsewhere Y stands for it.
+    elsewhere Y stands for it. `stretch` makes the passes, whole ones by default.
     """
     first = {layer: task.modules[layer][0] for layer in layers}
     needed = sum(bytes_of(module) for module in first.values())
@@ -126,10 +149,10 @@ def collect(
         raise ValueError(f"memory={memory}; wanted at least {needed} bytes for the statistics of {names}")
     apart = {"products": twin is not None and products, "sums": twin is not None and sums}
     found = {layer: Statistics.of(module, **apart) for layer, module in first.items()}
+    stretch = stretch or Stretch(task, twin)
     for index in range(len(task.batches)):
-        with twin or nullcontext():
-            ys = _inputs(task, index, layers, seed)
-        xs = _inputs(task, index, layers, seed) if any(apart.values()) else ys
+        ys = _inputs(stretch, index, layers, seed, rounded=True)
+        xs = _inputs(stretch, index, layers, seed, rounded=False) if any(apart.values()) else ys
         for layer, statistics in found.items():
             same = [y.shape for y in ys[layer]] == [x.shape for x in xs[layer]]  # not where rounding changes the way
             for y, x in zip(ys[layer], xs[layer] if same else ys[layer], strict=True):
@@ -140,34 +163,31 @@ def collect(
     return {layer: statistics for layer, statistics in found.items() if statistics.count}
 
 
-def _inputs(task: Task, index: int, layers: Sequence[int], seed: int) -> dict[int, list[Tensor]]:
+def _inputs(
+    stretch: Stretch, index: int, layers: Sequence[int], seed: int, *, rounded: bool
+) -> dict[int, list[Tensor]]:
     """Rows [G, M, K] that each layer meets in batch `index`, call by call; the same positions whenever it is asked."""
     found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    modules = stretch.task.modules
+    ends = {m for layer in layers for m in modules[layer]} <= stretch.once  # nothing more to see after them
 
     def hook(layer: int) -> Any:
         def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
             draw = torch.Generator().manual_seed(hash((seed, index, layer, len(found[layer]))) % 2**63)
             found[layer].append(input_rows(module, given(args, kwargs).detach(), draw))
+            if ends and all(len(found[other]) == len(modules[other]) for other in layers):
+                raise Enough
 
         return look
 
-    _run(task, index, {layer: hook(layer) for layer in layers})
+    handles = [m.register_forward_pre_hook(hook(layer), with_kwargs=True) for layer in layers for m in modules[layer]]
+    try:
+        stretch.run(index, rounded=rounded)
+    finally:
+        for handle in handles:
+            handle.remove()
     return found
 
 
 def given(args: tuple, kwargs: dict) -> Tensor:
     return args[0] if args else kwargs["input"]
-
-
-def _run(task: Task, index: int, hooks: dict[int, Any]) -> None:
-    """One pass over a batch with forward pre-hooks on layers."""
-    handles = [
-        module.register_forward_pre_hook(hook, with_kwargs=True)
-        for layer, hook in hooks.items()
-        for module in task.modules[layer]
-    ]
-    try:
-        task.run(task.batches[index])
-    finally:
-        for handle in handles:
-            handle.remove()
