@@ -139,15 +139,11 @@ def test_a_run_that_was_killed_goes_on_to_the_same_result(tmp_path, monkeypatch)
 
 
 def test_a_time_limit_stops_between_parts(tmp_path):
-    model, calls = nets.resnet(), 0
-    while True:
-        calls += 1
-        try:
-            found = calibrate(model, {"*": 2}, IMAGES, rounding=BRECQ(iterations=2), bank=tmp_path, time_limit=1e-9)
-        except mq.Unfinished:
-            continue
-        break
-    assert calls == 4  # parts: the last one needs no other call
+    model, options = nets.resnet(), {"rounding": BRECQ(iterations=2), "bank": tmp_path, "time_limit": 1e-9}
+    for _ in range(3):  # of four parts
+        with pytest.raises(mq.Unfinished):
+            calibrate(model, {"*": 2}, IMAGES, **options)
+    found = calibrate(model, {"*": 2}, IMAGES, **options)
     assert equal(found, calibrate(model, {"*": 2}, IMAGES, rounding=BRECQ(iterations=2)))
 
 
@@ -250,7 +246,10 @@ def test_what_cannot_be_called_again_is_rounded_layer_by_layer(caplog):
 
 def test_bias_correction_keeps_the_mean_of_each_output():
     model, plan = nets.resnet(), {"*": 2}
-    plain, moved = (calibrate(model, plan, IMAGES, rounding=BRECQ(iterations=5), correct_bias=b) for b in (False, True))
+    plain, moved = (
+        calibrate(model, plan, IMAGES, rounding=UWC(iterations=5, partition="unit:9"), correct_bias=b)
+        for b in (False, True)
+    )
     assert all(codes.shift is None for codes in plain.values())
     with held(model):
         wanted = model(IMAGES).mean(0)
@@ -292,3 +291,31 @@ def test_patience_ends_a_search_that_gains_nothing(monkeypatch):
     model = nn.Sequential(nn.Linear(8, 4))
     calibrate(model, {"*": 2}, torch.randn(32, 8), rounding=AdaRound(iterations=100, rate=1e-9, patience=3))
     assert len(steps) == 20 + 3 * 5  # the warm-up, and three checks
+
+
+@pytest.mark.parametrize("act_bits", [None, 8])
+def test_the_error_that_counts_is_that_of_the_packed_model(act_bits, monkeypatch):
+    def first(search):
+        hard = {layer: soft.hard() for layer, soft in search.soft.items()}
+        errors.append(search.error(hard))
+        return hard, 1.0
+
+    errors, model, plan = [], nets.resnet(), {"*": mq.Scheme(8, act_bits=act_bits)}
+    monkeypatch.setattr(Search, "best", first)
+    start = calibrate(model, plan, IMAGES, rounding=UWC(partition="unit:9"))
+    assert errors == pytest.approx([off(model, start, IMAGES)], rel=1e-4)
+
+
+def test_inputs_that_are_written_to_later_are_kept_as_they_were():
+    class Overwrites(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            z = x * 2
+            return self.b(self.a(z) + z.zero_())
+
+    x = torch.randn(6, 8)
+    (example,), _ = found_examples(Overwrites(), x, "layer")
+    assert torch.equal(example.given[0][0], x * 2)

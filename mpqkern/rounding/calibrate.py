@@ -131,7 +131,8 @@ def calibrate(
     correct_bias  moves each bias by the mean error of its output (Nagel et al. 2019, arXiv 1906.04721)
     forward       forward(model, batch), for models that are called in another way
     bank          a folder for what is done: a run that was stopped goes on from there, to the same result
-    memory        bytes that statistics may take at once
+    memory        bytes that statistics or, for reconstruction, examples may take at once; as many batches as fit
+                  are examples
     time_limit    seconds after which `Unfinished` is raised
 
     >>> model = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4))

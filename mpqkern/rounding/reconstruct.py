@@ -97,15 +97,20 @@ class BRECQ(AdaRound):
 
     name: ClassVar[str] = "brecq"
 
+    iterations: int = 2000
     partition: Partition = "block"
 
 
 @dataclass(frozen=True, kw_only=True)
 class UWC(AdaRound):
-    """Two blocks in a row as one (Gu et al. 2022, arXiv 2201.06376); options of `AdaRound`."""
+    """Two blocks in a row as one (Gu et al. 2022, arXiv 2201.06376); options of `AdaRound`.
+
+    What hangs together over more layers takes more steps to settle.
+    """
 
     name: ClassVar[str] = "uwc"
 
+    iterations: int = 3000
     partition: Partition = "unit:2"
 
 
