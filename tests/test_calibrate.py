@@ -161,9 +161,7 @@ def test_layers_called_with_one_tensor_share_a_pass(monkeypatch: pytest.MonkeyPa
     passes, run = [], Task.run
     monkeypatch.setattr(Task, "run", lambda self, batch: passes.append(1) or run(self, batch))
     calibrate(Heads(), {"*": 4}, VECTORS)
-    assert (
-        len(passes) == 4 + 1 + 2 * 2
-    )  # first to look; then the first layer, q, k, v, the last
+    assert len(passes) == 4 + 1 + 2 * 2  # first to look; then the first layer, q, k, v, the last
 
 
 def test_a_tensor_that_was_written_to_is_another_one():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from ..measuring.task import Task
 from .free import MinMax
 from .grid import Codes
 from .method import Rounding
-from .partition import Part, parts, trace
+from .partition import Part, called_once, parts
 from .statistics import Statistics, bytes_of, input_rows
 from .stretch import Enough, Stretch
 from .twin import Twin
@@ -35,7 +34,7 @@ def layer_by_layer(job: Calibration) -> None:
         return
     order = call_order(job)
     by_weights_alone(job, set(range(len(job.schemes))) - {layer for stage in order for layer in stage})
-    once = {module for module, count in Counter(call.module for call in trace(job.task, 0)).items() if count == 1}
+    once = called_once(job.task)
     blocks = [part for part in parts(job.task, "block") if len(part.layers) > 1]
     how = {"products": job.rounding.mismatch, "sums": job.correct_bias, "memory": job.memory, "seed": job.seed}
     floats = job.rounding.mismatch or job.correct_bias

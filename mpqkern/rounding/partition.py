@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -122,6 +123,11 @@ def trace(task: Task, index: int) -> list[Call]:
         for handle in handles:
             handle.remove()
     return calls
+
+
+def called_once(task: Task) -> set[nn.Module]:
+    """The modules that a pass over the first batch calls just once."""
+    return {module for module, count in Counter(call.module for call in trace(task, 0)).items() if count == 1}
 
 
 def _inside(task: Task, module: nn.Module) -> list[int]:

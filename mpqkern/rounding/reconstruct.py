@@ -25,8 +25,9 @@ from .gptq import GPTQ
 from .grid import Codes
 from .layerwise import by_weights_alone, codes_by, collect, shift
 from .method import Rounding, as_rounding
-from .partition import Part, Partition, alone, checked, parts
+from .partition import Part, Partition, alone, called_once, checked, parts
 from .statistics import Statistics
+from .stretch import Stretch
 from .twin import input_hook
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def part_by_part(job: Calibration) -> None:
     """Rounds all layers. What the model never calls is rounded by its weights alone."""
     todo = parts(job.task, job.rounding.partition)
     by_weights_alone(job, set(range(len(job.schemes))) - {layer for part in todo for layer in part.layers})
+    once = called_once(job.task)
     while todo:
         part = todo.pop(0)
         if job.recall_all(part.layers):
@@ -131,9 +133,11 @@ def part_by_part(job: Calibration) -> None:
                 continue
             log.warning("%s stays as %s has rounded it: %s", part.name, job.rounding.start, why)
             found = []
-        starts = _starts(job, part)
+        kept = part if len(part.layers) > 1 else None  # one layer's inputs are looked at once
+        stretch = Stretch(job.task, job.twin, kept, once, memory=job.memory)
+        starts = _starts(job, part, stretch)
         done = _reconstructed(job, part, starts, found) if found else starts
-        job.put_all(_shifted(job, part, done) if job.correct_bias else done)
+        job.put_all(_shifted(job, part, done, stretch) if job.correct_bias else done)
 
 
 def _examples(job: Calibration, part: Part) -> list[Example]:
@@ -141,32 +145,35 @@ def _examples(job: Calibration, part: Part) -> list[Example]:
     return examples(job.task, part, twin, both=job.rounding.drop > 0, memory=job.memory)
 
 
-def _starts(job: Calibration, part: Part) -> dict[int, Codes]:
+def _starts(job: Calibration, part: Part, stretch: Stretch) -> dict[int, Codes]:
     """Codes to start from, each layer's with those before it in the twin."""
     method, found = as_rounding(job.rounding.start), {}
     for layer in part.layers:
-        statistics = None if method.needs == "nothing" else _statistics(job, layer, found, method.mismatch)
+        statistics = None if method.needs == "nothing" else _statistics(job, layer, found, stretch, method.mismatch)
         found[layer] = codes_by(method, job, layer, statistics)
         job.twin.put(job.task.layers[layer].name, job.task.modules[layer], found[layer], job.schemes[layer])
     return found
 
 
-def _shifted(job: Calibration, part: Part, done: dict[int, Codes]) -> dict[int, Codes]:
+def _shifted(job: Calibration, part: Part, done: dict[int, Codes], stretch: Stretch) -> dict[int, Codes]:
     """With the mean error of each output as a shift of its bias."""
     found: dict[int, Codes] = {}
     for layer, codes in done.items():
         job.twin.put(job.task.layers[layer].name, job.task.modules[layer], codes, job.schemes[layer])
     for layer, codes in done.items():
-        statistics = _statistics(job, layer, done, mismatch=True)
+        statistics = _statistics(job, layer, done, stretch, mismatch=True)
         by = None if statistics is None else shift(job.rows(layer), codes, statistics)
         found[layer] = replace(codes, shift=by)
         job.twin.put(job.task.layers[layer].name, job.task.modules[layer], found[layer], job.schemes[layer])
     return found
 
 
-def _statistics(job: Calibration, layer: int, more: dict[int, Codes], mismatch: bool) -> Statistics | None:
+def _statistics(
+    job: Calibration, layer: int, more: dict[int, Codes], stretch: Stretch, mismatch: bool
+) -> Statistics | None:
     twin = job.twin if job.done or more else None
-    return collect(job.task, [layer], twin, products=mismatch, memory=job.memory, seed=job.seed).get(layer)
+    how = {"products": mismatch, "memory": job.memory, "seed": job.seed}
+    return collect(job.task, [layer], twin, stretch=stretch, **how).get(layer)
 
 
 def _reconstructed(

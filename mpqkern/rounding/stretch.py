@@ -43,18 +43,24 @@ class Stretch:
         """
         self.task, self.twin, self.once = task, twin, once
         self._kept: dict[bool, list[Given]] = {}  # whether in the twin: what the module is given, by batch
-        if part is not None and [len(chain) for chain in part.chains] == [1] and part.chains[0][0] in once:
-            self.module = part.chains[0][0]
+        self._chain = part.chains[0] if part is not None and len(part.chains) == 1 else ()
+        if self._chain and once.issuperset(self._chain):
             self._keep([True, False] if floats else [True], memory)
 
     def run(self, index: int, *, rounded: bool) -> None:
         """Calls the part's layers for batch `index`, in the twin if `rounded`; hooks may end it by `Enough`."""
         with self._as(rounded), suppress(Enough):
             if self._kept:
-                args, kwargs = taken(self._kept[rounded][index], -1, None)
-                self.module(*args, **kwargs)
+                self._play(self._kept[rounded][index])
             else:
                 self.task.run(self.task.batches[index])
+
+    def _play(self, given: Given) -> Any:
+        args, kwargs = taken(given, -1, None)
+        for module in self._chain:
+            output = module(*args, **kwargs)
+            args, kwargs = (output,), {}
+        return output
 
     def _as(self, rounded: bool) -> Any:
         return self.twin if rounded and self.twin is not None else nullcontext()
@@ -90,9 +96,8 @@ class Stretch:
             found.append((given.pop(), _leaves(output)))
             raise Enough
 
-        handles = [
-            self.module.register_forward_pre_hook(begin, with_kwargs=True), self.module.register_forward_hook(end)
-        ]  # fmt: skip
+        first, last = self._chain[0], self._chain[-1]
+        handles = [first.register_forward_pre_hook(begin, with_kwargs=True), last.register_forward_hook(end)]
         try:
             with self._as(rounded), suppress(Enough):
                 self.task.run(self.task.batches[index])
@@ -102,9 +107,8 @@ class Stretch:
         return found
 
     def _again(self, rounded: bool, wanted: list[Tensor]) -> bool:
-        args, kwargs = taken(self._kept[rounded][0], -1, None)
         with self._as(rounded):
-            got = _leaves(self.module(*args, **kwargs))
+            got = _leaves(self._play(self._kept[rounded][0]))
         return len(got) == len(wanted) and all(map(_close, got, wanted))
 
 
