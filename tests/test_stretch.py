@@ -107,3 +107,38 @@ def test_a_block_that_depends_on_more_than_its_inputs(caplog: pytest.LogCaptureF
         got = calibrate(model, {"*": 2}, IMAGES)
     assert "a block answers otherwise when it is called alone" in caplog.text
     assert equal(got, whole(model, {"*": 2}, IMAGES))
+
+
+class Writing(nn.Sequential):
+    """A block that writes into what it is given."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.mul_(0.5).add_(1))
+
+
+def writing() -> nn.Module:
+    torch.manual_seed(0)
+    blocks = [Writing(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)) for _ in range(2)]
+    return nn.Sequential(nn.Linear(8, 8), *blocks)
+
+
+@pytest.mark.parametrize("make", [writing, nets.Functional, nets.Reused])
+def test_nothing_is_missed_and_nothing_spoilt(make, monkeypatch: pytest.MonkeyPatch):
+    """The same codes as by passes that never end early, through the whole model."""
+    model, x = make(), torch.randn(30, 8)
+    got = calibrate(model, {"*": 2}, [x])
+    monkeypatch.setattr(layerwise, "called_once", lambda task: set())
+    monkeypatch.setattr(layerwise, "parts", lambda *_: [])
+    assert equal(got, calibrate(model, {"*": 2}, [x.clone()]))
+
+
+def test_recording_a_block_ends_with_it():
+    model, last = nets.resnet(), []
+    handle = model[6].register_forward_pre_hook(lambda *_: last.append(1))
+    with held(model):
+        task = Task(model, IMAGES)
+        part = next(part for part in parts(task, "block") if len(part.layers) > 1)
+        once, before = called_once(task), len(last)
+        Stretch(task, Twin(), part, once, memory=2**30)
+    handle.remove()
+    assert len(last) == before > 0
