@@ -301,7 +301,7 @@ def test_statistics_for_scores_keep_to_the_memory(monkeypatch: pytest.MonkeyPatc
     )
     whole = mq.score(model, IMAGES, method="roundoff", rounding="gptq")
     assert seen == [list(range(len(whole.names)))]
-    largest = max(16 * layer.weight_shape[1] ** 2 * 81 for layer in mq.catalog(model))
+    largest = max(32 * layer.weight_shape[1] ** 2 * 81 for layer in mq.catalog(model))
     parts = mq.score(model, IMAGES, method="roundoff", rounding="gptq", memory=largest)
     assert len(seen) > 3 and (parts.unary == whole.unary).all()
     with pytest.raises(ValueError, match=r"memory=100; wanted at least .* bytes for the statistics of 0"):
@@ -337,7 +337,7 @@ def test_compare_judges_what_would_be_deployed():
         (lambda m, x: mq.swap_(m, {"*": 4}, correct_bias=True), "correct_bias needs to see data; wanted batches="),
         (lambda m, x: mq.swap_(m, {"*": 3}, rounding="gptq", batches=x), "bits=3; wanted 2, 4 or 8"),
         (lambda m, x: calibrate(m, {"*": 4}, x, memory=0), "memory=0; wanted bytes"),
-        (lambda m, x: calibrate(m, {"*": 4}, x, memory=99), "memory=99; wanted at least 2304 bytes for the .* of 0"),
+        (lambda m, x: calibrate(m, {"*": 4}, x, memory=99), "memory=99; wanted at least 4608 bytes for the .* of 0"),
         (lambda m, x: calibrate(m, {"*": 4}, x, correct_bias=1), "correct_bias=1; wanted True or False"),
         (lambda m, x: calibrate(m, {"*": 4}, x / 0), "layer '0' meets infinities or NaN"),
         (lambda m, x: calibrate(m, {"9": 4}, x), "pattern='9' matches no layer"),

@@ -87,7 +87,7 @@ def test_never_worse_than_nearest(how: dict, bits: int):
         if not how.get("mismatch", True):
             found.g, found.x = found.h, found.y
         method, scheme = GPTQ(**how), Scheme(bits)
-        wanted, h = found.target(w, method.damp)
+        wanted, h = found.target(w, 0.01)
         grid = Grid.fit(wanted, scheme, method.grid, h)
         got = damage(wanted, method.round(w, scheme, found).values(), h)
         for other in (wanted, w):

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..checks import check_finite
 from ..scheme import Scheme
+from .damping import check_damp, damping
 from .gptq import BLOCK
 from .grid import SEARCHES, Codes, Grid, better
 from .method import Rounding
@@ -36,7 +37,7 @@ Choose = Callable[[Tensor, Tensor, Tensor], Tensor]  # of weights, their scales 
 class GPFQ(Rounding):
     """GPFQ towards the float layer's output on the float model's inputs.
 
-    damp        of H's mean diagonal is added to the diagonals of H and G
+    damp        of H's mean diagonal is added to the diagonals of H and G; None: as `GPTQ` has it
     grid        of each row by itself: "minmax", "mse", or "output" (the range with the least error of the output)
     radius      instead of `grid` one range for the layer, as in the paper: this often the mean over rows of a
                 percentile of |w|. A symmetric grid ends there, an asymmetric one starts there and has a point at 0
@@ -52,7 +53,7 @@ class GPFQ(Rounding):
     name: ClassVar[str] = "gpfq"
     needs: ClassVar[str] = "inputs"
 
-    damp: float = 0.01
+    damp: float | None = None
     grid: str = "output"
     radius: float | None = None
     percentile: float = 100.0
@@ -63,8 +64,7 @@ class GPFQ(Rounding):
     mismatch: bool = True
 
     def __post_init__(self) -> None:
-        if not self.damp > 0:
-            raise ValueError(f"damp={self.damp!r}; wanted a number above 0")
+        check_damp(self.damp)
         if self.grid not in SEARCHES:
             raise ValueError(f"grid={self.grid!r}; wanted 'minmax', 'mse' or 'output'")
         if self.radius is not None and not self.radius > 0:
@@ -80,16 +80,25 @@ class GPFQ(Rounding):
         assert statistics is not None
         if self.sparse and scheme.symmetric:
             raise ValueError(f"sparse={self.sparse!r} with {scheme!r}, whose grid has no 0; wanted symmetric=False")
-        g, h = statistics.damped(self.damp)
-        wanted, _ = statistics.target(rows, self.damp)
+
+        def attempt(some: Tensor, seen: Statistics, damp: float) -> Tensor:
+            grid, codes = self.codes(some, scheme, seen, damp)
+            return grid.values(codes)
+
+        grid, codes = self.codes(rows, scheme, statistics, self.damp or damping(rows, statistics, attempt))
+        return grid.chosen(codes)
+
+    def codes(self, rows: Tensor, scheme: Scheme, statistics: Statistics, damp: float) -> tuple[Grid, Tensor]:
+        """A grid and fp64 codes on it, for a damping that is settled."""
+        g, h = statistics.damped(damp)
+        wanted, _ = statistics.target(rows, damp)
         grid = Grid.fit(wanted, scheme, self.grid, h) if self.radius is None else self._paper_grid(rows, scheme)
         if self.sparse:
             grid = replace(grid, zeros=grid.zeros.round())
-            return grid.chosen(gpfq(rows, g, h, grid, self._choose(grid)))
         codes = gpfq(rows, g, h, grid, self._choose(grid))
-        if self.stochastic:
-            return grid.chosen(codes)
-        return grid.chosen(better(wanted, h, grid, [codes, grid.nearest(wanted), grid.nearest(rows)]))
+        if self.sparse or self.stochastic:
+            return grid, codes
+        return grid, better(wanted, h, grid, [codes, grid.nearest(wanted), grid.nearest(rows)])
 
     def _paper_grid(self, rows: Tensor, scheme: Scheme) -> Grid:
         half = (2**scheme.bits - 1) / 2 if scheme.symmetric else 2.0 ** (scheme.bits - 1)
@@ -123,9 +132,7 @@ def gpfq(rows: Tensor, g: Tensor, h: Tensor, grid: Grid, choose: Choose | None =
     w, scale = (t.unflatten(0, (groups, -1)) for t in (rows.double(), grid.scale))
     zero = grid.zero.unflatten(0, (groups, -1)) if grid.zero.dim() == 2 else grid.zero.expand(w.shape)
     length = h.diagonal(dim1=1, dim2=2)[:, None]  # of y_t, squared
-    left = (
-        w @ g.tril().mT
-    )  # what is still to be made up for along each y_t: less by q_s H[t, s] for each s that is done
+    left = w @ g.tril().mT  # to be made up for along each y_t: less by q_s H[t, s] for each s that is done
     codes = torch.empty_like(w)
     for start in range(0, k, BLOCK):
         end = min(start + BLOCK, k)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..scheme import Scheme
+from .damping import check_damp, damping
 from .grid import SEARCHES, Codes, Grid, better
 from .method import Rounding
 from .statistics import Statistics
@@ -24,7 +25,8 @@ BLOCK = 128  # columns whose errors are passed on together
 class GPTQ(Rounding):
     """GPTQ towards the float layer's output on the float model's inputs.
 
-    damp      of H's mean diagonal is added to its diagonal
+    damp      of H's mean diagonal is added to its diagonal; None: 0.01, or where inputs are few, what does best on
+              inputs left out
     order     columns of large inputs first; the grid stays, so the packed layout does not know
     grid      of the weights to round: "minmax", "mse", or "output" (the range with the least error of the output)
     mismatch  False aims at the float layer's output on the inputs that it will meet instead
@@ -33,23 +35,32 @@ class GPTQ(Rounding):
     name: ClassVar[str] = "gptq"
     needs: ClassVar[str] = "inputs"
 
-    damp: float = 0.01
+    damp: float | None = None
     order: bool = True
     grid: str = "output"
     mismatch: bool = True
 
     def __post_init__(self) -> None:
-        if not self.damp > 0:
-            raise ValueError(f"damp={self.damp!r}; wanted a number above 0")
+        check_damp(self.damp)
         if self.grid not in SEARCHES:
             raise ValueError(f"grid={self.grid!r}; wanted 'minmax', 'mse' or 'output'")
 
     def round(self, rows: Tensor, scheme: Scheme, statistics: Statistics | None = None) -> Codes:
         assert statistics is not None
-        wanted, h = statistics.target(rows, self.damp)
+
+        def attempt(some: Tensor, seen: Statistics, damp: float) -> Tensor:
+            grid, codes = self.codes(some, scheme, seen, damp)
+            return grid.values(codes)
+
+        grid, codes = self.codes(rows, scheme, statistics, self.damp or damping(rows, statistics, attempt))
+        return grid.chosen(codes)
+
+    def codes(self, rows: Tensor, scheme: Scheme, statistics: Statistics, damp: float) -> tuple[Grid, Tensor]:
+        """A grid and fp64 codes on it, for a damping that is settled."""
+        wanted, h = statistics.target(rows, damp)
         grid = Grid.fit(wanted, scheme, self.grid, h)
         codes = gptq(wanted, h, grid, order=self.order)
-        return grid.chosen(better(wanted, h, grid, [codes, grid.nearest(wanted), grid.nearest(rows)]))
+        return grid, better(wanted, h, grid, [codes, grid.nearest(wanted), grid.nearest(rows)])
 
 
 def gptq(rows: Tensor, h: Tensor, grid: Grid, *, order: bool = True) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..measuring.task import Task
+from .damping import ENOUGH
 from .free import MinMax
 from .grid import Codes
 from .method import Rounding
@@ -152,10 +153,14 @@ def collect(
     for index in range(len(task.batches)):
         ys = _inputs(stretch, index, layers, seed, rounded=True)
         xs = _inputs(stretch, index, layers, seed, rounded=False) if any(apart.values()) else ys
+        fold = index % 2 if len(task.batches) > 1 else None
         for layer, statistics in found.items():
+            rows = sum(y.shape[1] for y in ys[layer])
+            if index == 0 and rows * len(task.batches) < ENOUGH * statistics.h.shape[-1]:
+                statistics.split()
             same = [y.shape for y in ys[layer]] == [x.shape for x in xs[layer]]  # not where rounding changes the way
             for y, x in zip(ys[layer], xs[layer] if same else ys[layer], strict=True):
-                statistics.add(y, x)
+                statistics.add(y, x, fold)
     for layer, statistics in found.items():
         if not statistics.h.isfinite().all():
             raise ValueError(f"layer {task.layers[layer].name!r} meets infinities or NaN; wanted finite inputs")

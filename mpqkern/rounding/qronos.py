@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..scheme import Scheme
 from .gptq import GPTQ, gptq, rank
-from .grid import Codes, Grid, better
+from .grid import Grid, better
 from .statistics import Statistics
 
 
@@ -27,12 +27,11 @@ class Qronos(GPTQ):
 
     name: ClassVar[str] = "qronos"
 
-    def round(self, rows: Tensor, scheme: Scheme, statistics: Statistics | None = None) -> Codes:
-        assert statistics is not None
-        wanted, h = statistics.target(rows, self.damp)
+    def codes(self, rows: Tensor, scheme: Scheme, statistics: Statistics, damp: float) -> tuple[Grid, Tensor]:
+        wanted, h = statistics.target(rows, damp)
         grid = Grid.fit(wanted, scheme, self.grid, h)
         codes = qronos(rows, wanted, h, grid, order=self.order)
-        return grid.chosen(better(wanted, h, grid, [codes, grid.nearest(wanted), grid.nearest(rows)]))
+        return grid, better(wanted, h, grid, [codes, grid.nearest(wanted), grid.nearest(rows)])
 
 
 def qronos(rows: Tensor, wanted: Tensor, h: Tensor, grid: Grid, *, order: bool = True) -> Tensor:

@@ -6,7 +6,7 @@ has to know is H = Y'Y and G = Y'X: the squared error of the output is tr(W X'X 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ class Statistics:
     y: Tensor  # fp64 [G, K], sum of Y
     x: Tensor  # fp64 [G, K], sum of X
     count: int = 0  # rows
+    half: Statistics | None = None  # the same of about half of the rows, where `split` has been asked for
 
     @classmethod
     def of(cls, module: nn.Module, *, products: bool = False, sums: bool = False) -> Statistics:
@@ -33,8 +34,25 @@ class Statistics:
         h, y = torch.zeros(groups, k, k, dtype=torch.float64), torch.zeros(groups, k, dtype=torch.float64)
         return cls(h, torch.zeros_like(h) if products else h, y, torch.zeros_like(y) if sums else y)
 
-    def add(self, y: Tensor, x: Tensor | None = None) -> None:
-        """Rows [G, M, K]; without `x` it is the same as `y`."""
+    def split(self) -> None:
+        """From now on half of the rows are counted apart as well."""
+        self.half = replace(self, h=torch.zeros_like(self.h), y=torch.zeros_like(self.y), count=0)
+        self.half.g = self.half.h if self.g is self.h else torch.zeros_like(self.g)
+        self.half.x = self.half.y if self.x is self.y else torch.zeros_like(self.x)
+
+    def folds(self) -> list[tuple[Statistics, Statistics]]:
+        """Each half, with the other one to try it on."""
+        assert self.half is not None
+        rest = Statistics(*(getattr(self, n) - getattr(self.half, n) for n in ("h", "g", "y", "x", "count")))
+        if self.g is self.h:
+            rest.g = rest.h
+        return [(self.half, rest), (rest, self.half)]
+
+    def add(self, y: Tensor, x: Tensor | None = None, fold: int | None = None) -> None:
+        """Rows [G, M, K]; without `x` it is the same as `y`. Of two folds the first is `half`; None: rows of both."""
+        if self.half is not None and fold != 1:
+            most = y.shape[1] if fold == 0 else (y.shape[1] + 1) // 2
+            self.half.add(y[:, :most], None if x is None else x[:, :most])
         self.count += y.shape[1]
         for start in range(0, y.shape[1], CHUNK):
             rows = y[:, start : start + CHUNK].double()
@@ -65,6 +83,12 @@ class Statistics:
         wanted = torch.cholesky_solve(g @ w.mT, torch.linalg.cholesky(h))
         return wanted.mT.flatten(0, 1), h
 
+    def excess(self, rows: Tensor, values: Tensor) -> float:
+        """The squared error of all outputs with `values` for the weights `rows`, less a number that both halves of
+        the inputs have to themselves: tr(Q H Q') - 2 tr(Q G W')."""
+        w, q = (t.double().unflatten(0, (len(self.h), -1)) for t in (rows, values))
+        return float(((q @ self.h - 2 * w @ self.g.mT) * q).sum())
+
 
 def shape_of(module: nn.Module) -> tuple[int, int]:
     """Groups, and the length of a row."""
@@ -74,7 +98,7 @@ def shape_of(module: nn.Module) -> tuple[int, int]:
 def bytes_of(module: nn.Module) -> int:
     """Of a layer's statistics."""
     groups, k = shape_of(module)
-    return 2 * 8 * groups * k * k
+    return 4 * 8 * groups * k * k  # H and G, of all rows and of half of them
 
 
 def input_rows(module: nn.Module, x: Tensor, draw: torch.Generator) -> Tensor:
