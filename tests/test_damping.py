@@ -58,7 +58,7 @@ def test_few_inputs_ask_for_more_damping_than_many():
         return seen.target(rows, damp)[0]
 
     few, many = (damping(w, drawn(n, 64, 1.0), fitted) for n in (80, 4000))
-    assert few >= 0.3 > many
+    assert few > many
 
 
 @pytest.mark.parametrize("method", [GPTQ, GPFQ, Qronos])

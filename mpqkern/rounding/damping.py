@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .statistics import Statistics
 
-DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0)  # of H's mean diagonal; the first where there are rows enough
+DAMPINGS = (0.01, 0.1, 1.0)  # of H's mean diagonal; the first where there are rows enough
 ENOUGH = 20  # rows for each column
 ROWS = 64  # of the weight that are tried
 
