@@ -67,8 +67,13 @@ def test_a_layer_meets_what_the_layers_before_have_become():
 
 @pytest.mark.parametrize("act_bits", [None, 8])
 @pytest.mark.parametrize("correct_bias", [False, True])
-def test_the_swapped_model_computes_what_its_twin_does(act_bits: int | None, correct_bias: bool):
+@pytest.mark.parametrize("fold", [False, True])
+def test_the_swapped_model_computes_what_its_twin_does(act_bits: int | None, correct_bias: bool, fold: bool):
+    """Layer by layer within the bound that `verify` derives, and as a whole."""
     model, scheme = nets.resnet(), Scheme(4, act_bits=act_bits)
+    if fold:
+        mq.fold_batchnorm_(model, IMAGES[0])
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     rounded = calibrate(model, {"*": scheme}, IMAGES, correct_bias=correct_bias)
     x = torch.randn(5, 3, 8, 8)
     model.eval()
