@@ -1,7 +1,7 @@
 """Which rounding keeps a model whole? Each way to round, at uniform and mixed widths, on data held out.
 
     python bench/rounding.py --models resnet8 vit chargpt
-    python bench/rounding.py --models efficientnet --fold --average 4.6 --samples 128
+    python bench/rounding.py --models efficientnet --fold --samples 64 --average 4.6 --pairs block --assign-batches 1
 
 The mixed assignments share one budget of average bits and are found once, on weights rounded by GPTQ; every rounding
 then gets the same. Seconds are process time of one thread, for rounding and packing. "8a8" has 8-bit activations too.
@@ -32,8 +32,11 @@ def plans(case: Case, args: argparse.Namespace) -> dict[str, Mapping[str, Any]]:
     found: dict[str, Mapping[str, Any]] = {name: {"*": PLANS[name]} for name in args.plans}
     for method in args.mixed:
         start = time.process_time()
-        how = {"rounding": "gptq", "solver": {"time_limit": args.time_limit}}
-        best = mq.assign(case.model, case.calibration, mq.Budget(avg_bits=args.average), method=method, **how)
+        how: dict[str, Any] = {"rounding": "gptq", "solver": {"time_limit": args.time_limit}}
+        if method == "clado":
+            how["pairs"] = args.pairs
+        batches = case.calibration[: args.assign_batches]
+        best = mq.assign(case.model, batches, mq.Budget(avg_bits=args.average), method=method, **how)
         print(f"{method} at {args.average} bits: {best.status}, {time.process_time() - start:.1f} s")
         found[f"{args.average:g} {method}"] = best.schemes
     return found
@@ -57,6 +60,8 @@ def main() -> None:
     parser.add_argument("--plans", nargs="*", default=list(PLANS), choices=list(PLANS))
     parser.add_argument("--mixed", nargs="*", default=["clado", "ompq"], choices=list(mq.methods()))
     parser.add_argument("--average", type=float, default=4, help="average bits of the mixed assignments")
+    parser.add_argument("--pairs", default="all", choices=["all", "block"], help="those that CLADO measures")
+    parser.add_argument("--assign-batches", type=int, help="batches to measure on for the mixed assignments; all")
     parser.add_argument("--samples", type=int, help="calibration samples; each model has a number of its own")
     parser.add_argument("--fold", action="store_true", help="fold the batch norms first")
     parser.add_argument("--time-limit", type=float, default=60, help="seconds for a cross-layer solve")
