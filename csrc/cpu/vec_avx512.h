@@ -10,6 +10,7 @@ struct Avx512 : Avx2 {
   static constexpr int tile_rows(int) { return 12; }  // of the 32 registers, 24 sums
 
   static constexpr int kGramTile = 5;
+  static constexpr bool kPairs = true;
 
   static Vec zero() { return _mm512_setzero_ps(); }
   static Vec load(const float* p) { return _mm512_loadu_ps(p); }
@@ -22,6 +23,16 @@ struct Avx512 : Avx2 {
   static Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
   static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
   static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+  // c + the products of two bf16 a lane. In assembly, because only some processors with AVX-512 have the instruction
+  // (`multiplies_bf16`), and the compiler must not use it elsewhere in this file.
+  static Vec add_pairs(Vec a, Vec b, Vec c) {
+#ifdef MPQ_SIMDE
+    return mpq_dpbf16_ps(c, a, b);
+#else
+    asm("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+    return c;
+#endif
+  }
   static Vec absolute(Vec a) { return _mm512_abs_ps(a); }
   static float highest(Vec a) {
     a = _mm512_max_ps(a, _mm512_shuffle_f32x4(a, a, 0x4e));

@@ -11,7 +11,8 @@ struct Isa {
   };
   static constexpr int tile_rows(int) { return 2; }
 
-  static constexpr int kGramTile = 2, kGramPerWord = 1;
+  static constexpr int kGramTile = 2;
+  static constexpr bool kPairs = false;
 
   static Vec zero() { return Vec{}; }
   static Vec load(const float* p) {
