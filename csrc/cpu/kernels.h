@@ -98,7 +98,7 @@ struct Kernels {
   // x[i] . x[j] over `depth` (a multiple of kWidest) for j <= i < n, a multiple of gram_tile, are added to tiles of
   // so many rows and columns, gram_sums numbers each. Meanwhile the same piece of the rows `next` is fetched.
   void (*gram)(const float* x, int64_t n, int64_t ld, int64_t depth, double* sums, const Rows& next);
-  // The same of bf16, two in a word of x; n, ld and depth are words. Null where there is no instruction for it, and to
+  // The same of bf16, two in a word of x; ld and depth are words. Null where there is no instruction for it, and to
   // be called only if multiplies_bf16().
   void (*gram_pairs)(const float* x, int64_t n, int64_t ld, int64_t depth, double* sums, const Rows& next);
   int64_t gram_tile, gram_sums;
@@ -107,12 +107,12 @@ struct Kernels {
   // `first` holds as many floats of scratch.
   void (*load_rows)(const Rows& x, int64_t columns, bool shift, float* out, int64_t ld, float* first);
 
-  // One group of `count` weights -> codes and grid. False when a weight is not finite or a scale
-  // does not fit its type.
-  bool (*quantize)(const float* w, int64_t count, const QuantizeOptions& how, uint8_t* codes, Grid* grid);
+  // A row of k weights -> codes, and one grid a group. False when a weight is not finite or a scale does not fit its
+  // type.
+  bool (*quantize)(const float* w, int64_t k, int64_t group, const QuantizeOptions& how, uint8_t* codes, Grid* grids);
 
-  // out[b * step + f] = the error that `quantize` would report for the group at width b and fraction f.
-  bool (*probe_errors)(const float* w, int64_t count, const ProbeOptions& how, float* out, int64_t step);
+  // out[b * step + g * fractions + f] = the error that `quantize` would report for group g at width b and fraction f.
+  bool (*probe_errors)(const float* w, int64_t k, int64_t group, const ProbeOptions& how, float* out, int64_t step);
 };
 
 extern const Kernels scalar_kernels;
