@@ -22,17 +22,14 @@ struct Ranges {
   bool all_finite;
 
   explicit Ranges(const Batch& b) {
-    typename Isa::Vec bad[kVecs];
+    typename Isa::Vec lows[kBatch], highs[kBatch], bad[kVecs];
     for (typename Isa::Vec& v : bad) v = Isa::zero();
-    all_finite = true;
     for (int64_t g = 0; g < b.groups(); ++g) {
       const float* w = b.w + g * b.group;
-      const int64_t count = b.size(g);
       typename Isa::Vec low[kVecs], high[kVecs];
       for (int i = 0; i < kVecs; ++i) low[i] = high[i] = Isa::zero();
-      int64_t k = 0;
-      for (; k + kLanes <= count; k += kLanes) {
-        __builtin_prefetch(w + k / 2 + b.weights);  // a quarter of the next batch; the rest in Fit::span
+      for (int64_t k = 0; k + kLanes <= b.size(g); k += kLanes) {
+        __builtin_prefetch(w + k / 2 + b.weights);  // half of the next batch; the rest in Fit::span
         for (int i = 0; i < kVecs; ++i) {
           const typename Isa::Vec v = Isa::load(w + k + i * Isa::kWidth);
           low[i] = Isa::min(v, low[i]);
@@ -41,15 +38,17 @@ struct Ranges {
         }
       }
       for (int i = 1; i < kVecs; ++i) low[0] = Isa::min(low[i], low[0]), high[0] = Isa::max(high[i], high[0]);
-      lo[g] = Isa::lowest(low[0]), hi[g] = Isa::highest(high[0]);
-      for (; k < count; ++k) {
-        lo[g] = w[k] < lo[g] ? w[k] : lo[g];
-        hi[g] = w[k] > hi[g] ? w[k] : hi[g];
-        all_finite &= finite(w[k]);
-      }
+      lows[g] = low[0], highs[g] = high[0];
     }
+    for (int64_t g = 0; g < b.groups(); ++g) lo[g] = Isa::lowest(lows[g]), hi[g] = Isa::highest(highs[g]);
     for (int i = 1; i < kVecs; ++i) bad[0] = Isa::add(bad[0], bad[i]);
-    all_finite &= Isa::sum(bad[0]) == 0;
+    all_finite = Isa::sum(bad[0]) == 0;
+    const int64_t last = b.groups() - 1;
+    for (int64_t k = b.weights - b.weights % kLanes; k < b.weights; ++k) {  // of the last group
+      lo[last] = b.w[k] < lo[last] ? b.w[k] : lo[last];
+      hi[last] = b.w[k] > hi[last] ? b.w[k] : hi[last];
+      all_finite &= finite(b.w[k]);
+    }
   }
 };
 
@@ -59,6 +58,10 @@ inline void store_rounded(float* v, bool half) {
   Isa::floats_to_halves(v, h, kBatch);
   Isa::halves_to_floats(h, v, kBatch);
 }
+
+struct Span {
+  typename Isa::Vec squares, near;
+};
 
 // One group's grid.
 struct Fit {
@@ -84,10 +87,10 @@ struct Fit {
     return Isa::fused(Isa::set1(scale), Isa::set1(fine), off);
   }
 
-  // Sum of the squared errors of at most kSpan weights, whose codes go to `codes` if given. False where products were
-  // too close to half a code.
+  // The squared errors of at most kSpan weights, as one vector to sum up, and how near to half a code any was. Codes go
+  // to `codes` if given; `ahead` weights further on are the next ones, fetched meanwhile.
   template <bool DIVIDE>
-  bool span(const float* w, int64_t count, int64_t ahead, float* sum, float* codes) const {
+  void span(const float* w, int64_t count, int64_t ahead, Span* out, float* codes) const {
     typename Isa::Vec lanes[kVecs], near[kVecs], code;
     for (int i = 0; i < kVecs; ++i) lanes[i] = near[i] = Isa::zero();
     auto block = [&](const float* at, float* its_codes, auto keep) {
@@ -116,30 +119,33 @@ struct Fit {
         lanes[i] = Isa::add(lanes[i], lanes[i + stride]);
         near[i] = Isa::max(near[i], near[i + stride]);
       }
-    *sum = Isa::sum(lanes[0]);
-    return DIVIDE || !Isa::any_above(near[0], 0.5f - 0x1p-21f * top);
+    *out = {lanes[0], near[0]};
   }
 
-  [[gnu::noinline, gnu::cold]] void divided(const float* w, int64_t count, float* sum, float* codes) const {
-    span<true>(w, count, 0, sum, codes);
+  // The sum of what span<false> left, or of a span with divisions where products would not do.
+  float sum(const Span& s, const float* w, int64_t count, float* codes = nullptr) const {
+    const bool products = scale > 0x1p-100f && scale < 0x1p100f && !Isa::any_above(s.near, 0.5f - 0x1p-21f * top);
+    return products ? Isa::sum(s.squares) : divided(w, count, codes);
   }
 
-  // Sum of (w - scale * (code - zero))^2. Each difference is off by at most 2^-23 of itself, and a span's sum of
-  // squares by 13 roundings (8 weights a lane, then halving): together less than 2^-19. fp32's range holds: squares
-  // below 2^-149 are 0. `ahead` weights further on are the next ones, to be fetched meanwhile.
-  double error(const float* w, int64_t count, int64_t ahead, uint8_t* bytes = nullptr) const {
-    const bool multiply = scale > 0x1p-100f && scale < 0x1p100f;
-    double total = 0;
+  [[gnu::noinline, gnu::cold]] float divided(const float* w, int64_t count, float* codes) const {
+    Span s;
+    span<true>(w, count, 0, &s, codes);
+    return Isa::sum(s.squares);
+  }
+
+  // Codes and their error, which is that of `errors`.
+  double codes(const float* w, int64_t count, int64_t ahead, uint8_t* out) const {
+    double error = 0;
     for (int64_t k = 0; k < count; k += kSpan) {
-      float code[kSpan], sum;
       const int64_t n = smaller(kSpan, count - k);
-      float* codes = bytes ? code : nullptr;
-      if (!multiply || !span<false>(w + k, n, ahead, &sum, codes)) divided(w + k, n, &sum, codes);
-      if (bytes)
-        for (int64_t i = 0; i < n; ++i) bytes[k + i] = uint8_t(int(code[i]));
-      total += sum;
+      float code[kSpan];
+      Span s;
+      span<false>(w + k, n, ahead, &s, code);
+      error += sum(s, w + k, n, code);
+      for (int64_t i = 0; i < n; ++i) out[k + i] = uint8_t(int(code[i]));
     }
-    return total;
+    return error;
   }
 };
 
@@ -171,6 +177,29 @@ struct Fits {
   }
 };
 
+// error[g] = sum of (w - scale * (code - zero))^2 over group g. Each difference is off by at most 2^-23 of itself, and
+// a span's sum of squares by 13 roundings (8 weights a lane, then halving): together less than 2^-19. fp32's range
+// holds: squares below 2^-149 are 0. Lanes are summed for many spans together, which hides the latency.
+void errors(const Batch& b, const Fits& fits, double* error) {
+  const int64_t each = mpq::ceil_div(b.group, kSpan);
+  const int64_t spans = (b.groups() - 1) * each + mpq::ceil_div(b.size(b.groups() - 1), kSpan);
+  auto at = [&](int64_t u, auto body) {
+    const int64_t g = each == 1 ? u : u / each, k = (u - g * each) * kSpan;
+    body(g, fits[g], b.w + g * b.group + k, smaller(kSpan, b.size(g) - k));
+  };
+  for (int64_t g = 0; g < b.groups(); ++g) error[g] = 0;
+  for (int64_t u = 0; u < spans; u += kBatch) {
+    const int64_t count = smaller(kBatch, spans - u);
+    Span span[kBatch];
+    for (int64_t i = 0; i < count; ++i)
+      at(u + i, [&](int64_t, const Fit& fit, const float* w, int64_t n) {
+        fit.span<false>(w, n, b.weights, &span[i], nullptr);
+      });
+    for (int64_t i = 0; i < count; ++i)
+      at(u + i, [&](int64_t g, const Fit& fit, const float* w, int64_t n) { error[g] += fit.sum(span[i], w, n); });
+  }
+}
+
 // body(batch, its first group) over a row, until one is false.
 template <class F>
 bool each_batch(const float* w, int64_t k, int64_t group, const F& body) {
@@ -189,20 +218,18 @@ bool quantize(const float* w, int64_t k, int64_t group, const mpq::QuantizeOptio
     const Ranges ranges(b);
     if (!ranges.all_finite) return false;
     Fit best[kBatch];
-    double error[kBatch];
+    double least[kBatch], error[kBatch] = {};
     for (int i = 0; i < (how.mse ? kFractions : 1); ++i) {
       const Fits fits(ranges, 1 - float(i) * kFractionStep, how.bits, how.symmetric, how.half_scales);
+      if (how.mse) errors(b, fits, error);
       for (int64_t g = 0; g < b.groups(); ++g) {
         if (i == 0 && !finite(fits.scale[g])) return false;
-        if (i == 0) error[g] = __builtin_huge_val(), best[g] = fits[g];
-        if (!how.mse) continue;
-        const double e = fits[g].error(b.w + g * group, b.size(g), 0);
-        if (e < error[g]) error[g] = e, best[g] = fits[g];
+        if (i == 0 || error[g] < least[g]) least[g] = error[g], best[g] = fits[g];
       }
     }
     for (int64_t g = 0; g < b.groups(); ++g) {
-      error[g] = best[g].error(b.w + g * group, b.size(g), b.weights, codes + (first + g) * group);
-      grids[first + g] = {best[g].scale, best[g].zero, error[g]};
+      const double e = best[g].codes(b.w + g * group, b.size(g), b.weights, codes + (first + g) * group);
+      grids[first + g] = {best[g].scale, best[g].zero, e};
     }
     return true;
   });
@@ -215,10 +242,11 @@ bool probe_errors(const float* w, int64_t k, int64_t group, const mpq::ProbeOpti
     for (int64_t width = 0; width < how.widths; ++width)
       for (int64_t f = 0; f < how.fraction_count; ++f) {
         const Fits fits(ranges, how.fractions[f], int(how.bits[width]), how.symmetric, how.half_scales);
+        double error[kBatch];
+        errors(b, fits, error);
         for (int64_t g = 0; g < b.groups(); ++g) {
           if (!finite(fits.scale[g])) return false;
-          out[width * step + (first + g) * how.fraction_count + f] =
-              float(fits[g].error(b.w + g * group, b.size(g), b.weights));
+          out[width * step + (first + g) * how.fraction_count + f] = float(error[g]);
         }
       }
     return true;
