@@ -1,6 +1,7 @@
 """Every op in plain PyTorch: what runs without the compiled part and on devices that have no kernels yet.
 
-Same results as the kernels: integers and the codes of min-max exactly, floats up to the order of their sums.
+Same results as the kernels: integers and the codes of min-max exactly, floats up to the order and precision of their
+sums (rounding errors are summed in fp64 here, which the MSE search may notice where two ranges are as good).
 """
 
 from __future__ import annotations

@@ -40,6 +40,27 @@ def test_element_types_together(path: SimpleNamespace, n: int) -> None:
 
 
 @pytest.mark.sanitize
+@pytest.mark.parametrize("center", [True, False])
+def test_bf16(path: SimpleNamespace, center: bool) -> None:
+    """Odd columns, and around a vector of pairs and a chunk of 1024; offsets that centring has to survive."""
+    for n in (*range(1, 12), 33, 70):
+        for p, offset in ((1, 0), (31, 100), (33, 0), (1023, 3), (2049, 100)):
+            assert_gram(path, [(torch.randn(n, p) + offset).bfloat16()], center)
+    image = torch.randn(7, 5, 9, 11).bfloat16()
+    assert_gram(path, [image, image.contiguous(memory_format=torch.channels_last), image[..., ::2]], center)
+
+
+@pytest.mark.sanitize
+def test_bf16_means_that_only_some_samples_or_columns_have(path: SimpleNamespace) -> None:
+    """The first 1024 columns have no offset and the rest have; all but one sample lie close together."""
+    late = torch.randn(9, 3000)
+    late[:, 1024:] += 100
+    close = 8 + torch.randn(9, 2000) / 32
+    close[4] += 200
+    assert_gram(path, [late.bfloat16(), close.bfloat16()], True)
+
+
+@pytest.mark.sanitize
 def test_layouts(path: SimpleNamespace) -> None:
     """Every order of dense samples is the same feature, samples may lie apart, and others are copied."""
     x = torch.randn(6, 5, 7, 9)
@@ -92,7 +113,7 @@ def test_results_do_not_depend_on_threads_or_repetition(path: SimpleNamespace) -
     if path.name == "plain":
         pytest.skip("torch's own products")
     for n, p in ((5, 9000), (32, 20000), (33, 700)):
-        x = [torch.randn(n, p), torch.randn(n, p).half()]
+        x = [torch.randn(n, p), torch.randn(n, p).half(), torch.randn(n, p).bfloat16()]
         results = []
         for threads in (1, 2, 3, 1):
             torch.set_num_threads(threads)

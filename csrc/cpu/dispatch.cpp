@@ -59,7 +59,9 @@ std::atomic<const Kernels*>& chosen() {
 const Kernels& kernels() { return *chosen().load(std::memory_order_relaxed); }
 
 bool multiplies_bf16() {
-#if defined(__x86_64__)
+#ifdef MPQ_SIMDE
+  return true;  // emulated
+#elif defined(__x86_64__)
   static const bool has = (__builtin_cpu_init(), __builtin_cpu_supports("avx512bf16"));
   return has;
 #else

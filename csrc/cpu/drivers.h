@@ -46,8 +46,10 @@ void conv2d(const ConvArgs& args);
 // y[variants][batch]...: as probe_linear; patches are gathered once for all variants.
 void probe_conv2d(const ConvArgs& args);
 
-// The Gram matrix x x^T of n samples of `columns` features each, fp64 [n][n]: fp32 sums over 512 columns,
-// fp64 from there on. center: every feature less its mean over the samples.
+// The Gram matrix x x^T of n samples of `columns` features each, fp64 [n][n]: fp32 sums over 512 columns, fp64 from
+// there on. center: every feature less its mean over the samples. Where the processor multiplies bf16, bf16 features
+// meet as they are: exact products, fp32 sums over 1024 columns (64 steps a lane), but products below 2^-126 count
+// as 0.
 void gram(const Rows& x, int64_t columns, bool center, double* out);
 
 // out[i][j] = <K_i, K_j> / (|K_i| |K_j|) for `count` Gram matrices [n][n], which are overwritten. debiased: their

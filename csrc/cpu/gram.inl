@@ -7,9 +7,18 @@ constexpr int T = Isa::kGramTile;
 constexpr int kTileSums = int(mpq::ceil_div(T * T, Isa::kWidth)) * Isa::kWidth;
 constexpr int64_t kGramGroup = 2 * T;  // rows that stay in the level 1 cache while columns go by
 
+// A 32-bit word of a row holds one fp32 feature, or two of bf16.
+template <bool PAIRS, class I = Isa>
+inline typename I::Vec add_products(typename I::Vec a, typename I::Vec b, typename I::Vec sum) {
+  if constexpr (PAIRS)
+    return I::add_pairs(a, b, sum);
+  else
+    return I::multiply_add(a, b, sum);
+}
+
 // sums[r * T + c] += rows[r] . columns[c]; on the diagonal c <= r. Two rows of the next chunk are fetched from
 // memory meanwhile, `size` bytes a word.
-template <bool DIAGONAL>
+template <bool PAIRS, bool DIAGONAL>
 inline void gram_tile(const float* rows, const float* columns, int64_t ld, int64_t depth, double* sums,
                       const char* next, const char* after, int size) {
   typename Isa::Vec acc[kTileSums];
@@ -21,7 +30,7 @@ inline void gram_tile(const float* rows, const float* columns, int64_t ld, int64
     for (int r = 0; r < T; ++r) a[r] = Isa::load(rows + r * ld + k);
     for (int c = 0; c < T; ++c) {
       const typename Isa::Vec b = DIAGONAL ? a[c] : Isa::load(columns + c * ld + k);
-      for (int r = DIAGONAL ? c : 0; r < T; ++r) acc[r * T + c] = Isa::multiply_add(a[r], b, acc[r * T + c]);
+      for (int r = DIAGONAL ? c : 0; r < T; ++r) acc[r * T + c] = add_products<PAIRS>(a[r], b, acc[r * T + c]);
     }
   }
 #pragma GCC unroll 2
@@ -32,8 +41,9 @@ inline void gram_tile(const float* rows, const float* columns, int64_t ld, int64
   }
 }
 
+template <bool PAIRS>
 void gram(const float* x, int64_t n, int64_t ld, int64_t depth, double* sums, const mpq::Rows& next) {
-  const int size = next.size() * Isa::kGramPerWord;
+  const int size = PAIRS ? 2 * next.size() : next.size();
   int64_t fetched = 0;
   auto row = [&] { return next.row(fetched < next.count ? fetched++ : 0); };
   for (int64_t g = 0; g < n; g += kGramGroup) {
@@ -41,11 +51,18 @@ void gram(const float* x, int64_t n, int64_t ld, int64_t depth, double* sums, co
     for (int64_t j = 0; j < end; j += T)
       for (int64_t i = g > j ? g : j; i < end; i += T) {
         const char *first = row(), *second = row();
-        auto tile = i == j ? gram_tile<true> : gram_tile<false>;
+        auto tile = i == j ? gram_tile<PAIRS, true> : gram_tile<PAIRS, false>;
         tile(x + i * ld, x + j * ld, ld, depth, sums + mpq::gram_tile_index(i / T, j / T) * kTileSums, first, second,
              size);
       }
   }
+}
+
+constexpr decltype(&gram<false>) gram_pairs() {
+  if constexpr (Isa::kPairs)
+    return gram<true>;
+  else
+    return nullptr;
 }
 
 }  // namespace

@@ -98,18 +98,21 @@ struct Kernels {
   // x[i] . x[j] over `depth` (a multiple of kWidest) for j <= i < n, a multiple of gram_tile, are added to tiles of
   // so many rows and columns, gram_sums numbers each. Meanwhile the same piece of the rows `next` is fetched.
   void (*gram)(const float* x, int64_t n, int64_t ld, int64_t depth, double* sums, const Rows& next);
+  // The same of bf16, two in a word of x; ld and depth are words. Null where there is no instruction for it, and to
+  // be called only if multiplies_bf16().
+  void (*gram_pairs)(const float* x, int64_t n, int64_t ld, int64_t depth, double* sums, const Rows& next);
   int64_t gram_tile, gram_sums;
 
   // out[i * ld + k] = x[i][k], less x[0][k] with `shift`, for k < columns, and 0 up to a multiple of kWidest.
   // `first` holds as many floats of scratch.
   void (*load_rows)(const Rows& x, int64_t columns, bool shift, float* out, int64_t ld, float* first);
 
-  // One group of `count` weights -> codes and grid. False when a weight is not finite or a scale
-  // does not fit its type.
-  bool (*quantize)(const float* w, int64_t count, const QuantizeOptions& how, uint8_t* codes, Grid* grid);
+  // A row of k weights -> codes, and one grid a group. False when a weight is not finite or a scale does not fit its
+  // type.
+  bool (*quantize)(const float* w, int64_t k, int64_t group, const QuantizeOptions& how, uint8_t* codes, Grid* grids);
 
-  // out[b * step + f] = the error that `quantize` would report for the group at width b and fraction f.
-  bool (*probe_errors)(const float* w, int64_t count, const ProbeOptions& how, float* out, int64_t step);
+  // out[b * step + g * fractions + f] = the error that `quantize` would report for group g at width b and fraction f.
+  bool (*probe_errors)(const float* w, int64_t k, int64_t group, const ProbeOptions& how, float* out, int64_t step);
 };
 
 extern const Kernels scalar_kernels;
@@ -120,7 +123,7 @@ extern const Kernels avx512_kernels;  // AVX-512 F, BW, DQ, VL, VNNI
 
 // The best table that this processor runs, or the lower one that MPQKERN_ISA or `use_isa` asked for.
 const Kernels& kernels();
-// Whether the processor has bf16 products of its own (which torch's matrix library then uses).
+// Whether the processor has bf16 products of its own, AVX512-BF16 (which torch's matrix library then uses too).
 bool multiplies_bf16();
 // Asks for "scalar", "avx2", "avx512" or "" (the best); false when unknown or not to be had here.
 bool use_isa(const char* name);

@@ -6,6 +6,7 @@
 #include <simde/x86/fma.h>
 
 #include <cstdint>
+#include <cstring>
 
 static inline __m512 mpq_cvtepi32_ps(__m512i a) {
   alignas(64) int32_t in[16];
@@ -46,3 +47,22 @@ static inline float mpq_cvtss_f32(__m512 a) {
 #undef _mm512_shuffle_f32x4
 #define _mm512_shuffle_f32x4 mpq_shuffle_f32x4
 #define _mm512_cvtss_f32 mpq_cvtss_f32
+
+// vdpbf16ps: the odd pair, then the even one, each a multiply-add rounded to nearest even; subnormals count as 0.
+static inline __m512 mpq_dpbf16_ps(__m512 sum, __m512 a, __m512 b) {
+  auto flushed = [](float v) { return __builtin_fabsf(v) < 0x1p-126f ? __builtin_copysignf(0, v) : v; };
+  auto half = [&](float pair, int odd) {
+    uint32_t bits;
+    std::memcpy(&bits, &pair, 4);
+    bits = odd ? bits & 0xffff0000 : bits << 16;
+    std::memcpy(&pair, &bits, 4);
+    return flushed(pair);
+  };
+  alignas(64) float s[16], x[16], y[16];
+  _mm512_store_ps(s, sum);
+  _mm512_store_ps(x, a);
+  _mm512_store_ps(y, b);
+  for (int i = 0; i < 16; ++i)
+    for (int odd = 1; odd >= 0; --odd) s[i] = flushed(__builtin_fmaf(half(x[i], odd), half(y[i], odd), flushed(s[i])));
+  return _mm512_load_ps(s);
+}

@@ -17,8 +17,8 @@ struct Avx2 {
   // for the operands among 16 registers.
   static constexpr int tile_rows(int wide) { return wide == 4 ? 3 : wide == 3 ? 4 : wide == 2 ? 6 : 8; }
 
-  static constexpr int kGramTile = 3;     // 9 sums, enough to hide the latency, 3 rows and a column
-  static constexpr int kGramPerWord = 1;  // features in a lane
+  static constexpr int kGramTile = 3;    // 9 sums, enough to hide the latency, 3 rows and a column
+  static constexpr bool kPairs = false;  // whether add_pairs multiplies bf16
 
   static Vec zero() { return _mm256_setzero_ps(); }
   static Vec load(const float* p) { return _mm256_loadu_ps(p); }
@@ -26,16 +26,21 @@ struct Avx2 {
   static Vec set1(float x) { return _mm256_set1_ps(x); }
   static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
   static Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+  static Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
   static Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
   static Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
   static Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
   static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
   static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+  static Vec fused(Vec a, Vec b, Vec c) { return fma(a, b, c); }  // rounded once on every instruction set
   static Vec absolute(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
   static float highest(Vec a) {
     a = _mm256_max_ps(a, _mm256_permute2f128_ps(a, a, 1));
     a = _mm256_max_ps(a, _mm256_shuffle_ps(a, a, 0x4e));
     return _mm256_cvtss_f32(_mm256_max_ps(a, _mm256_shuffle_ps(a, a, 0xb1)));
+  }
+  static bool any_above(Vec a, float limit) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, set1(limit), _CMP_GT_OQ)) != 0;
   }
   static float lowest(Vec a) { return -highest(_mm256_sub_ps(zero(), a)); }
   static float sum(Vec a) {
@@ -48,30 +53,6 @@ struct Avx2 {
     const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
     const __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
     return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
-  }
-
-  // sum += (w - scale * (code - zero))^2, eight times, with no fused steps
-  struct Doubles {
-    __m256d low, high;
-  };
-  static Doubles no_doubles() { return {_mm256_setzero_pd(), _mm256_setzero_pd()}; }
-  static __m256d square(const float* w, const float* code, double scale, double zero) {
-    const __m256d c = _mm256_sub_pd(_mm256_cvtps_pd(_mm_loadu_ps(code)), _mm256_set1_pd(zero));
-    const __m256d e = _mm256_sub_pd(_mm256_cvtps_pd(_mm_loadu_ps(w)), _mm256_mul_pd(_mm256_set1_pd(scale), c));
-    return _mm256_mul_pd(e, e);
-  }
-  static void add_squares(Doubles& sum, const float* w, const float* code, double scale, double zero) {
-    sum.low = _mm256_add_pd(sum.low, square(w, code, scale, zero));
-    sum.high = _mm256_add_pd(sum.high, square(w + 4, code + 4, scale, zero));
-  }
-
-  // The 16 sums, by halving on every instruction set.
-  static double total(Doubles even, Doubles odd) {
-    return halved(_mm256_add_pd(_mm256_add_pd(even.low, odd.low), _mm256_add_pd(even.high, odd.high)));
-  }
-  static double halved(__m256d a) {
-    const __m128d s = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
-    return _mm_cvtsd_f64(_mm_add_pd(s, _mm_unpackhi_pd(s, s)));
   }
 
   // out[j][i] = in[i][j] for 8 x 8 floats

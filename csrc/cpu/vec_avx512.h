@@ -10,6 +10,7 @@ struct Avx512 : Avx2 {
   static constexpr int tile_rows(int) { return 12; }  // of the 32 registers, 24 sums
 
   static constexpr int kGramTile = 5;
+  static constexpr bool kPairs = true;
 
   static Vec zero() { return _mm512_setzero_ps(); }
   static Vec load(const float* p) { return _mm512_loadu_ps(p); }
@@ -17,24 +18,34 @@ struct Avx512 : Avx2 {
   static Vec set1(float x) { return _mm512_set1_ps(x); }
   static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
   static Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+  static Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
   static Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
   static Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
   static Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
   static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
   static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+  static Vec fused(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+  // c + the products of two bf16 a lane. In assembly, because only some processors with AVX-512 have the instruction
+  // (`multiplies_bf16`), and the compiler must not use it elsewhere in this file.
+  static Vec add_pairs(Vec a, Vec b, Vec c) {
+#ifdef MPQ_SIMDE
+    return mpq_dpbf16_ps(c, a, b);
+#else
+    asm("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+    return c;
+#endif
+  }
   static Vec absolute(Vec a) { return _mm512_abs_ps(a); }
-  static float highest(Vec a) {
-    a = _mm512_max_ps(a, _mm512_shuffle_f32x4(a, a, 0x4e));
-    a = _mm512_max_ps(a, _mm512_shuffle_f32x4(a, a, 0xb1));
-    a = _mm512_max_ps(a, _mm512_shuffle_ps(a, a, 0x4e));
-    return _mm512_cvtss_f32(_mm512_max_ps(a, _mm512_shuffle_ps(a, a, 0xb1)));
+  static Vec fold(Vec a, Vec (*join)(Vec, Vec)) {  // by halving, to every lane
+    a = join(a, _mm512_shuffle_f32x4(a, a, 0x4e));
+    a = join(a, _mm512_shuffle_f32x4(a, a, 0xb1));
+    a = join(a, _mm512_shuffle_ps(a, a, 0x4e));
+    return join(a, _mm512_shuffle_ps(a, a, 0xb1));
   }
-  static float lowest(Vec a) { return -highest(_mm512_sub_ps(zero(), a)); }
-  static float sum(Vec a) {
-    alignas(64) float half[16];  // through memory: SIMDe has no extractf32x8
-    _mm512_store_ps(half, a);
-    return Avx2::sum(_mm256_add_ps(Avx2::load(half), Avx2::load(half + 8)));
-  }
+  static float highest(Vec a) { return _mm512_cvtss_f32(fold(a, max)); }
+  static bool any_above(Vec a, float limit) { return _mm512_cmp_ps_mask(a, set1(limit), _CMP_GT_OQ) != 0; }
+  static float lowest(Vec a) { return _mm512_cvtss_f32(fold(a, min)); }
+  static float sum(Vec a) { return _mm512_cvtss_f32(fold(a, add)); }
   static Vec sums(const Vec* a) {  // lane i: the sum of a[i]
     __m512 s[4];
     for (int i = 0; i < 4; ++i) {
@@ -49,20 +60,6 @@ struct Avx512 : Avx2 {
                            _mm512_shuffle_f32x4(s[2 * i], s[2 * i + 1], 0xee));
     return _mm512_add_ps(_mm512_shuffle_f32x4(s[0], s[1], 0x88), _mm512_shuffle_f32x4(s[0], s[1], 0xdd));
   }
-
-  using Doubles = __m512d;
-  static Doubles no_doubles() { return _mm512_setzero_pd(); }
-  static void add_squares(Doubles& sum, const float* w, const float* code, double scale, double zero) {
-    const __m512d c = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(code)), _mm512_set1_pd(zero));
-    const __m512d e = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(w)), _mm512_mul_pd(_mm512_set1_pd(scale), c));
-    sum = _mm512_add_pd(sum, _mm512_mul_pd(e, e));
-  }
-
-  static double total(Doubles even, Doubles odd) {
-    const __m512d s = _mm512_add_pd(even, odd);
-    return Avx2::halved(_mm256_add_pd(_mm512_castpd512_pd256(s), _mm512_extractf64x4_pd(s, 1)));
-  }
-  using Avx2::total;
 
   // 8 bits: convert; 2 and 4 bits: the group's weights sit in a register, looked up by a permutation
   // that reads only the 4 low bits of each index.

@@ -11,7 +11,8 @@ struct Isa {
   };
   static constexpr int tile_rows(int) { return 2; }
 
-  static constexpr int kGramTile = 2, kGramPerWord = 1;
+  static constexpr int kGramTile = 2;
+  static constexpr bool kPairs = false;
 
   static Vec zero() { return Vec{}; }
   static Vec load(const float* p) {
@@ -36,6 +37,9 @@ struct Isa {
   static Vec sub(Vec a, Vec b) {
     return each(a, b, [](float x, float y) { return x - y; });
   }
+  static Vec mul(Vec a, Vec b) {
+    return each(a, b, [](float x, float y) { return x * y; });
+  }
   static Vec div(Vec a, Vec b) {
     return each(a, b, [](float x, float y) { return x / y; });
   }
@@ -50,6 +54,11 @@ struct Isa {
     return c;
   }
   static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+  static Vec fused(Vec a, Vec b, Vec c) {
+    for (int i = 0; i < kWidth; ++i) c.v[i] = __builtin_fmaf(a.v[i], b.v[i], c.v[i]);
+    return c;
+  }
+  static bool any_above(Vec a, float limit) { return highest(a) > limit; }
   static Vec absolute(Vec a) {
     for (float& e : a.v) e = e < 0 ? -e : e;
     return a;
@@ -67,24 +76,6 @@ struct Isa {
     Vec s;
     for (int i = 0; i < kWidth; ++i) s.v[i] = sum(a[i]);
     return s;
-  }
-
-  // sum += (w - scale * (code - zero))^2, eight times
-  struct Doubles {
-    double v[8];
-  };
-  static Doubles no_doubles() { return Doubles{}; }
-  static double total(Doubles even, const Doubles& odd) {
-    for (int i = 0; i < 8; ++i) even.v[i] += odd.v[i];
-    for (int step = 4; step > 0; step /= 2)
-      for (int i = 0; i < step; ++i) even.v[i] += even.v[i + step];
-    return even.v[0];
-  }
-  static void add_squares(Doubles& sum, const float* w, const float* code, double scale, double zero) {
-    for (int i = 0; i < 8; ++i) {
-      const double e = double(w[i]) - scale * (double(code[i]) - zero);
-      sum.v[i] += e * e;
-    }
   }
 
   static void transpose8(const float* in, int64_t in_ld, float* out, int64_t out_ld) {

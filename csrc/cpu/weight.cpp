@@ -86,13 +86,12 @@ int64_t quantize(const QuantizeArgs& a) {
   if (a.how.symmetric) store(a.zeros, 0, mid_zero(a.how.bits));
   return first_bad_row(a.n, a.k, [&](int64_t n) {
     Buffer<uint8_t> codes(a.k);
+    Buffer<Grid> grids(groups);
+    if (!kernels().quantize(a.weight + n * a.k, a.k, a.group, a.how, codes, grids)) return false;
     for (int64_t g = 0; g < groups; ++g) {
-      const int64_t k0 = g * a.group, k1 = std::min(a.k, k0 + a.group);
-      Grid grid{};
-      if (!kernels().quantize(a.weight + n * a.k + k0, k1 - k0, a.how, codes + k0, &grid)) return false;
-      store(a.scales, n * groups + g, grid.scale);
-      if (!a.how.symmetric) store(a.zeros, n * groups + g, grid.zero);
-      a.errors[n * groups + g] = float(grid.error);
+      store(a.scales, n * groups + g, grids[g].scale);
+      if (!a.how.symmetric) store(a.zeros, n * groups + g, grids[g].zero);
+      a.errors[n * groups + g] = float(grids[g].error);
     }
     pack_row(codes, a.k, a.how.bits, a.packed + n * bytes);
     return true;
@@ -102,12 +101,8 @@ int64_t quantize(const QuantizeArgs& a) {
 int64_t probe_errors(const ProbeErrorsArgs& a) {
   const int64_t groups = ceil_div(padded(a.k), a.group), count = a.how.fraction_count;
   return first_bad_row(a.n, a.k, [&](int64_t n) {
-    for (int64_t g = 0; g < groups; ++g) {
-      const int64_t k0 = g * a.group, k1 = std::min(a.k, k0 + a.group);
-      float* out = a.out + (n * groups + g) * count;
-      if (!kernels().probe_errors(a.weight + n * a.k + k0, k1 - k0, a.how, out, a.n * groups * count)) return false;
-    }
-    return true;
+    return kernels().probe_errors(a.weight + n * a.k, a.k, a.group, a.how, a.out + n * groups * count,
+                                  a.n * groups * count);
   });
 }
 
