@@ -367,5 +367,40 @@ def test_mistakes(call, message: str):
     assert everything(model) == before
 
 
+@pytest.mark.parametrize("rounding", ["hqq", "gptq", "gpfq", "qronos", "adaround"])
+@pytest.mark.parametrize("weight", [float("nan"), 1e7])
+def test_weights_that_no_grid_holds_are_named(rounding: str, weight: float):
+    """Of the last layer: no other one meets what comes of them."""
+    model = mlp()
+    model[4].weight.data[0, 0] = weight
+    before = everything(model)
+    with pytest.raises(ValueError, match="'4' returns" if rounding == "adaround" and weight != weight else "layer '4'"):
+        mq.swap_(model, {"*": 4}, rounding=rounding, batches=VECTORS)
+    assert str(everything(model)) == str(before)  # NaN is not equal to itself
+
+
+class Named(nn.Module):
+    """Calls its layers by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(12, 16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(input=self.a(input=x).relu())
+
+
+@pytest.mark.parametrize("rounding", ["gptq", mq.rounding.BRECQ(iterations=2, start="minmax")])
+def test_layers_that_are_called_by_keyword(rounding: str | mq.rounding.Rounding):
+    model, plan = Named(), {"*": Scheme(8, act_bits=8)}
+    rounded = calibrate(model, plan, VECTORS, rounding=rounding)
+    with rounded.twin(model):
+        want = model(VECTORS)
+    mq.swap_(model, plan, rounding=rounded)
+    torch.testing.assert_close(model(VECTORS), want)
+    assert (mq.score(Named(), VECTORS, method="single", bits=[Scheme(8, act_bits=8)]).unary > 0).all()
+
+
 def test_nothing_to_round():
     assert len(calibrate(mlp(), {"*": None}, VECTORS)) == 0

@@ -195,7 +195,7 @@ def _rounding_inputs(job: Calibration, part: Part) -> Iterator[None]:
             if job.schemes[layer].act_bits is not None:
                 for module in job.task.modules[layer]:
                     hook = input_hook(job.schemes[layer], kind_of(module))
-                    undo.callback(module.register_forward_pre_hook(hook).remove)
+                    undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
 
 
