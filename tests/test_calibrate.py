@@ -337,6 +337,10 @@ def test_compare_judges_what_would_be_deployed():
         (lambda m, x: mq.swap_(m, {"*": 4}, correct_bias=True), "correct_bias needs to see data; wanted batches="),
         (lambda m, x: mq.swap_(m, {"*": 3}, rounding="gptq", batches=x), "bits=3; wanted 2, 4 or 8"),
         (lambda m, x: calibrate(m, {"*": 4}, x, memory=0), "memory=0; wanted bytes"),
+        (lambda m, x: calibrate(m, {"*": 4}, x, memory="1 GB"), "memory='1 GB'; wanted bytes"),
+        # the hash of a text is another one in each process
+        (lambda m, x: calibrate(m, {"*": 4}, x, seed="a"), "seed='a'; wanted a whole number"),
+        (lambda m, x: calibrate(m, {"*": 4}, x, rounding=mq.rounding.GPTQ), r"with options, as in GPTQ\(damp=0.1\)"),
         (lambda m, x: calibrate(m, {"*": 4}, x, memory=99), "memory=99; wanted at least 4608 bytes for the .* of 0"),
         (lambda m, x: calibrate(m, {"*": 4}, x, correct_bias=1), "correct_bias=1; wanted True or False"),
         (lambda m, x: calibrate(m, {"*": 4}, x / 0), "layer '0' meets infinities or NaN"),

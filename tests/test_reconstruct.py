@@ -277,11 +277,12 @@ def test_scores_of_single_layers_round_by_gptq():
     "options",
     [
         *({"iterations": 0}, {"batch": 1.5}, {"rate": 0}, {"lam": -1}, {"warmup": 2}, {"drop": -0.1}, {"patience": 0}),
+        *({"iterations": True}, {"rate": "0.05"}, {"lam": float("inf")}, {"drop": True}),
         *({"start": "brecq"}, {"partition": "unit"}),
     ],
 )
 def test_bad_options_are_refused(options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))}=.*; wanted"):
+    with pytest.raises((ValueError, TypeError), match=f"{next(iter(options))}=.*; wanted"):
         AdaRound(**options)
 
 

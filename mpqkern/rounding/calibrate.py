@@ -15,6 +15,7 @@ from ..held import held
 from ..measuring.bank import Bank
 from ..measuring.meter import Meter
 from ..measuring.task import Forward, Task
+from ..numbers import check_flag, check_number
 from ..packed import weight_rows
 from ..planned import planned
 from ..scheme import Scheme
@@ -141,10 +142,9 @@ def calibrate(
     torch.Size([4, 16])
     """
     method = as_rounding(rounding)
-    if not memory > 0:
-        raise ValueError(f"memory={memory!r}; wanted bytes, above 0")
-    if not isinstance(correct_bias, bool):
-        raise ValueError(f"correct_bias={correct_bias!r}; wanted True or False")
+    check_number("memory", memory, "bytes, above 0", lambda v: v > 0)
+    check_number("seed", seed, "a whole number", whole=True)
+    check_flag("correct_bias", correct_bias)
     found = candidates(model)
     chosen = planned(plan, found)
     schemes = {c.name: chosen[c.name] for c in found if chosen.get(c.name) is not None and not c.reason}
