@@ -335,6 +335,12 @@ def test_compare_judges_what_would_be_deployed():
     [
         (lambda m, x: mq.swap_(m, {"*": 4}, rounding="gptq"), "rounding='gptq' needs to see data; wanted batches="),
         (lambda m, x: mq.swap_(m, {"*": 4}, correct_bias=True), "correct_bias needs to see data; wanted batches="),
+        (lambda m, x: mq.swap_(m, {"*": 4}, roundng="gptq"), "roundng='gptq' is no option; wanted one of rounding, b"),
+        (
+            lambda m, x: mq.swap_(m, {"*": 4}, rounding="gptq", batches=x, damp=0.1),
+            r"damp=0.1 is an option of the rounding; wanted rounding=GPTQ\(damp=0.1\)",
+        ),
+        (lambda m, x: calibrate("m", {"*": 4}, x), "model=str; wanted a torch.nn.Module"),
         (lambda m, x: mq.swap_(m, {"*": 3}, rounding="gptq", batches=x), "bits=3; wanted 2, 4 or 8"),
         (lambda m, x: calibrate(m, {"*": 4}, x, memory=0), "memory=0; wanted bytes"),
         (lambda m, x: calibrate(m, {"*": 4}, x, memory="1 GB"), "memory='1 GB'; wanted bytes"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -145,6 +147,7 @@ def _rounded(
     model: nn.Module, plan: Any, rounding: str | Rounding | Rounded, batches: Any, calibration: dict[str, Any]
 ) -> Rounding | Rounded:
     """How to round: a way that needs nothing but the weight, or the codes of all layers."""
+    _check_options(rounding, calibration)
     if isinstance(rounding, Rounded):
         given = {"batches": batches, **calibration} if batches is not None else calibration
         if given:
@@ -157,6 +160,19 @@ def _rounded(
         what = ", ".join(calibration) or f"rounding={rounding!r}"
         raise ValueError(f"{what} needs to see data; wanted batches=")
     return method
+
+
+def _check_options(rounding: str | Rounding | Rounded, given: Mapping[str, Any]) -> None:
+    known = [name for name, p in signature(calibrate).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for name, value in given.items():
+        if name in known:
+            continue
+        kind = rounding.rounding if isinstance(rounding, Rounded) else as_rounding(rounding)
+        if name in {field.name for field in fields(kind)}:
+            kind = type(kind).__name__
+            raise TypeError(f"{name}={value!r} is an option of the rounding; wanted rounding={kind}({name}={value!r})")
+        own = [name for name, p in signature(swap_).parameters.items() if p.kind is p.KEYWORD_ONLY]
+        raise TypeError(f"{name}={value!r} is no option; wanted one of {', '.join(dict.fromkeys(own + known))}")
 
 
 def _pack(
