@@ -389,6 +389,20 @@ def test_weights_that_no_grid_holds_are_named(rounding: str, weight: float):
     assert str(everything(model)) == str(before)  # NaN is not equal to itself
 
 
+def test_codes_are_for_the_weights_that_they_were_found_for():
+    model = mlp()
+    rounded = calibrate(model, {"*": 4}, VECTORS)
+    assert repr(rounded).startswith("Rounded(3 layers, GPTQ(")
+    with torch.no_grad():
+        model[2].weight[0, 0] += 1
+    before = everything(model)
+    for use in (lambda: rounded.twin(model), lambda: mq.swap_(model, {"*": 4}, rounding=rounded)):
+        with pytest.raises(ValueError, match="layer '2' has another weight than it was rounded from"):
+            use()
+    assert everything(model) == before
+    mq.swap_(copy.deepcopy(model), {"0": 4}, rounding=rounded)
+
+
 class Named(nn.Module):
     """Calls its layers by keyword."""
 

@@ -186,6 +186,8 @@ def _pack(
     if isinstance(rounded, Rounded) and (codes is None or rounded.schemes[name] != scheme):
         was = f"was rounded to {rounded.schemes[name]}" if codes else "was not rounded"
         raise ValueError(f"layer {c.name!r} {was} but the plan has {scheme}; wanted the same plan as for calibrate")
+    if isinstance(rounded, Rounded):
+        rounded.check_weight(name, module.weight)
     try:
         if twin is not None:
             new.qweight, new.scales, new.zeros = twin[1].qweight, twin[1].scales, twin[1].zeros
