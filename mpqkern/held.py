@@ -42,7 +42,10 @@ class held:
         self._fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         # Compiled code would be compiled anew for every change; the model's own code does the same.
-        compiled = any(type(module).__name__ == "OptimizedModule" for module in self.model.modules())
+        compiled = any(
+            type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
+            for module in self.model.modules()
+        )
         self._stance = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
         self._stance.__enter__()
         torch.set_grad_enabled(self.grad)
