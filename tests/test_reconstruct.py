@@ -267,6 +267,10 @@ def test_inference_mode_changes_nothing():
     with torch.inference_mode():
         found = calibrate(model, {"*": 2}, IMAGES.clone(), rounding=method)
         assert torch.is_inference_mode_enabled()
+        made = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        calibrate(made, {"*": mq.Scheme(8, act_bits=8)}, torch.randn(8, 4))
+        with pytest.raises(ValueError, match="model holds tensors made in inference mode"):
+            calibrate(made, {"*": 4}, torch.randn(8, 4), rounding=method)
     assert all(torch.equal(want[name].codes, found[name].codes) for name in want)
 
 

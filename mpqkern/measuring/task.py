@@ -201,10 +201,7 @@ class Task:
         return replace(twins[0], macs=sum(twin.macs or 0 for twin in twins) // self.sizes[0])
 
     def _here(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        # made in inference mode, it could not go through a model that takes gradients
-        return value.to(self.device, copy=value.is_inference() and not torch.is_inference_mode_enabled())
+        return value.to(self.device) if isinstance(value, Tensor) else value
 
 
 def logits_of(output: Any) -> Tensor:

@@ -118,7 +118,6 @@ class Calibration:
         return f"layer{layer}"
 
 
-@torch.inference_mode(False)  # within it nothing has gradients, whatever is asked for
 def calibrate(
     model: nn.Module,
     plan: Mapping[str | type, Scheme | int | None] | Any,

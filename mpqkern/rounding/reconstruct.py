@@ -113,8 +113,12 @@ class UWC(AdaRound):
     partition: Partition = "unit:2"
 
 
+@torch.inference_mode(False)  # within it nothing has gradients, whatever is asked for
+@torch.no_grad()
 def part_by_part(job: Calibration) -> None:
     """Rounds all layers. What the model never calls is rounded by its weights alone."""
+    if any(tensor.is_inference() for tensor in (*job.task.model.parameters(), *job.task.model.buffers())):
+        raise ValueError("model holds tensors made in inference mode, which gradients cannot pass; wanted one without")
     todo = parts(job.task, job.rounding.partition)
     by_weights_alone(job, set(range(len(job.schemes))) - {layer for part in todo for layer in part.layers})
     once = called_once(job.task)
