@@ -36,6 +36,8 @@ class Candidate:
 
 def candidates(model: nn.Module) -> list[Candidate]:
     """Every Linear, Conv2d and lookalike of `model`, in order; a module under two names comes once."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={type(model).__name__}; wanted a torch.nn.Module")
     names: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):

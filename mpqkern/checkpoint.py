@@ -1,8 +1,9 @@
 """save and load: a packed model as one safetensors file, plain tensors and a JSON note of the schemes.
 
-The note (header key "mpqkern") holds the format version, the scheme of each packed layer, and the names
-that share another's tensor. Loading builds the model on the meta device, puts packed layers in place and
-then hands out the file's tensors, so float weights of packed layers never exist.
+The note (header key "mpqkern") holds the format version, the scheme of each packed layer, the names that share
+another's tensor, and those of the nn.Identity modules, which stand where batch norms were folded. Loading builds the
+model on the meta device, puts packed layers in place and then hands out the file's tensors, so float weights of packed
+layers never exist.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .nn import PackedModule
 from .nn.swap import PACKED, _carry_over, _replace
 from .scheme import Scheme
 from .tensorfile import FileError
+from .transform.batchnorm import KINDS
 
 FORMAT_VERSION = 1
 
@@ -60,7 +62,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, PackedModule)
     }
-    note = {"format_version": FORMAT_VERSION, "layers": layers, "aliases": aliases}
+    identities = [name for name, module in model.named_modules(remove_duplicate=False) if type(module) is nn.Identity]
+    note = {"format_version": FORMAT_VERSION, "layers": layers, "aliases": aliases, "identities": identities}
     return tensorfile.write(Path(path), tensors, {"format": "pt", "mpqkern": json.dumps(note)})
 
 
@@ -70,7 +73,8 @@ def load(
     """The model of `make_model()` with the packed layers and tensors of the file.
 
     `make_model` is called under `torch.device("meta")`, where tensors take no memory; it returns the float
-    model that was packed. Raises `mpqkern.checkpoint.FileError` when the file is damaged or does not fit.
+    model that was packed, with its batch norms or, where `fold_batchnorm_` was called, without. Raises
+    `mpqkern.checkpoint.FileError` when the file is damaged or does not fit.
     """
     if isinstance(make_model, nn.Module) or not callable(make_model):
         raise TypeError(f"make_model is a {type(make_model).__name__}; wanted a function or class that makes the model")
@@ -79,6 +83,7 @@ def load(
         model = _on_meta(make_model)
         if not isinstance(model, nn.Module):
             raise TypeError(f"make_model() returned a {type(model).__name__}; wanted an nn.Module")
+        _fold(model, note["identities"], file)
         _put_packed_layers(model, note["layers"], note["aliases"], file)
         places = list(_places(model))
         _check_names(places, file, note["aliases"])
@@ -142,6 +147,7 @@ def _note(file: tensorfile.Reader) -> dict[str, Any]:
     try:
         note = json.loads(text)
         version, layers, aliases = note["format_version"], note["layers"], note["aliases"]
+        identities = note.get("identities", [])
     except (ValueError, KeyError, TypeError, RecursionError):
         raise file.error(
             "its mpqkern entry cannot be read; wanted JSON with format_version, layers and aliases"
@@ -150,10 +156,24 @@ def _note(file: tensorfile.Reader) -> dict[str, Any]:
         raise file.error(f"its format_version is {version!r}; wanted {FORMAT_VERSION}")
     if not isinstance(layers, dict) or not isinstance(aliases, dict):
         raise file.error("layers and aliases of its mpqkern entry are no objects")
+    if not isinstance(identities, list) or not all(isinstance(name, str) for name in identities):
+        raise file.error("identities of its mpqkern entry is no list of names")
     for name, source in aliases.items():
         if not isinstance(source, str) or source not in file.names or name in file.names:
             raise file.error(f"it says that {name!r} shares {source!r}, which it does not hold")
-    return {"layers": layers, "aliases": aliases}
+    return {"layers": layers, "aliases": aliases, "identities": identities}
+
+
+def _fold(model: nn.Module, identities: list[str], file: tensorfile.Reader) -> None:
+    """What `fold_batchnorm_` does to a model's modules: nothing where norms were, and a bias in layers without one."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    norms = [name for name in identities if name and isinstance(modules.get(name), KINDS)]
+    for name in norms:
+        parent, _, key = name.rpartition(".")
+        modules[parent]._modules[key] = nn.Identity().train(modules[name].training)
+    for name, module in modules.items() if norms else ():
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is None and f"{name}.bias" in file.names:
+            module.bias = nn.Parameter(torch.empty(len(module.weight), dtype=module.weight.dtype, device="meta"))
 
 
 def _put_packed_layers(

@@ -42,7 +42,10 @@ class held:
         self._fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         # Compiled code would be compiled anew for every change; the model's own code does the same.
-        compiled = any(type(module).__name__ == "OptimizedModule" for module in self.model.modules())
+        compiled = any(
+            type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
+            for module in self.model.modules()
+        )
         self._stance = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
         self._stance.__enter__()
         torch.set_grad_enabled(self.grad)
@@ -56,7 +59,8 @@ class held:
         for parameter, data, needs, grad in self._parameters:
             if parameter.data_ptr() != data.data_ptr() or parameter.shape != data.shape:
                 parameter.data = data
-            parameter.requires_grad_(needs)
+            if parameter.requires_grad != needs:  # one that was made in inference mode refuses to be asked
+                parameter.requires_grad_(needs)
             parameter.grad = grad
         torch.backends.mha.set_fastpath_enabled(self._fast)
         torch.set_grad_enabled(self._was_grad)

@@ -227,3 +227,10 @@ def test_errors_say_what_was_wanted() -> None:
         mq.fold_batchnorm_(model, (torch.randn(2, 3),) * 3)
     with pytest.raises(ValueError, match="no float tensor to compare"):
         mq.fold_batchnorm_(model, torch.randn(2, 3), forward=lambda m, x: m(x).argmax(1))
+
+
+def test_outputs_that_nothing_can_be_compared_with():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    with pytest.raises(ValueError, match="outputs are all infinities or NaN"):
+        mq.fold_batchnorm_(model, torch.full((2, 3, 5, 5), float("nan")))
+    assert isinstance(model[1], nn.BatchNorm2d)

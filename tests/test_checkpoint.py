@@ -318,6 +318,36 @@ def test_random_damage_gives_an_error_or_a_model(
         assert isinstance(mq.load(Net, saved[1]), Net)
 
 
+def test_folded_batch_norms(tmp_path: Path) -> None:
+    """By the function that made the model, with the norms, and by one that has none."""
+
+    def make() -> nn.Module:
+        layers = (nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3, bias=False))
+        return nn.Sequential(*layers, nn.BatchNorm2d(4), nn.Identity()).eval()
+
+    def without() -> nn.Module:
+        model = make()
+        model[1] = model[4] = nn.Identity()
+        return model
+
+    model, x = make(), torch.randn(4, 3, 8, 8)
+    model[1].running_mean.fill_(1)
+    assert len(mq.fold_batchnorm_(model, x).done) == 2
+    mq.swap_(model, {"0": 8})  # the other one stays in float, with a bias as well
+    mq.save(model, tmp_path / "m")
+    found = mq.load(make, tmp_path / "m")
+    assert isinstance(found[1], nn.Identity) and not found[1].training and found[3].bias is not None
+    assert torch.equal(found(x), model(x))
+    rewrite_note(tmp_path / "m", lambda note: note.update(identities=["1", "4", "5", "gone", "2", ""]))
+    assert torch.equal(mq.load(make, tmp_path / "m")(x), model(x))
+    rewrite_note(tmp_path / "m", lambda note: note.update(identities=[1]))
+    with pytest.raises(FileError, match="no list of names"):
+        mq.load(make, tmp_path / "m")
+    with pytest.raises(FileError, match=r"the model has no '3\.bias'"):
+        rewrite_note(tmp_path / "m", lambda note: note.pop("identities"))  # as files were before
+        mq.load(without, tmp_path / "m")
+
+
 def test_a_model_that_does_not_fit(saved: tuple[nn.Module, Path]) -> None:
     with pytest.raises(FileError, match="is not in the model"):
         mq.load(lambda: nn.Linear(3, 3), saved[1])

@@ -64,6 +64,27 @@ def test_everything_is_as_found(error):
     assert everything(model) == before
 
 
+def test_compiled_models_call_their_hooks():
+    """Compiled code has no place for those that come later."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x).relu()
+
+    model, x, seen = Net().eval(), torch.ones(2, 3), []
+    model.compile(backend="eager")
+    with torch.no_grad():  # as in `held`, so that nothing else asks for compiling anew
+        want = model(x)
+    with held(model):
+        model.layer.register_forward_pre_hook(lambda *_: seen.append(1))
+        assert torch.equal(model(x), want)
+    assert seen == [1]
+
+
 def test_handles_of_hooks_still_work():
     model = nets.resnet()
     handle = model[0].register_forward_hook(lambda *_: None)

@@ -100,6 +100,7 @@ def test_rows_of_zeros() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"p": "0.7"}, "p='0.7'; wanted a number above 0, at most 1"),
         ({"p": 0}, "p=0; wanted a number above 0, at most 1"),
         ({"beta": -1}, "beta=-1; wanted a number above 0"),
         ({"growth": 0.9}, "growth=0.9; wanted a number of at least 1"),
@@ -108,5 +109,5 @@ def test_rows_of_zeros() -> None:
     ],
 )
 def test_bad_options(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         HQQ(**options)

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..numbers import check_flag
 from ..scheme import Scheme
 from .damping import check_damp, damping
 from .grid import SEARCHES, Codes, Grid, better
@@ -44,9 +45,12 @@ class GPTQ(Rounding):
         check_damp(self.damp)
         if self.grid not in SEARCHES:
             raise ValueError(f"grid={self.grid!r}; wanted 'minmax', 'mse' or 'output'")
+        for name in ("order", "mismatch"):
+            check_flag(name, getattr(self, name))
 
     def round(self, rows: Tensor, scheme: Scheme, statistics: Statistics | None = None) -> Codes:
-        assert statistics is not None
+        if statistics is None:
+            raise ValueError(f"statistics=None; wanted those of the layer's inputs, which {self.name!r} needs")
 
         def attempt(some: Tensor, seen: Statistics, damp: float) -> Tensor:
             grid, codes = self.codes(some, scheme, seen, damp)

@@ -18,7 +18,7 @@ from .method import Rounding
 from .partition import Part, called_once, parts
 from .statistics import Statistics, bytes_of, input_rows
 from .stretch import Enough, Stretch
-from .twin import Twin
+from .twin import Twin, given
 
 if TYPE_CHECKING:
     from .calibrate import Calibration
@@ -191,7 +191,3 @@ def _inputs(
         for handle in handles:
             handle.remove()
     return found
-
-
-def given(args: tuple, kwargs: dict) -> Tensor:
-    return args[0] if args else kwargs["input"]

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from torch.func import functional_call
 
 from .. import packed
 from ..catalog import kind_of
+from ..numbers import check_number
 from ..scheme import Scheme
 from .adaround import Runner, Search, Softened
 from .examples import CannotRepeat, Example, Given, examples, run
@@ -69,17 +71,13 @@ class AdaRound(Rounding):
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}; wanted a whole number, at least 1")
-        if self.patience is not None and not (isinstance(self.patience, int) and self.patience > 0):
-            raise ValueError(f"patience={self.patience!r}; wanted a whole number, at least 1, or None")
+            check_number(name, getattr(self, name), "a whole number, at least 1", lambda v: v > 0, whole=True)
+        wanted = "a whole number, at least 1, or None"
+        check_number("patience", self.patience, wanted, lambda v: v > 0, whole=True, optional=True)
         for name in ("rate", "lam"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}; wanted a number above 0")
+            check_number(name, getattr(self, name), "a finite number above 0", lambda v: 0 < v < inf)
         for name in ("warmup", "drop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}; wanted a number from 0 to 1")
+            check_number(name, getattr(self, name), "a number from 0 to 1", lambda v: 0 <= v <= 1)
         if as_rounding(self.start).needs == "outputs":
             raise ValueError(f"start={self.start!r}; wanted a way of rounding that needs no outputs")
         object.__setattr__(self, "partition", checked(self.partition))
@@ -115,8 +113,12 @@ class UWC(AdaRound):
     partition: Partition = "unit:2"
 
 
+@torch.inference_mode(False)  # within it nothing has gradients, whatever is asked for
+@torch.no_grad()
 def part_by_part(job: Calibration) -> None:
     """Rounds all layers. What the model never calls is rounded by its weights alone."""
+    if any(tensor.is_inference() for tensor in (*job.task.model.parameters(), *job.task.model.buffers())):
+        raise ValueError("model holds tensors made in inference mode, which gradients cannot pass; wanted one without")
     todo = parts(job.task, job.rounding.partition)
     by_weights_alone(job, set(range(len(job.schemes))) - {layer for part in todo for layer in part.layers})
     once = called_once(job.task)
@@ -195,7 +197,7 @@ def _rounding_inputs(job: Calibration, part: Part) -> Iterator[None]:
             if job.schemes[layer].act_bits is not None:
                 for module in job.task.modules[layer]:
                     hook = input_hook(job.schemes[layer], kind_of(module))
-                    undo.callback(module.register_forward_pre_hook(hook).remove)
+                    undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
 
 

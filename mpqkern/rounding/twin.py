@@ -28,7 +28,7 @@ def computing_with(
         parameter.data = weight
         for module in modules:
             for hook in hooks:
-                undo.callback(module.register_forward_pre_hook(hook).remove)
+                undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
 
 
@@ -82,15 +82,20 @@ def rounded_input(x: Tensor, scheme: Scheme, kind: str) -> Tensor:
     return (q * packed.spread(scale, size, grouped.shape[-1])).view(x.shape).to(x.dtype)
 
 
+def given(args: tuple, kwargs: dict) -> Any:
+    """What a layer is called with, however it is called."""
+    return args[0] if args else kwargs["input"]
+
+
 def input_hook(scheme: Scheme, kind: str) -> Hook:
     """Rounds a layer's input; its gradient passes straight through, as rounding has no slope of its own."""
 
-    def hook(module: nn.Module, args: tuple) -> tuple | None:
-        x = args[0]
+    def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        x = given(args, kwargs)
         if not isinstance(x, Tensor):
             return None  # of a call that is skipped
         back = rounded_input(x.detach(), scheme, kind)
-        return (x + (back - x.detach()) if torch.is_grad_enabled() else back, *args[1:])
+        return (x + (back - x.detach()) if torch.is_grad_enabled() else back,), {}
 
     return hook
 

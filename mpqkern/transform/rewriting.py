@@ -116,6 +116,8 @@ class Trial:
         before = self._answers()
         if not before:
             raise ValueError("the model's output holds no float tensor to compare; wanted at least one, or forward=")
+        if not any(y.isfinite().any() for y in before):
+            raise ValueError("the model's outputs are all infinities or NaN; wanted batches with outputs to compare")
         nudged = [self._answers(seed) for seed in (0, 1)]
         unit = max((torch.finfo(p.dtype).eps for p in self.model.parameters() if p.is_floating_point()), default=0.0)
         # Of few numbers, both runs may by chance end where the first did: never less than a unit of the output itself.
