@@ -68,7 +68,7 @@ class Ema(Observer):
 
 
 class Gauss(Observer):
-    """127 of the steps that are best for a normal distribution of the same root mean square (see mpqkern.gauss).
+    """127 of the steps that are best for a normal distribution of the same root mean square (see `gauss.py`).
 
     That is the standard deviation of the values and their mirror images, so it also fits what a ReLU has halved.
     """

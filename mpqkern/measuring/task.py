@@ -32,10 +32,10 @@ class Task:
 
     A batch is a tensor of inputs, an (inputs, labels) pair as data loaders give it, or a dict of keywords with
     the labels, if any, under "labels" (labels that repeat "input_ids" are those of a language model and are shifted
-    by one); `batches` is a list or any other iterable of such, and a single tensor,
-    tuple or dict is one batch. `forward(model, batch)` and `loss(output, batch)`, one loss a sample, replace what
-    is done with anything else. The loss is cross-entropy where there are labels, and otherwise the
-    Kullback-Leibler divergence from the model as it is; "ce" or "kl" asks for one of them.
+    by one); `batches` is a list or any other iterable of such, and a single tensor, tuple or dict is one batch.
+    `forward(model, batch)` and `loss(output, batch)`, one loss a sample, replace what is done with anything else. The
+    loss is cross-entropy where there are labels, and otherwise the Kullback-Leibler divergence from the model as it
+    is; "ce" or "kl" asks for one of them.
 
     `layers` are the layers to score, with multiply-adds a sample. Layers that share a weight can only have one
     scheme, so they count as one, under the first one's name; `modules[i]` are all modules of layer i.
@@ -56,10 +56,7 @@ class Task:
             raise ValueError(f"loss={loss!r}; wanted 'ce', 'kl' or a callable loss(output, batch)")
         self.model = model
         self.device = next((t.device for t in model.parameters()), torch.device("cpu"))
-        given = [dict(batch) if isinstance(batch, Mapping) else batch for batch in batches_of(batches)]
-        self.batches = [tree_map(self._here, batch) for batch in given]
-        if not self.batches:
-            raise ValueError("batches is empty; wanted at least one batch")
+        self.batches = batches_of(batches, model)
         self.sizes = [batch_size(batch) for batch in self.batches]
         if min(self.sizes) == 0:
             raise ValueError(f"batches[{self.sizes.index(0)}] holds no samples; wanted at least one")
@@ -199,9 +196,6 @@ class Task:
     def _one(self, twins: list[Layer]) -> Layer:
         """For layers that share a weight; budgets count multiply-adds of one sample."""
         return replace(twins[0], macs=sum(twin.macs or 0 for twin in twins) // self.sizes[0])
-
-    def _here(self, value: Any) -> Any:
-        return value.to(self.device) if isinstance(value, Tensor) else value
 
 
 def logits_of(output: Any) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from ..held import hooked
 from ..measuring.task import Task
 from .partition import Part
 from .twin import Twin
@@ -121,15 +122,10 @@ def _calls(task: Task, index: int, part: Part) -> Iterator[tuple[Chain, Given, T
 
         return hook
 
-    handles = []
-    try:
-        for chain in part.chains:
-            handles.append(chain[0].register_forward_pre_hook(begin(chain), with_kwargs=True))
-            handles.append(chain[-1].register_forward_hook(end(chain)))
+    begins = (chain[0].register_forward_pre_hook(begin(chain), with_kwargs=True) for chain in part.chains)
+    ends = (chain[-1].register_forward_hook(end(chain)) for chain in part.chains)
+    with hooked(begins), hooked(ends):
         task.run(task.batches[index])
-    finally:
-        for handle in handles:
-            handle.remove()
     for _, _, wanted in found:
         if not wanted.isfinite().all():
             raise ValueError(f"{part.name!r} returns infinities or NaN; wanted finite outputs")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from ..held import hooked
 from ..measuring.task import Task
 from .examples import Given, taken
 from .partition import Part
@@ -33,9 +34,15 @@ class Stretch:
     """Passes over the batches: through the whole model, or through a part of it from inputs that were kept."""
 
     def __init__(
-        self, task: Task, twin: Twin | None, part: Part | None = None, once: Set[nn.Module] = frozenset(), *,
-        floats: bool = True, memory: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        task: Task,
+        twin: Twin | None,
+        part: Part | None = None,
+        once: Set[nn.Module] = frozenset(),
+        *,
+        floats: bool = True,
+        memory: int = 0,
+    ) -> None:
         """Without a part, or where its inputs take more than `memory` bytes, all passes are whole ones.
 
         `once` has the modules that a pass calls just once; `floats` is whether passes through the float model are
@@ -98,12 +105,8 @@ class Stretch:
 
         first, last = self._chain[0], self._chain[-1]
         handles = [first.register_forward_pre_hook(begin, with_kwargs=True), last.register_forward_hook(end)]
-        try:
-            with self._as(rounded), suppress(Enough):
-                self.task.run(self.task.batches[index])
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooked(handles), self._as(rounded), suppress(Enough):
+            self.task.run(self.task.batches[index])
         return found
 
     def _again(self, rounded: bool, wanted: list[Tensor]) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..catalog import input_of
 from ..held import held
 from .graph import Edge, Node, graph, unshared
 from .rewriting import Forward, Report, Row, Trial
@@ -75,8 +76,7 @@ def _watch(
     fixed: set[str] = set()
 
     def read(node: Node, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        x = args[0] if args else kwargs["input"]
-        now = x.detach().abs().movedim(node.axis, 0).flatten(1).amax(1).double()
+        now = input_of(args, kwargs).detach().abs().movedim(node.axis, 0).flatten(1).amax(1).double()
         ranges[node.name] = torch.maximum(ranges[node.name], now) if node.name in ranges else now
 
     def tried(node: Node, module: nn.Module, args: tuple, kwargs: dict) -> None:
