@@ -369,3 +369,11 @@ def test_mistakes(call, message: str):
 
 def test_nothing_to_round():
     assert len(calibrate(mlp(), {"*": None}, VECTORS)) == 0
+
+
+def test_batches_of_another_make():
+    """Three tensors, of which `forward` uses two: no loss is asked for where none is looked at."""
+    model, x = mlp(), VECTORS
+    found = calibrate(model, {"*": 4}, [(x / 2, x / 2, x)], forward=lambda m, batch: m(batch[0] + batch[1]))
+    want = calibrate(model, {"*": 4}, x)
+    assert all(torch.equal(found[name].codes, want[name].codes) for name in want)

@@ -178,10 +178,10 @@ def test_whole_models(rounding: str) -> None:
     [
         ({"damp": 0}, "damp=0; wanted a number above 0"),
         ({"grid": "best"}, "grid='best'; wanted 'minmax', 'mse' or 'output'"),
-        ({"radius": -1.0}, "radius=-1.0; wanted None or a number above 0"),
+        ({"radius": -1.0}, "radius=-1.0; wanted a number above 0, or None"),
         ({"percentile": 101}, "percentile=101; wanted a number above 0, at most 100"),
         ({"sparse": "l1"}, "sparse='l1'; wanted None, 'soft' or 'hard'"),
-        ({"strength": -1}, "strength=-1; wanted a number of at least 0"),
+        ({"strength": -1}, "strength=-1; wanted a number, at least 0"),
     ],
 )
 def test_bad_options(options: dict, message: str) -> None:

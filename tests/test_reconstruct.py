@@ -276,7 +276,7 @@ def test_scores_of_single_layers_round_by_gptq():
 @pytest.mark.parametrize(
     "options",
     [
-        *({"iterations": 0}, {"batch": 1.5}, {"rate": 0}, {"lam": -1}, {"warmup": 2}, {"drop": -0.1}, {"patience": 0}),
+        *({"iterations": 0}, {"batch": 0}, {"rate": 0}, {"lam": -1}, {"warmup": 2}, {"drop": -0.1}, {"patience": 0}),
         *({"start": "brecq"}, {"partition": "unit"}),
     ],
 )

@@ -15,6 +15,7 @@ from ..held import held
 from ..measuring.bank import Bank
 from ..measuring.meter import Meter
 from ..measuring.task import Forward, Task
+from ..numbers import check_number
 from ..packed import weight_rows
 from ..planned import planned
 from ..scheme import Scheme
@@ -131,9 +132,11 @@ def calibrate(
     correct_bias  moves each bias by the mean error of its output (Nagel et al. 2019, arXiv 1906.04721)
     forward       forward(model, batch), for models that are called in another way
     bank          a folder for what is done: a run that was stopped goes on from there, to the same result
+    seed          of whatever is drawn: positions in images, samples of a step
     memory        bytes that statistics or, for reconstruction, examples may take at once; as many batches as fit
                   are examples
     time_limit    seconds after which `Unfinished` is raised
+    progress      whether to show a bar; None: on a terminal
 
     >>> model = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4))
     >>> rounded = calibrate(model, {"*": 4}, torch.randn(64, 32))
@@ -141,8 +144,8 @@ def calibrate(
     torch.Size([4, 16])
     """
     method = as_rounding(rounding)
-    if not memory > 0:
-        raise ValueError(f"memory={memory!r}; wanted bytes, above 0")
+    check_number("memory", memory, "bytes, above 0", lambda v: v > 0)
+    check_number("seed", seed, "a whole number", whole=True)
     if not isinstance(correct_bias, bool):
         raise ValueError(f"correct_bias={correct_bias!r}; wanted True or False")
     found = candidates(model)
@@ -150,7 +153,7 @@ def calibrate(
     schemes = {c.name: chosen[c.name] for c in found if chosen.get(c.name) is not None and not c.reason}
     if not schemes:
         return Rounded({}, {}, method)
-    task = Task(model, batches, layers=list(schemes), forward=forward)
+    task = Task(model, batches, layers=list(schemes), forward=forward, loss="kl")  # which asks for no labels
     wanted = [schemes[layer.name] for layer in task.layers]
     # Most of what is said of a task is of its losses, which play no part here.
     depends = {name: text for name, text in task.fingerprint().items() if name != "loss"} | {

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ..numbers import check_number
 from .statistics import Statistics
 
 DAMPINGS = (0.01, 0.1, 1.0)  # of H's mean diagonal; the first where there are rows enough
@@ -18,8 +19,7 @@ ROWS = 64  # of the weight that are tried
 
 
 def check_damp(damp: float | None) -> None:
-    if damp is not None and not damp > 0:
-        raise ValueError(f"damp={damp!r}; wanted a number above 0, or None")
+    check_number("damp", damp, "a number above 0, or None", lambda v: v > 0, optional=True)
 
 
 def damping(rows: Tensor, statistics: Statistics, attempt: Callable[[Tensor, Statistics, float], Tensor]) -> float:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_finite
+from ..numbers import check_number
 from ..scheme import Scheme
 from .damping import check_damp, damping
 from .gptq import BLOCK
@@ -67,14 +68,12 @@ class GPFQ(Rounding):
         check_damp(self.damp)
         if self.grid not in SEARCHES:
             raise ValueError(f"grid={self.grid!r}; wanted 'minmax', 'mse' or 'output'")
-        if self.radius is not None and not self.radius > 0:
-            raise ValueError(f"radius={self.radius!r}; wanted None or a number above 0")
-        if not 0 < self.percentile <= 100:
-            raise ValueError(f"percentile={self.percentile!r}; wanted a number above 0, at most 100")
+        check_number("radius", self.radius, "a number above 0, or None", lambda v: v > 0, optional=True)
+        check_number("percentile", self.percentile, "a number above 0, at most 100", lambda v: 0 < v <= 100)
         if self.sparse not in SPARSE:
             raise ValueError(f"sparse={self.sparse!r}; wanted None, 'soft' or 'hard'")
-        if not self.strength >= 0:
-            raise ValueError(f"strength={self.strength!r}; wanted a number of at least 0")
+        check_number("strength", self.strength, "a number, at least 0", lambda v: v >= 0)
+        check_number("seed", self.seed, "a whole number", whole=True)
 
     def round(self, rows: Tensor, scheme: Scheme, statistics: Statistics | None = None) -> Codes:
         assert statistics is not None

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .. import plain
+from ..numbers import check_number
 from ..scheme import Scheme
 from .grid import Codes, Grid
 from .method import Rounding
@@ -52,16 +53,11 @@ class HQQ(Rounding):
     stop: int = 5
 
     def __post_init__(self) -> None:
-        if not 0 < self.p <= 1:
-            raise ValueError(f"p={self.p!r}; wanted a number above 0, at most 1")
-        if not self.beta > 0:
-            raise ValueError(f"beta={self.beta!r}; wanted a number above 0")
-        if not self.growth >= 1:
-            raise ValueError(f"growth={self.growth!r}; wanted a number of at least 1")
+        check_number("p", self.p, "a number above 0, at most 1", lambda v: 0 < v <= 1)
+        check_number("beta", self.beta, "a number above 0", lambda v: v > 0)
+        check_number("growth", self.growth, "a number, at least 1", lambda v: v >= 1)
         for name in ("steps", "stop"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}; wanted an integer above 0")
+            check_number(name, getattr(self, name), "a whole number, at least 1", lambda v: v >= 1, whole=True)
 
     def round(self, rows: Tensor, scheme: Scheme, statistics: Statistics | None = None) -> Codes:
         first = Grid.fit(rows, scheme)

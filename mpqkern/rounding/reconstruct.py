@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from .. import packed
 from ..catalog import kind_of
+from ..numbers import check_number
 from ..scheme import Scheme
 from .adaround import Runner, Search, Softened
 from .examples import CannotRepeat, Example, Given, examples, run
@@ -68,18 +69,14 @@ class AdaRound(Rounding):
     partition: Partition = "layer"
 
     def __post_init__(self) -> None:
+        whole = {"good": lambda v: v >= 1, "whole": True}
         for name in ("iterations", "batch"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}; wanted a whole number, at least 1")
-        if self.patience is not None and not (isinstance(self.patience, int) and self.patience > 0):
-            raise ValueError(f"patience={self.patience!r}; wanted a whole number, at least 1, or None")
+            check_number(name, getattr(self, name), "a whole number, at least 1", **whole)
+        check_number("patience", self.patience, "a whole number, at least 1, or None", optional=True, **whole)
         for name in ("rate", "lam"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}; wanted a number above 0")
+            check_number(name, getattr(self, name), "a number above 0", lambda v: v > 0)
         for name in ("warmup", "drop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}; wanted a number from 0 to 1")
+            check_number(name, getattr(self, name), "a number from 0 to 1", lambda v: 0 <= v <= 1)
         if as_rounding(self.start).needs == "outputs":
             raise ValueError(f"start={self.start!r}; wanted a way of rounding that needs no outputs")
         object.__setattr__(self, "partition", checked(self.partition))

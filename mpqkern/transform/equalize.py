@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..numbers import check_number
 from .graph import Edge, Node, graph, unshared
 from .rewriting import Forward, Report, Row, Trial
 from .scaling import by_producer, column_ranges, columns, rescale, row_ranges, rows
@@ -39,8 +40,7 @@ def equalize_(model: nn.Module, batch: Any, *, iterations: int = 100, forward: F
     tensor([[2., 0.],
             [0., 1.]]) tensor([[2., 1.]])
     """
-    if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 1:
-        raise ValueError(f"iterations={iterations!r}; wanted a whole number, at least 1")
+    check_number("iterations", iterations, "a whole number, at least 1", lambda v: v >= 1, whole=True)
     trial = Trial(model, batch, forward)
     nodes = graph(model, lambda: trial.run(trial.batches[0]))
     pairs: list[Pair] = []

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..catalog import input_of
 from ..held import held
+from ..numbers import check_number
 from .graph import Edge, Node, graph, unshared
 from .rewriting import Forward, Report, Row, Trial
 from .scaling import by_producer, column_ranges, rescale
@@ -39,8 +40,7 @@ def smooth_(model: nn.Module, batches: Any, *, alpha: float = 0.5, forward: Forw
     >>> print(smooth_(model, torch.randn(8, 16)).done[0].name, bool(model[0].weight[3] < 10))
     0 -> 1 True
     """
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 <= alpha <= 1:
-        raise ValueError(f"alpha={alpha!r}; wanted a number from 0 to 1")
+    check_number("alpha", alpha, "a number from 0 to 1", lambda v: 0 <= v <= 1)
     trial = Trial(model, batches, forward)
     nodes = graph(model, lambda: trial.run(trial.batches[0]))
     reasons = {node.name: _reason(node, nodes) for node in nodes.values()}
