@@ -18,6 +18,7 @@ from .. import select
 from ..catalog import batches_of, candidates, described, feed
 from ..held import held
 from ..scheme import Layer
+from ..trees import tensors
 from .attributes import attributes
 
 log = logging.getLogger("mpqkern")
@@ -243,15 +244,14 @@ def _repeats_inputs(batch: Any) -> bool:
 
 def batch_size(batch: Any) -> int:
     """Samples in a batch: the first dimension of its first tensor."""
-    for leaf in tree_flatten(batch)[0]:
-        if isinstance(leaf, Tensor) and leaf.dim() > 0:
+    for leaf in tensors(batch):
+        if leaf.dim() > 0:
             return leaf.shape[0]
     raise ValueError(f"a batch is {type(batch).__name__} without tensors; wanted a tensor, a pair or a dict")
 
 
 def _cut(batch: Any, size: int, most: int) -> list[Any]:
-    leaves = [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]
-    if size <= most or any(leaf.shape[:1] != (size,) for leaf in leaves):
+    if size <= most or any(leaf.shape[:1] != (size,) for leaf in tensors(batch)):
         return [batch]
 
     def take(start: int) -> Callable[[Any], Any]:
