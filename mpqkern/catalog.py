@@ -38,6 +38,8 @@ class Candidate:
 
 def candidates(model: nn.Module) -> list[Candidate]:
     """Every Linear, Conv2d and lookalike of `model`, in order; a module under two names comes once."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={type(model).__name__}; wanted a torch.nn.Module")
     names: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -109,7 +111,14 @@ def batches_of(batches: Any, model: nn.Module) -> list[Any]:
     given = [dict(batch) if isinstance(batch, Mapping) else batch for batch in ([batches] if one else batches)]
     if not given:
         raise ValueError("batches is empty; wanted at least one batch")
-    return [tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch) for batch in given]
+
+    def there(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        # made in inference mode, it could not go through a model that takes gradients
+        return leaf.to(device, copy=leaf.is_inference() and not torch.is_inference_mode_enabled())
+
+    return [tree_map(there, batch) for batch in given]
 
 
 def feed(model: nn.Module, batch: Any) -> Any:

@@ -58,7 +58,8 @@ class held:
         for parameter, data, needs, grad in self._parameters:
             if parameter.data_ptr() != data.data_ptr() or parameter.shape != data.shape:
                 parameter.data = data
-            parameter.requires_grad_(needs)
+            if parameter.requires_grad != needs:  # one that was made in inference mode refuses to be asked
+                parameter.requires_grad_(needs)
             parameter.grad = grad
         torch.backends.mha.set_fastpath_enabled(self._fast)
         torch.set_grad_enabled(self._was_grad)

@@ -9,6 +9,12 @@ from typing import Any
 import numpy as np
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Numbers are no flags: 0.1 for an option that is on or off has been meant for another one."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}; wanted True or False")
+
+
 def check_number(
     name: str,
     value: Any,

@@ -335,8 +335,18 @@ def test_compare_judges_what_would_be_deployed():
     [
         (lambda m, x: mq.swap_(m, {"*": 4}, rounding="gptq"), "rounding='gptq' needs to see data; wanted batches="),
         (lambda m, x: mq.swap_(m, {"*": 4}, correct_bias=True), "correct_bias needs to see data; wanted batches="),
+        (lambda m, x: mq.swap_(m, {"*": 4}, roundng="gptq"), "roundng='gptq' is no option; wanted one of rounding, b"),
+        (
+            lambda m, x: mq.swap_(m, {"*": 4}, rounding="gptq", batches=x, damp=0.1),
+            r"damp=0.1 is an option of the rounding; wanted rounding=GPTQ\(damp=0.1\)",
+        ),
+        (lambda m, x: calibrate("m", {"*": 4}, x), "model=str; wanted a torch.nn.Module"),
         (lambda m, x: mq.swap_(m, {"*": 3}, rounding="gptq", batches=x), "bits=3; wanted 2, 4 or 8"),
         (lambda m, x: calibrate(m, {"*": 4}, x, memory=0), "memory=0; wanted bytes"),
+        (lambda m, x: calibrate(m, {"*": 4}, x, memory="1 GB"), "memory='1 GB'; wanted bytes"),
+        # the hash of a text is another one in each process
+        (lambda m, x: calibrate(m, {"*": 4}, x, seed="a"), "seed='a'; wanted a whole number"),
+        (lambda m, x: calibrate(m, {"*": 4}, x, rounding=mq.rounding.GPTQ), r"with options, as in GPTQ\(damp=0.1\)"),
         (lambda m, x: calibrate(m, {"*": 4}, x, memory=99), "memory=99; wanted at least 4608 bytes for the .* of 0"),
         (lambda m, x: calibrate(m, {"*": 4}, x, correct_bias=1), "correct_bias=1; wanted True or False"),
         (lambda m, x: calibrate(m, {"*": 4}, x / 0), "layer '0' meets infinities or NaN"),
@@ -365,6 +375,55 @@ def test_mistakes(call, message: str):
     with pytest.raises((ValueError, TypeError), match=message):
         call(model, VECTORS)
     assert everything(model) == before
+
+
+@pytest.mark.parametrize("rounding", ["hqq", "gptq", "gpfq", "qronos", "adaround"])
+@pytest.mark.parametrize("weight", [float("nan"), 1e7])
+def test_weights_that_no_grid_holds_are_named(rounding: str, weight: float):
+    """Of the last layer: no other one meets what comes of them."""
+    model = mlp()
+    model[4].weight.data[0, 0] = weight
+    before = everything(model)
+    with pytest.raises(ValueError, match="'4' returns" if rounding == "adaround" and weight != weight else "layer '4'"):
+        mq.swap_(model, {"*": 4}, rounding=rounding, batches=VECTORS)
+    assert str(everything(model)) == str(before)  # NaN is not equal to itself
+
+
+def test_codes_are_for_the_weights_that_they_were_found_for():
+    model = mlp()
+    rounded = calibrate(model, {"*": 4}, VECTORS)
+    assert repr(rounded).startswith("Rounded(3 layers, GPTQ(")
+    with torch.no_grad():
+        model[2].weight[0, 0] += 1
+    before = everything(model)
+    for use in (lambda: rounded.twin(model), lambda: mq.swap_(model, {"*": 4}, rounding=rounded)):
+        with pytest.raises(ValueError, match="layer '2' has another weight than it was rounded from"):
+            use()
+    assert everything(model) == before
+    mq.swap_(copy.deepcopy(model), {"0": 4}, rounding=rounded)
+
+
+class Named(nn.Module):
+    """Calls its layers by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(12, 16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(input=self.a(input=x).relu())
+
+
+@pytest.mark.parametrize("rounding", ["gptq", mq.rounding.BRECQ(iterations=2, start="minmax")])
+def test_layers_that_are_called_by_keyword(rounding: str | mq.rounding.Rounding):
+    model, plan = Named(), {"*": Scheme(8, act_bits=8)}
+    rounded = calibrate(model, plan, VECTORS, rounding=rounding)
+    with rounded.twin(model):
+        want = model(VECTORS)
+    mq.swap_(model, plan, rounding=rounded)
+    torch.testing.assert_close(model(VECTORS), want)
+    assert (mq.score(Named(), VECTORS, method="single", bits=[Scheme(8, act_bits=8)]).unary > 0).all()
 
 
 def test_nothing_to_round():

@@ -179,13 +179,16 @@ def test_whole_models(rounding: str) -> None:
         ({"damp": 0}, "damp=0; wanted a number above 0"),
         ({"grid": "best"}, "grid='best'; wanted 'minmax', 'mse' or 'output'"),
         ({"radius": -1.0}, "radius=-1.0; wanted a number above 0, or None"),
+        ({"radius": True}, "radius=True; wanted a number above 0, or None"),
+        ({"stochastic": 1}, "stochastic=1; wanted True or False"),
+        ({"seed": None}, "seed=None; wanted a whole number"),
         ({"percentile": 101}, "percentile=101; wanted a number above 0, at most 100"),
         ({"sparse": "l1"}, "sparse='l1'; wanted None, 'soft' or 'hard'"),
-        ({"strength": -1}, "strength=-1; wanted a number, at least 0"),
+        ({"strength": -1}, "strength=-1; wanted a number of at least 0"),
     ],
 )
 def test_bad_options(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         GPFQ(**options)
 
 

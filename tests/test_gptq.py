@@ -127,8 +127,19 @@ def test_damage_is_the_squared_error_of_the_outputs_of_each_group():
 
 @pytest.mark.parametrize(
     ("how", "message"),
-    [({"damp": 0}, "damp=0; wanted a number above 0"), ({"grid": "best"}, "grid='best'; wanted 'minmax', 'mse' or")],
+    [
+        ({"damp": 0}, "damp=0; wanted a number above 0"),
+        ({"damp": "0.1"}, "damp='0.1'; wanted a number above 0"),
+        ({"order": "no"}, "order='no'; wanted True or False"),
+        ({"mismatch": 0.1}, "mismatch=0.1; wanted True or False"),
+        ({"grid": "best"}, "grid='best'; wanted 'minmax', 'mse' or"),
+    ],
 )
 def test_bad_options(how: dict, message: str):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         GPTQ(**how)
+
+
+def test_without_inputs():
+    with pytest.raises(ValueError, match="statistics=None; wanted those of the layer's inputs, which 'gptq' needs"):
+        GPTQ().round(torch.zeros(2, 4), Scheme(4))

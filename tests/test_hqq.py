@@ -100,13 +100,14 @@ def test_rows_of_zeros() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"p": "0.7"}, "p='0.7'; wanted a number above 0, at most 1"),
         ({"p": 0}, "p=0; wanted a number above 0, at most 1"),
         ({"beta": -1}, "beta=-1; wanted a number above 0"),
-        ({"growth": 0.9}, "growth=0.9; wanted a number, at least 1"),
+        ({"growth": 0.9}, "growth=0.9; wanted a number of at least 1"),
         ({"steps": 0}, "steps=0; wanted a whole number, at least 1"),
         ({"stop": 0}, "stop=0; wanted a whole number, at least 1"),
     ],
 )
 def test_bad_options(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         HQQ(**options)

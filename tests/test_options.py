@@ -60,7 +60,7 @@ def test_of_plan_assign_and_compare():
     ("call", "options"),
     [
         *((HQQ, option) for option in ({"p": "1"}, {"beta": None}, {"growth": True}, {"steps": 2.0}, {"stop": True})),
-        *((GPFQ, option) for option in ({"radius": "1"}, {"percentile": None}, {"strength": True}, {"seed": None})),
+        *((GPFQ, option) for option in ({"radius": "1"}, {"percentile": None}, {"strength": True})),
         *((BRECQ, option) for option in ({"iterations": "9"}, {"batch": 1.5}, {"patience": True}, {"lam": "1"})),
         *((GPTQ, {"damp": "0.1"}), (Ema, {"momentum": "0"}), (Percentile, {"percent": True})),
         *((mq.calibrate, option) for option in ({"seed": "1"}, {"memory": "1GB"}, {"time_limit": "5"})),

@@ -260,6 +260,16 @@ def test_bias_correction_keeps_the_mean_of_each_output():
     assert after.abs().max() < 1e-4 < before.abs().max()
 
 
+def test_inference_mode_changes_nothing():
+    method = BRECQ(iterations=20)
+    model = nets.resnet()
+    want = calibrate(model, {"*": 2}, IMAGES, rounding=method)
+    with torch.inference_mode():
+        found = calibrate(model, {"*": 2}, IMAGES.clone(), rounding=method)
+        assert torch.is_inference_mode_enabled()
+    assert all(torch.equal(want[name].codes, found[name].codes) for name in want)
+
+
 def test_scores_of_single_layers_round_by_gptq():
     model = nets.resnet()
     tables = []
@@ -276,12 +286,13 @@ def test_scores_of_single_layers_round_by_gptq():
 @pytest.mark.parametrize(
     "options",
     [
-        *({"iterations": 0}, {"batch": 0}, {"rate": 0}, {"lam": -1}, {"warmup": 2}, {"drop": -0.1}, {"patience": 0}),
+        *({"iterations": 0}, {"batch": 1.5}, {"rate": 0}, {"lam": -1}, {"warmup": 2}, {"drop": -0.1}, {"patience": 0}),
+        *({"iterations": True}, {"rate": "0.05"}, {"lam": float("inf")}, {"drop": True}),
         *({"start": "brecq"}, {"partition": "unit"}),
     ],
 )
 def test_bad_options_are_refused(options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))}=.*; wanted"):
+    with pytest.raises((ValueError, TypeError), match=f"{next(iter(options))}=.*; wanted"):
         AdaRound(**options)
 
 

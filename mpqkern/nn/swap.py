@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -140,6 +142,7 @@ def _rounded(
     model: nn.Module, plan: Any, rounding: str | Rounding | Rounded, batches: Any, calibration: dict[str, Any]
 ) -> Rounding | Rounded:
     """How to round: a way that needs nothing but the weight, or the codes of all layers."""
+    _check_options(rounding, calibration)
     if isinstance(rounding, Rounded):
         given = {"batches": batches, **calibration} if batches is not None else calibration
         if given:
@@ -154,6 +157,19 @@ def _rounded(
     return method
 
 
+def _check_options(rounding: str | Rounding | Rounded, given: Mapping[str, Any]) -> None:
+    known = [name for name, p in signature(calibrate).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for name, value in given.items():
+        if name in known:
+            continue
+        kind = rounding.rounding if isinstance(rounding, Rounded) else as_rounding(rounding)
+        if name in {field.name for field in fields(kind)}:
+            kind = type(kind).__name__
+            raise TypeError(f"{name}={value!r} is an option of the rounding; wanted rounding={kind}({name}={value!r})")
+        own = [name for name, p in signature(swap_).parameters.items() if p.kind is p.KEYWORD_ONLY]
+        raise TypeError(f"{name}={value!r} is no option; wanted one of {', '.join(dict.fromkeys(own + known))}")
+
+
 def _pack(
     c: Candidate, scheme: Scheme, rounded: Rounding | Rounded, twin: tuple[str, PackedModule, Scheme] | None
 ) -> tuple[PackedModule, Row]:
@@ -165,6 +181,8 @@ def _pack(
     if isinstance(rounded, Rounded) and (codes is None or rounded.schemes[name] != scheme):
         was = f"was rounded to {rounded.schemes[name]}" if codes else "was not rounded"
         raise ValueError(f"layer {c.name!r} {was} but the plan has {scheme}; wanted the same plan as for calibrate")
+    if isinstance(rounded, Rounded):
+        rounded.check_weight(name, module.weight)
     try:
         if twin is not None:
             new.qweight, new.scales, new.zeros = twin[1].qweight, twin[1].scales, twin[1].zeros

@@ -14,8 +14,8 @@ from ..catalog import candidates
 from ..held import held
 from ..measuring.bank import Bank
 from ..measuring.meter import Meter
-from ..measuring.task import Forward, Task
-from ..numbers import check_number
+from ..measuring.task import Forward, Task, digest
+from ..numbers import check_flag, check_number
 from ..packed import weight_rows
 from ..planned import planned
 from ..scheme import Scheme
@@ -27,13 +27,17 @@ from .reconstruct import part_by_part
 from .twin import Twin
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Rounded(Mapping[str, Codes]):
     """The codes of each layer by its name, and by what they were found; `swap_(model, plan, rounding=...)` takes it."""
 
     codes: Mapping[str, Codes]
     schemes: Mapping[str, Scheme]
     rounding: Rounding
+    weights: Mapping[str, str]  # digests of the float weights that the codes stand for
+
+    def __repr__(self) -> str:
+        return f"Rounded({len(self)} layers, {self.rounding!r})"
 
     def __getitem__(self, name: str) -> Codes:
         return self.codes[name]
@@ -44,11 +48,17 @@ class Rounded(Mapping[str, Codes]):
     def __len__(self) -> int:
         return len(self.codes)
 
+    def check_weight(self, name: str, weight: Tensor) -> None:
+        """Codes for another weight, of a model that was trained or rewritten since, would be noise."""
+        if digest([weight]) != self.weights[name]:
+            raise ValueError(f"layer {name!r} has another weight than it was rounded from; wanted calibrate once more")
+
     def twin(self, model: nn.Module) -> Twin:
         """Within `with rounded.twin(model):` the float model computes with these codes, as its packed self would."""
         found, twin = candidates(model), Twin()
         for c in found:
             if c.name in self.codes:
+                self.check_weight(c.name, c.module.weight)
                 modules = [o.module for o in found if o.module._parameters.get("weight") is c.module.weight]
                 twin.put(c.name, modules, self.codes[c.name], self.schemes[c.name])
         return twin
@@ -108,6 +118,7 @@ class Calibration:
         return f"layer{layer}"
 
 
+@torch.inference_mode(False)  # within it nothing has gradients, whatever is asked for
 def calibrate(
     model: nn.Module,
     plan: Mapping[str | type, Scheme | int | None] | Any,
@@ -146,13 +157,12 @@ def calibrate(
     method = as_rounding(rounding)
     check_number("memory", memory, "bytes, above 0", lambda v: v > 0)
     check_number("seed", seed, "a whole number", whole=True)
-    if not isinstance(correct_bias, bool):
-        raise ValueError(f"correct_bias={correct_bias!r}; wanted True or False")
+    check_flag("correct_bias", correct_bias)
     found = candidates(model)
     chosen = planned(plan, found)
     schemes = {c.name: chosen[c.name] for c in found if chosen.get(c.name) is not None and not c.reason}
     if not schemes:
-        return Rounded({}, {}, method)
+        return Rounded({}, {}, method, {})
     task = Task(model, batches, layers=list(schemes), forward=forward, loss="kl")  # which asks for no labels
     wanted = [schemes[layer.name] for layer in task.layers]
     # Most of what is said of a task is of its losses, which play no part here.
@@ -173,7 +183,8 @@ def calibrate(
     finally:
         meter.end()
     names = [layer.name for layer in task.layers]
-    return Rounded({names[i]: job.done[i] for i in range(len(names))}, schemes, method)
+    weights = {name: digest([modules[0].weight]) for name, modules in zip(names, task.modules, strict=True)}
+    return Rounded({names[i]: job.done[i] for i in range(len(names))}, schemes, method, weights)
 
 
 def steps(method: Rounding) -> Callable[[Calibration], None]:

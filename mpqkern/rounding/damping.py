@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..numbers import check_number
+from ..numbers import check_flag, check_number
 from ..scheme import Scheme
 from .grid import SEARCHES, Codes, Grid
 from .method import Rounding
@@ -54,9 +54,11 @@ class Damped(Rounding):
         check_number("damp", self.damp, "a number above 0, or None", lambda v: v > 0, optional=True)
         if self.grid not in SEARCHES:
             raise ValueError(f"grid={self.grid!r}; wanted 'minmax', 'mse' or 'output'")
+        check_flag("mismatch", self.mismatch)
 
     def round(self, rows: Tensor, scheme: Scheme, statistics: Statistics | None = None) -> Codes:
-        assert statistics is not None
+        if statistics is None:
+            raise ValueError(f"statistics=None; wanted those of the layer's inputs, which {self.name!r} needs")
 
         def attempt(some: Tensor, seen: Statistics, damp: float) -> Tensor:
             grid, codes = self.codes(some, scheme, seen, damp)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_finite
-from ..numbers import check_number
+from ..numbers import check_flag, check_number
 from ..scheme import Scheme
 from .damping import Damped
 from .gptq import BLOCK
@@ -62,8 +62,9 @@ class GPFQ(Damped):
         check_number("percentile", self.percentile, "a number above 0, at most 100", lambda v: 0 < v <= 100)
         if self.sparse not in SPARSE:
             raise ValueError(f"sparse={self.sparse!r}; wanted None, 'soft' or 'hard'")
-        check_number("strength", self.strength, "a number, at least 0", lambda v: v >= 0)
+        check_number("strength", self.strength, "a number of at least 0", lambda v: v >= 0)
         check_number("seed", self.seed, "a whole number", whole=True)
+        check_flag("stochastic", self.stochastic)
 
     def round(self, rows: Tensor, scheme: Scheme, statistics: Statistics | None = None) -> Codes:
         if self.sparse and scheme.symmetric:

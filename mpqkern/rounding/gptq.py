@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..numbers import check_flag
 from ..scheme import Scheme
 from .damping import Damped
 from .grid import Grid, better
@@ -30,6 +31,10 @@ class GPTQ(Damped):
     name: ClassVar[str] = "gptq"
 
     order: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag("order", self.order)
 
     def codes(self, rows: Tensor, scheme: Scheme, statistics: Statistics, damp: float) -> tuple[Grid, Tensor]:
         wanted, h = statistics.target(rows, damp)

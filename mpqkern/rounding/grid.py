@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import packed, plain
+from ..checks import check_finite
 from ..scheme import PACKABLE_BITS, Scheme
 
 SEARCHES = ("minmax", "mse", "output")
@@ -65,8 +66,9 @@ class Grid:
         ranges = plain.Ranges(rows, scheme.group_size or 0, scheme.symmetric, scheme.scale_dtype)
         grids = [cls._at(ranges, fraction, scheme, rows.shape[1]) for fraction in FRACTIONS]
         errors = torch.stack([damage(rows, grid.values(grid.nearest(rows)), h) for grid in grids])
-        best = errors.argmin(0)
+        best = errors.argmin(0)  # NaN counts as least: what no grid holds is seen in the scales
         scales = torch.stack([grid.scales for grid in grids])[best, torch.arange(len(rows))]
+        check_finite("quantize", rows, scales, scheme.scale_dtype)
         if scheme.symmetric:
             return cls(scales, grids[0].zeros, scheme, rows.shape[1])
         zeros = torch.stack([grid.zeros for grid in grids])[best, torch.arange(len(rows))]

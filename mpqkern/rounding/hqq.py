@@ -55,9 +55,9 @@ class HQQ(Rounding):
     def __post_init__(self) -> None:
         check_number("p", self.p, "a number above 0, at most 1", lambda v: 0 < v <= 1)
         check_number("beta", self.beta, "a number above 0", lambda v: v > 0)
-        check_number("growth", self.growth, "a number, at least 1", lambda v: v >= 1)
+        check_number("growth", self.growth, "a number of at least 1", lambda v: v >= 1)
         for name in ("steps", "stop"):
-            check_number(name, getattr(self, name), "a whole number, at least 1", lambda v: v >= 1, whole=True)
+            check_number(name, getattr(self, name), "a whole number, at least 1", lambda v: v > 0, whole=True)
 
     def round(self, rows: Tensor, scheme: Scheme, statistics: Statistics | None = None) -> Codes:
         first = Grid.fit(rows, scheme)

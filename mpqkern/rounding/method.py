@@ -59,5 +59,8 @@ def as_rounding(rounding: str | Rounding) -> Rounding:
         return rounding
     if not isinstance(rounding, str) or rounding not in known():
         names = ", ".join(repr(name) for name in known())
-        raise ValueError(f"rounding={rounding!r}; wanted {names}, or one of the classes of mpqkern.rounding")
+        raise ValueError(
+            f"rounding={rounding!r}; wanted {names}, or one of the classes of mpqkern.rounding with options, "
+            "as in GPTQ(damp=0.1)"
+        )
     return known()[rounding]()

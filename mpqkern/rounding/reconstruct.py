@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -69,12 +70,12 @@ class AdaRound(Rounding):
     partition: Partition = "layer"
 
     def __post_init__(self) -> None:
-        whole = {"good": lambda v: v >= 1, "whole": True}
         for name in ("iterations", "batch"):
-            check_number(name, getattr(self, name), "a whole number, at least 1", **whole)
-        check_number("patience", self.patience, "a whole number, at least 1, or None", optional=True, **whole)
+            check_number(name, getattr(self, name), "a whole number, at least 1", lambda v: v > 0, whole=True)
+        wanted = "a whole number, at least 1, or None"
+        check_number("patience", self.patience, wanted, lambda v: v > 0, whole=True, optional=True)
         for name in ("rate", "lam"):
-            check_number(name, getattr(self, name), "a number above 0", lambda v: v > 0)
+            check_number(name, getattr(self, name), "a finite number above 0", lambda v: 0 < v < inf)
         for name in ("warmup", "drop"):
             check_number(name, getattr(self, name), "a number from 0 to 1", lambda v: 0 <= v <= 1)
         if as_rounding(self.start).needs == "outputs":
@@ -192,7 +193,7 @@ def _rounding_inputs(job: Calibration, part: Part) -> Iterator[None]:
             if job.schemes[layer].act_bits is not None:
                 for module in job.task.modules[layer]:
                     hook = input_hook(job.schemes[layer], kind_of(module))
-                    undo.callback(module.register_forward_pre_hook(hook).remove)
+                    undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import packed, plain
-from ..catalog import kind_of
+from ..catalog import input_of, kind_of
 from ..scheme import Scheme
 from .grid import Codes
 from .method import Rounding, as_rounding
@@ -28,7 +28,7 @@ def computing_with(
         parameter.data = weight
         for module in modules:
             for hook in hooks:
-                undo.callback(module.register_forward_pre_hook(hook).remove)
+                undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
 
 
@@ -85,12 +85,12 @@ def rounded_input(x: Tensor, scheme: Scheme, kind: str) -> Tensor:
 def input_hook(scheme: Scheme, kind: str) -> Hook:
     """Rounds a layer's input; its gradient passes straight through, as rounding has no slope of its own."""
 
-    def hook(module: nn.Module, args: tuple) -> tuple | None:
-        x = args[0]
+    def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        x = input_of(args, kwargs)
         if not isinstance(x, Tensor):
             return None  # of a call that is skipped
         back = rounded_input(x.detach(), scheme, kind)
-        return (x + (back - x.detach()) if torch.is_grad_enabled() else back, *args[1:])
+        return (x + (back - x.detach()) if torch.is_grad_enabled() else back,), {}
 
     return hook
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,7 +16,6 @@ from ..rounding.layerwise import collect
 from ..rounding.statistics import bytes_of
 from ..rounding.twin import as_weight, computing_with, input_hook
 from ..scheme import Scheme
-from .nothing import Nothing
 
 CACHE_BYTES = 2**30
 
@@ -75,7 +73,7 @@ class Variants:
                 wanted, modules = self.schemes[scheme], self.task.modules[layer]
                 hooks = []
                 if wanted is not None and wanted.act_bits is not None:
-                    hooks.append(_unless_nothing(input_hook(wanted, self.task.layers[layer].kind)))
+                    hooks.append(input_hook(wanted, self.task.layers[layer].kind))
                 undo.enter_context(computing_with(self.parameter(layer), weights[layer], modules, *hooks))
             yield
 
@@ -86,11 +84,6 @@ class Variants:
         if self.rounding.needs != "nothing":
             return as_weight(self._codes[layer, scheme], weight)
         return as_weight(self.rounding.round(packed.weight_rows(weight).float(), wanted), weight)
-
-
-def _unless_nothing(hook: Any) -> Any:
-    """Calls that are skipped have no input to round."""
-    return lambda module, args: None if isinstance(args[0], Nothing) else hook(module, args)
 
 
 def _parts(sizes: Sequence[int], most: int) -> Iterator[list[int]]:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from ..catalog import batches_of, feed, float_outputs
 from ..held import held
@@ -81,7 +80,8 @@ class Trial:
             raise ValueError("model holds tensors made in inference mode; wanted one whose weights can be changed")
         self.model, self.forward = model, forward
         with torch.inference_mode(False):
-            self.batches = tree_map(_usual, batches_of(batches, model))
+            # no inference tensors, whose operations would be seen in other pieces
+            self.batches = batches_of(batches, model)
         odd = [b for b in self.batches if isinstance(b, (tuple, list)) and len(b) != 2]
         if odd and forward is None:
             raise ValueError(
@@ -144,11 +144,6 @@ def assign_(parameter: nn.Parameter, value: Tensor, undo: ExitStack) -> None:
     """A new value in the parameter's own type; the old memory stays untouched and comes back on `undo`."""
     undo.callback(setattr, parameter, "data", parameter.data)
     parameter.data = value.to(parameter.dtype)
-
-
-def _usual(value: Any) -> Any:
-    """No inference tensor: its operations would be seen in other pieces."""
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def _nudge(model: nn.Module, seed: int) -> None:
