@@ -23,13 +23,13 @@ STILL = 1e-4  # a factor that differs from 1 by less does not move a code of 8 b
 Pair = tuple[Node, Node, Edge]
 
 
-def equalize_(model: nn.Module, batch: Any, *, iterations: int = 100, forward: Forward | None = None) -> Report:
+def equalize_(model: nn.Module, batches: Any, *, iterations: int = 100, forward: Forward | None = None) -> Report:
     """Gives the channels between two layers the same range of weights on both sides, in place.
 
     A pair is a Linear or Conv2d whose output only one other reads, directly or through relu, leaky relu, pooling,
     views and the like, depthwise convolutions included. ReLU6 clips where a scale would move the clip: such pairs stay,
     and so does everything else, with the reason in the report. What the model computes stays the same up to rounding.
-    It goes at most `iterations` times through all pairs. Fold batch norms first. `batch` and `forward` are as in
+    It goes at most `iterations` times through all pairs. Fold batch norms first. `batches` and `forward` are as in
     `fold_batchnorm_`, and as there it is all or nothing.
 
     >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
@@ -41,7 +41,7 @@ def equalize_(model: nn.Module, batch: Any, *, iterations: int = 100, forward: F
             [0., 1.]]) tensor([[2., 1.]])
     """
     check_number("iterations", iterations, "a whole number, at least 1", lambda v: v >= 1, whole=True)
-    trial = Trial(model, batch, forward)
+    trial = Trial(model, batches, forward)
     nodes = graph(model, lambda: trial.run(trial.batches[0]))
     pairs: list[Pair] = []
     left = []
