@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from .held import held
+from .held import held, hooked
 from .scheme import Layer
 from .select import type_names
 
@@ -98,13 +100,25 @@ def float_outputs(value: Any) -> list[Tensor]:
     return []
 
 
-def batches_of(batches: Any) -> list[Any]:
-    """The batches of a list or any other iterable; a single tensor, tuple or dict is one batch."""
-    if isinstance(batches, (Tensor, tuple, Mapping)):
-        return [batches]
-    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes)):
+def batches_of(batches: Any, model: nn.Module) -> list[Any]:
+    """The batches of a list or any other iterable, at least one, on the model's device; a single tensor, tuple or dict
+    is one batch."""
+    one = isinstance(batches, (Tensor, tuple, Mapping))
+    if not one and (not isinstance(batches, Iterable) or isinstance(batches, (str, bytes))):
         raise TypeError(f"batches={batches!r}; wanted a batch or an iterable of batches")
-    return list(batches)
+    device = next((t.device for t in chain(model.parameters(), model.buffers())), torch.device("cpu"))
+    # any mapping becomes a dict, which tree_map looks into
+    given = [dict(batch) if isinstance(batch, Mapping) else batch for batch in ([batches] if one else batches)]
+    if not given:
+        raise ValueError("batches is empty; wanted at least one batch")
+
+    def there(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        # made in inference mode, it could not go through a model that takes gradients
+        return leaf.to(device, copy=leaf.is_inference() and not torch.is_inference_mode_enabled())
+
+    return [tree_map(there, batch) for batch in given]
 
 
 def feed(model: nn.Module, batch: Any) -> Any:
@@ -113,6 +127,11 @@ def feed(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return model(**{k: v for k, v in batch.items() if k != "labels"})
     return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+
+def input_of(args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+    """What a layer or norm of torch is called with."""
+    return args[0] if args else kwargs["input"]
 
 
 def _reason(model: nn.Module, names: list[str], module: nn.Module, users: dict[int, list[str]]) -> str | None:
@@ -183,11 +202,6 @@ def _count_macs(model: nn.Module, layers: list[Candidate], run: Callable[[], Any
 
         return hook
 
-    handles = [c.module.register_forward_hook(counter(c.name)) for c in layers]
-    try:
-        with held(model):
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(c.module.register_forward_hook(counter(c.name)) for c in layers), held(model):
+        run()
     return counts

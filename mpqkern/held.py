@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 HOOKS = (
     "_forward_hooks",
@@ -69,6 +71,22 @@ class held:
         np.random.set_state(self._numpy_rng)
         if self._gpu_rng:
             torch.cuda.set_rng_state_all(self._gpu_rng)
+
+
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Context: hooks that are registered as `handles` are asked for; on leaving it, however that happens, they are off.
+
+    >>> layer = nn.ReLU()
+    >>> with hooked(m.register_forward_hook(lambda *call: print("called")) for m in [layer]):
+    ...     _ = layer(torch.ones(1))
+    called
+    >>> _ = layer(torch.ones(1))
+    """
+    with ExitStack() as undo:
+        for handle in handles:
+            undo.enter_context(handle)
+        yield
 
 
 class _Module:

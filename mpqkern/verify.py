@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import packed
-from .catalog import call, float_outputs
-from .held import held
+from .catalog import call, float_outputs, input_of
+from .held import held, hooked
 from .ledger import table
 from .nn import PackedConv2d, PackedLinear, PackedModule
 
@@ -156,7 +156,7 @@ def _run(
 
     def hook(name: str) -> Callable[..., Tensor | None]:
         def watch(module: PackedModule, args: tuple[Tensor, ...], named: dict[str, Tensor], y: Tensor) -> Tensor | None:
-            x = args[0] if args else named["input"]
+            x = input_of(args, named)
             if record is not None:
                 record(name, module, x, y)
                 return None
@@ -166,13 +166,9 @@ def _run(
         return watch
 
     # first in line, so that hooks of the user's own act on references as they do on results
-    handles = [m.register_forward_hook(hook(name), prepend=True, with_kwargs=True) for name, m in layers.items()]
-    try:
-        with held(model):
-            return float_outputs(call(model, batch))
-    finally:
-        for handle in handles:
-            handle.remove()
+    handles = (m.register_forward_hook(hook(name), prepend=True, with_kwargs=True) for name, m in layers.items())
+    with hooked(handles), held(model):
+        return float_outputs(call(model, batch))
 
 
 def _end_to_end(got: list[Tensor], exact: list[Tensor], moved: list[list[Tensor]]) -> Check:

@@ -84,6 +84,6 @@ def test_halves_are_kept_only_where_inputs_are_few():
 
 
 def test_a_damping_that_is_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mpqkern.rounding.gptq.damping", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr("mpqkern.rounding.damping.damping", lambda *_: pytest.fail("asked"))
     model, x = nn.Sequential(nn.Linear(8, 8)), torch.randn(9, 8)
     mq.calibrate(model, {"*": 2}, x, rounding=GPTQ(damp=0.5))

@@ -104,8 +104,8 @@ def test_rows_of_zeros() -> None:
         ({"p": 0}, "p=0; wanted a number above 0, at most 1"),
         ({"beta": -1}, "beta=-1; wanted a number above 0"),
         ({"growth": 0.9}, "growth=0.9; wanted a number of at least 1"),
-        ({"steps": 0}, "steps=0; wanted an integer above 0"),
-        ({"stop": 1.5}, "stop=1.5; wanted an integer above 0"),
+        ({"steps": 0}, "steps=0; wanted a whole number, at least 1"),
+        ({"stop": 0}, "stop=0; wanted a whole number, at least 1"),
     ],
 )
 def test_bad_options(options: dict, message: str) -> None:

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import mpqkern as mq
+from mpqkern.activations.observers import Ema, Percentile
+from mpqkern.rounding import BRECQ, GPFQ, GPTQ, HQQ
 
 from . import nets
 
@@ -52,3 +54,23 @@ def test_of_plan_assign_and_compare():
             mq.assign(MODEL, BATCH, budget, method="size", solver={name: value})
     with pytest.raises(TypeError, match=r"^seed='1'; wanted a whole number"):
         mq.compare(MODEL, BATCH, lambda model: 0.0, [budget], methods=["size"], seed="1")
+
+
+@pytest.mark.parametrize(
+    ("call", "options"),
+    [
+        *((HQQ, option) for option in ({"p": "1"}, {"beta": None}, {"growth": True}, {"steps": 2.0}, {"stop": True})),
+        *((GPFQ, option) for option in ({"radius": "1"}, {"percentile": None}, {"strength": True})),
+        *((BRECQ, option) for option in ({"iterations": "9"}, {"batch": 1.5}, {"patience": True}, {"lam": "1"})),
+        *((GPTQ, {"damp": "0.1"}), (Ema, {"momentum": "0"}), (Percentile, {"percent": True})),
+        *((mq.calibrate, option) for option in ({"seed": "1"}, {"memory": "1GB"}, {"time_limit": "5"})),
+        *((mq.equalize_, option) for option in ({"iterations": 1.5}, {"iterations": True})),
+        *((mq.smooth_, option) for option in ({"alpha": "half"}, {"alpha": True})),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_of_whatever_rounds_and_rewrites(call, options):
+    ((name, value),) = options.items()
+    given = {mq.calibrate: (MODEL, {"*": 4}, BATCH), mq.equalize_: (MODEL, BATCH), mq.smooth_: (MODEL, BATCH)}
+    with pytest.raises(TypeError, match=rf"^{name}={value!r}; wanted "):
+        call(*given.get(call, ()), **options)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from .. import packed, select
-from ..catalog import batches_of, feed
-from ..held import held
+from ..catalog import batches_of, feed, input_of
+from ..held import held, hooked
 from ..ledger import table
 from ..nn import PackedConv2d, PackedModule
 from .observers import MOST, OBSERVERS, Observer
@@ -93,11 +91,7 @@ def calibrate_activations_(
     if make is None or not callable(make):
         raise ValueError(f"observer={observer!r}; wanted one of {', '.join(OBSERVERS)} or a function that makes one")
     chosen = _chosen(model, layers)
-    device = next((t.device for t in chain(model.parameters(), model.buffers())), torch.device("cpu"))
-    given = [dict(batch) if isinstance(batch, Mapping) else batch for batch in batches_of(batches)]
-    given = [tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, batch) for batch in given]
-    if not given:
-        raise ValueError("batches is empty; wanted at least one batch")
+    given = batches_of(batches, model)
 
     def run() -> None:
         for batch in given:
@@ -138,24 +132,18 @@ def _chosen(model: nn.Module, layers: Sequence[str] | None) -> dict[str, PackedM
     return {name: m for name, m in found.items() if name in wanted}
 
 
-@contextmanager
-def _hooks(layers: dict[str, PackedModule], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+def _hooks(layers: dict[str, PackedModule], see: Callable[[str, Tensor], None]) -> AbstractContextManager[None]:
     """Within it, `see(name, x)` is called with every input that holds anything."""
 
     def hook(name: str) -> Callable[..., None]:
         def watch(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-            x = args[0] if args else named["input"]
+            x = input_of(args, named)
             if x.numel():
                 see(name, x.detach())
 
         return watch
 
-    handles = [m.register_forward_pre_hook(hook(name), with_kwargs=True) for name, m in layers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hooked(m.register_forward_pre_hook(hook(name), with_kwargs=True) for name, m in layers.items())
 
 
 class _Watched:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ..numbers import check_number
 from .gauss import STEPS
 
 MOST = 127  # the largest integer
@@ -53,8 +54,7 @@ class Ema(Observer):
     """The exponential moving average of each call's largest value, from the first one on."""
 
     def __init__(self, momentum: float = 0.9) -> None:
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum={momentum}; wanted a number from 0 to below 1")
+        check_number("momentum", momentum, "a number from 0 to below 1", lambda v: 0 <= v < 1)
         self.momentum = momentum
         self.average: float | None = None
 
@@ -68,7 +68,7 @@ class Ema(Observer):
 
 
 class Gauss(Observer):
-    """127 of the steps that are best for a normal distribution of the same root mean square (see mpqkern.gauss).
+    """127 of the steps that are best for a normal distribution of the same root mean square (see `gauss.py`).
 
     That is the standard deviation of the values and their mirror images, so it also fits what a ReLU has halved.
     """
@@ -114,8 +114,7 @@ class Percentile(Histogram):
     """The value that `percent` of all |x| do not exceed; the largest, where that many are 0."""
 
     def __init__(self, percent: float = 99.99) -> None:
-        if not 0 < percent <= 100:
-            raise ValueError(f"percent={percent}; wanted a number above 0, at most 100")
+        check_number("percent", percent, "a number above 0, at most 100", lambda v: 0 < v <= 100)
         super().__init__()
         self.percent = percent
 

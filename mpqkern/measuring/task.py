@@ -18,6 +18,7 @@ from .. import select
 from ..catalog import batches_of, candidates, described, feed
 from ..held import held
 from ..scheme import Layer
+from ..trees import tensors
 from .attributes import attributes
 
 log = logging.getLogger("mpqkern")
@@ -32,10 +33,10 @@ class Task:
 
     A batch is a tensor of inputs, an (inputs, labels) pair as data loaders give it, or a dict of keywords with
     the labels, if any, under "labels" (labels that repeat "input_ids" are those of a language model and are shifted
-    by one); `batches` is a list or any other iterable of such, and a single tensor,
-    tuple or dict is one batch. `forward(model, batch)` and `loss(output, batch)`, one loss a sample, replace what
-    is done with anything else. The loss is cross-entropy where there are labels, and otherwise the
-    Kullback-Leibler divergence from the model as it is; "ce" or "kl" asks for one of them.
+    by one); `batches` is a list or any other iterable of such, and a single tensor, tuple or dict is one batch.
+    `forward(model, batch)` and `loss(output, batch)`, one loss a sample, replace what is done with anything else. The
+    loss is cross-entropy where there are labels, and otherwise the Kullback-Leibler divergence from the model as it
+    is; "ce" or "kl" asks for one of them.
 
     `layers` are the layers to score, with multiply-adds a sample. Layers that share a weight can only have one
     scheme, so they count as one, under the first one's name; `modules[i]` are all modules of layer i.
@@ -56,10 +57,7 @@ class Task:
             raise ValueError(f"loss={loss!r}; wanted 'ce', 'kl' or a callable loss(output, batch)")
         self.model = model
         self.device = next((t.device for t in model.parameters()), torch.device("cpu"))
-        given = [dict(batch) if isinstance(batch, Mapping) else batch for batch in batches_of(batches)]
-        self.batches = [tree_map(self._here, batch) for batch in given]
-        if not self.batches:
-            raise ValueError("batches is empty; wanted at least one batch")
+        self.batches = batches_of(batches, model)
         self.sizes = [batch_size(batch) for batch in self.batches]
         if min(self.sizes) == 0:
             raise ValueError(f"batches[{self.sizes.index(0)}] holds no samples; wanted at least one")
@@ -200,9 +198,6 @@ class Task:
         """For layers that share a weight; budgets count multiply-adds of one sample."""
         return replace(twins[0], macs=sum(twin.macs or 0 for twin in twins) // self.sizes[0])
 
-    def _here(self, value: Any) -> Any:
-        return value.to(self.device) if isinstance(value, Tensor) else value
-
 
 def logits_of(output: Any) -> Tensor:
     """The tensor that holds class scores: the output itself, its `logits`, or its first element."""
@@ -249,15 +244,14 @@ def _repeats_inputs(batch: Any) -> bool:
 
 def batch_size(batch: Any) -> int:
     """Samples in a batch: the first dimension of its first tensor."""
-    for leaf in tree_flatten(batch)[0]:
-        if isinstance(leaf, Tensor) and leaf.dim() > 0:
+    for leaf in tensors(batch):
+        if leaf.dim() > 0:
             return leaf.shape[0]
     raise ValueError(f"a batch is {type(batch).__name__} without tensors; wanted a tensor, a pair or a dict")
 
 
 def _cut(batch: Any, size: int, most: int) -> list[Any]:
-    leaves = [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]
-    if size <= most or any(leaf.shape[:1] != (size,) for leaf in leaves):
+    if size <= most or any(leaf.shape[:1] != (size,) for leaf in tensors(batch)):
         return [batch]
 
     def take(start: int) -> Callable[[Any], Any]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from .. import packed
 from ..catalog import Candidate, candidates, kind_of
+from ..held import HOOKS
 from ..ledger import Ledger, Row
 from ..planned import planned
 from ..rounding import MinMax, Rounded, Rounding, as_rounding, calibrate
@@ -25,14 +26,8 @@ log = logging.getLogger("mpqkern")
 PACKED = {"linear": PackedLinear, "conv2d": PackedConv2d}
 ACT_SCALE = "_mpqkern_act_scale"  # attribute of a float layer: what it was packed with before, kept for the next time
 # What nn.Module keeps on an instance besides parameters, buffers and children, and a swap carries over.
-HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks_always_called",
+KEPT = (
+    *HOOKS,
     "_is_full_backward_hook",
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
@@ -222,7 +217,7 @@ def _pack(
 def _carry_over(old: nn.Module, new: nn.Module) -> None:
     """Mode, hooks, trainability and the attributes that the user set on the instance."""
     new.training = old.training
-    for name in HOOKS:
+    for name in KEPT:
         if name in old.__dict__:
             new.__dict__[name] = old.__dict__[name]
     if isinstance(old, PackedModule):

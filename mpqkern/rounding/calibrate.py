@@ -80,8 +80,8 @@ class Calibration:
     done: dict[int, Codes] = field(default_factory=dict)
 
     def rows(self, layer: int) -> Tensor:
-        """The float weight [N, K]. Not inside the twin."""
-        return weight_rows(self.task.modules[layer][0].weight.detach()).float()
+        """The float weight [N, K], on the CPU as all that is decided is. Not inside the twin."""
+        return weight_rows(self.task.modules[layer][0].weight.detach()).float().cpu()
 
     def recall(self, layer: int) -> bool:
         """Whether the bank has this layer; if so it is taken over."""
@@ -142,9 +142,11 @@ def calibrate(
     correct_bias  moves each bias by the mean error of its output (Nagel et al. 2019, arXiv 1906.04721)
     forward       forward(model, batch), for models that are called in another way
     bank          a folder for what is done: a run that was stopped goes on from there, to the same result
+    seed          of whatever is drawn: positions in images, samples of a step
     memory        bytes that statistics or, for reconstruction, examples may take at once; as many batches as fit
                   are examples
     time_limit    seconds after which `Unfinished` is raised
+    progress      whether to show a bar; None: on a terminal
 
     >>> model = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4))
     >>> rounded = calibrate(model, {"*": 4}, torch.randn(64, 32))
@@ -160,7 +162,7 @@ def calibrate(
     schemes = {c.name: chosen[c.name] for c in found if chosen.get(c.name) is not None and not c.reason}
     if not schemes:
         return Rounded({}, {}, method, {})
-    task = Task(model, batches, layers=list(schemes), forward=forward)
+    task = Task(model, batches, layers=list(schemes), forward=forward, loss="kl")  # which asks for no labels
     wanted = [schemes[layer.name] for layer in task.layers]
     # Most of what is said of a task is of its losses, which play no part here.
     depends = {name: text for name, text in task.fingerprint().items() if name != "loss"} | {

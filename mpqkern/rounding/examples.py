@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from ..held import hooked
 from ..measuring.task import Task
+from ..trees import bytes_in, copied, tensors
 from .partition import Part
 from .twin import Twin
 
@@ -45,8 +47,7 @@ class Example:
 
     @property
     def bytes(self) -> int:
-        leaves = tree_flatten((self.given, self.float_given, self.wanted))[0]
-        return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
+        return bytes_in((self.given, self.float_given, self.wanted))
 
     def piece(self, picked: Tensor | None, drop: float, draw: torch.Generator) -> tuple[Given, Tensor]:
         """Samples `picked` (None: all) and what is wanted for them; of the float model's inputs a share `drop`."""
@@ -98,9 +99,9 @@ def taken(given: Given, size: int, picked: Tensor | None) -> Given:
     def take(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        return leaf[picked] if picked is not None and leaf.shape[:1] == (size,) else leaf.clone()
+        return leaf[picked] if leaf.shape[:1] == (size,) else leaf.clone()
 
-    return tree_map(take, given)
+    return copied(given) if picked is None else tree_map(take, given)
 
 
 def _calls(task: Task, index: int, part: Part) -> Iterator[tuple[Chain, Given, Tensor]]:
@@ -110,7 +111,7 @@ def _calls(task: Task, index: int, part: Part) -> Iterator[tuple[Chain, Given, T
 
     def begin(chain: Chain) -> Any:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            pending[chain] = taken((args, kwargs), -1, None)  # what is handed on may be written to
+            pending[chain] = copied((args, kwargs))
 
         return hook
 
@@ -121,15 +122,10 @@ def _calls(task: Task, index: int, part: Part) -> Iterator[tuple[Chain, Given, T
 
         return hook
 
-    handles = []
-    try:
-        for chain in part.chains:
-            handles.append(chain[0].register_forward_pre_hook(begin(chain), with_kwargs=True))
-            handles.append(chain[-1].register_forward_hook(end(chain)))
+    begins = (chain[0].register_forward_pre_hook(begin(chain), with_kwargs=True) for chain in part.chains)
+    ends = (chain[-1].register_forward_hook(end(chain)) for chain in part.chains)
+    with hooked(begins), hooked(ends):
         task.run(task.batches[index])
-    finally:
-        for handle in handles:
-            handle.remove()
     for _, _, wanted in found:
         if not wanted.isfinite().all():
             raise ValueError(f"{part.name!r} returns infinities or NaN; wanted finite outputs")
@@ -138,32 +134,35 @@ def _calls(task: Task, index: int, part: Part) -> Iterator[tuple[Chain, Given, T
 
 def _main(output: Any) -> Tensor:
     """The tensor that is compared: the output, or the first of its tensors."""
-    for leaf in tree_flatten(output)[0]:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 0:
+    for leaf in tensors(output):
+        if leaf.is_floating_point() and leaf.dim() > 0:
             return leaf
     raise CannotRepeat(f"it returns {type(output).__name__} without a tensor of numbers")
 
 
 def _shape(call: tuple[Chain, Given, Tensor]) -> Any:
     chain, given, wanted = call
-    return chain, wanted.shape, [leaf.shape for leaf in tree_flatten(given)[0] if isinstance(leaf, Tensor)]
+    return chain, wanted.shape, [leaf.shape for leaf in tensors(given)]
 
 
 def _comes_apart(chain: Chain, given: Given, wanted: Tensor) -> bool:
     """Whether each sample's output is its own, found by trying. Calling the chain again has to give the same."""
-    if not _close(run(chain, taken(given, -1, None)), wanted):
+    if not close(run(chain, copied(given)), wanted, TOLERANCE):
         raise CannotRepeat("it returns something else when it is called again")
     picked = torch.arange(1, len(wanted), 2, device=wanted.device)
     if not len(picked):
         return False
     try:
-        return _close(run(chain, taken(given, len(wanted), picked)), wanted[picked])
+        return close(run(chain, taken(given, len(wanted), picked)), wanted[picked], TOLERANCE)
     except Exception:  # whatever the model's own code does with fewer samples than it expects
         return False
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool((a - b).abs().max() <= TOLERANCE * b.abs().max())
+def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Whether `a` is off by no more than so much of the largest of `b`; what is not float has to be the same."""
+    if a.shape != b.shape or not a.is_floating_point() or a.numel() == 0:
+        return torch.equal(a, b)
+    return bool((a - b).abs().max() <= tolerance * b.abs().max())
 
 
 def _mixed(given: Given, others: Given, share: float, draw: torch.Generator) -> Given:

@@ -24,10 +24,9 @@ from torch import Tensor
 from ..checks import check_finite
 from ..numbers import check_flag, check_number
 from ..scheme import Scheme
-from .damping import check_damp, damping
+from .damping import Damped
 from .gptq import BLOCK
-from .grid import SEARCHES, Codes, Grid, better
-from .method import Rounding
+from .grid import Codes, Grid, better
 from .statistics import Statistics
 
 SPARSE = (None, "soft", "hard")
@@ -35,63 +34,44 @@ Choose = Callable[[Tensor, Tensor, Tensor], Tensor]  # of weights, their scales 
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPFQ(Rounding):
-    """GPFQ towards the float layer's output on the float model's inputs.
+class GPFQ(Damped):
+    """GPFQ, with the options of `Damped` and
 
-    damp        of H's mean diagonal is added to the diagonals of H and G; None: as `GPTQ` has it
-    grid        of each row by itself: "minmax", "mse", or "output" (the range with the least error of the output)
     radius      instead of `grid` one range for the layer, as in the paper: this often the mean over rows of a
                 percentile of |w|. A symmetric grid ends there, an asymmetric one starts there and has a point at 0
     percentile  that one; 100 is the largest |w|
     sparse      "soft" or "hard": before rounding, what is less than `strength` steps of the grid becomes 0, and with
                 "soft" all else comes as much nearer to 0. Zeros of the grid become whole, so that 0 is on it
     stochastic  to one of the two neighbours, by chance, so that the mean is right; `seed` picks
-    mismatch    False aims at the float layer's output on the inputs that it will meet instead
 
     Only where it is neither sparse nor stochastic, a row for which the nearest points are better keeps those.
     """
 
     name: ClassVar[str] = "gpfq"
-    needs: ClassVar[str] = "inputs"
 
-    damp: float | None = None
-    grid: str = "output"
     radius: float | None = None
     percentile: float = 100.0
     sparse: str | None = None
     strength: float = 1.0
     stochastic: bool = False
     seed: int = 0
-    mismatch: bool = True
 
     def __post_init__(self) -> None:
-        check_damp(self.damp)
-        if self.grid not in SEARCHES:
-            raise ValueError(f"grid={self.grid!r}; wanted 'minmax', 'mse' or 'output'")
+        super().__post_init__()
         check_number("radius", self.radius, "a number above 0, or None", lambda v: v > 0, optional=True)
         check_number("percentile", self.percentile, "a number above 0, at most 100", lambda v: 0 < v <= 100)
         if self.sparse not in SPARSE:
             raise ValueError(f"sparse={self.sparse!r}; wanted None, 'soft' or 'hard'")
         check_number("strength", self.strength, "a number of at least 0", lambda v: v >= 0)
         check_number("seed", self.seed, "a whole number", whole=True)
-        for name in ("stochastic", "mismatch"):
-            check_flag(name, getattr(self, name))
+        check_flag("stochastic", self.stochastic)
 
     def round(self, rows: Tensor, scheme: Scheme, statistics: Statistics | None = None) -> Codes:
-        if statistics is None:
-            raise ValueError(f"statistics=None; wanted those of the layer's inputs, which {self.name!r} needs")
         if self.sparse and scheme.symmetric:
             raise ValueError(f"sparse={self.sparse!r} with {scheme!r}, whose grid has no 0; wanted symmetric=False")
-
-        def attempt(some: Tensor, seen: Statistics, damp: float) -> Tensor:
-            grid, codes = self.codes(some, scheme, seen, damp)
-            return grid.values(codes)
-
-        grid, codes = self.codes(rows, scheme, statistics, self.damp or damping(rows, statistics, attempt))
-        return grid.chosen(codes)
+        return super().round(rows, scheme, statistics)
 
     def codes(self, rows: Tensor, scheme: Scheme, statistics: Statistics, damp: float) -> tuple[Grid, Tensor]:
-        """A grid and fp64 codes on it, for a damping that is settled."""
         g, h = statistics.damped(damp)
         wanted, _ = statistics.target(rows, damp)
         grid = Grid.fit(wanted, scheme, self.grid, h) if self.radius is None else self._paper_grid(rows, scheme)

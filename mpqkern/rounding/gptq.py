@@ -14,53 +14,29 @@ from torch import Tensor
 
 from ..numbers import check_flag
 from ..scheme import Scheme
-from .damping import check_damp, damping
-from .grid import SEARCHES, Codes, Grid, better
-from .method import Rounding
+from .damping import Damped
+from .grid import Grid, better
 from .statistics import Statistics
 
 BLOCK = 128  # columns whose errors are passed on together
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTQ(Rounding):
-    """GPTQ towards the float layer's output on the float model's inputs.
+class GPTQ(Damped):
+    """GPTQ, with the options of `Damped` and
 
-    damp      of H's mean diagonal is added to its diagonal; None: 0.01, or where inputs are few, what does best on
-              inputs left out
-    order     columns of large inputs first; the grid stays, so the packed layout does not know
-    grid      of the weights to round: "minmax", "mse", or "output" (the range with the least error of the output)
-    mismatch  False aims at the float layer's output on the inputs that it will meet instead
+    order  columns of large inputs first; the grid stays, so the packed layout does not know
     """
 
     name: ClassVar[str] = "gptq"
-    needs: ClassVar[str] = "inputs"
 
-    damp: float | None = None
     order: bool = True
-    grid: str = "output"
-    mismatch: bool = True
 
     def __post_init__(self) -> None:
-        check_damp(self.damp)
-        if self.grid not in SEARCHES:
-            raise ValueError(f"grid={self.grid!r}; wanted 'minmax', 'mse' or 'output'")
-        for name in ("order", "mismatch"):
-            check_flag(name, getattr(self, name))
-
-    def round(self, rows: Tensor, scheme: Scheme, statistics: Statistics | None = None) -> Codes:
-        if statistics is None:
-            raise ValueError(f"statistics=None; wanted those of the layer's inputs, which {self.name!r} needs")
-
-        def attempt(some: Tensor, seen: Statistics, damp: float) -> Tensor:
-            grid, codes = self.codes(some, scheme, seen, damp)
-            return grid.values(codes)
-
-        grid, codes = self.codes(rows, scheme, statistics, self.damp or damping(rows, statistics, attempt))
-        return grid.chosen(codes)
+        super().__post_init__()
+        check_flag("order", self.order)
 
     def codes(self, rows: Tensor, scheme: Scheme, statistics: Statistics, damp: float) -> tuple[Grid, Tensor]:
-        """A grid and fp64 codes on it, for a damping that is settled."""
         wanted, h = statistics.target(rows, damp)
         grid = Grid.fit(wanted, scheme, self.grid, h)
         codes = gptq(wanted, h, grid, order=self.order)

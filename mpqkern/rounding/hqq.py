@@ -57,7 +57,7 @@ class HQQ(Rounding):
         check_number("beta", self.beta, "a number above 0", lambda v: v > 0)
         check_number("growth", self.growth, "a number of at least 1", lambda v: v >= 1)
         for name in ("steps", "stop"):
-            check_number(name, getattr(self, name), "an integer above 0", lambda v: v > 0, whole=True)
+            check_number(name, getattr(self, name), "a whole number, at least 1", lambda v: v > 0, whole=True)
 
     def round(self, rows: Tensor, scheme: Scheme, statistics: Statistics | None = None) -> Codes:
         first = Grid.fit(rows, scheme)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..catalog import input_of
+from ..held import hooked
 from ..measuring.task import Task
 from .damping import ENOUGH
 from .free import MinMax
@@ -18,7 +20,7 @@ from .method import Rounding
 from .partition import Part, called_once, parts
 from .statistics import Statistics, bytes_of, input_rows
 from .stretch import Enough, Stretch
-from .twin import Twin, given
+from .twin import Twin
 
 if TYPE_CHECKING:
     from .calibrate import Calibration
@@ -97,7 +99,7 @@ def call_order(job: Calibration) -> list[list[int]]:
 
     def hook(layer: int) -> Any:
         def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            x = given(args, kwargs)
+            x = input_of(args, kwargs)
             if layer not in seen:
                 seen.add(layer)
                 if last[0] is not None and x is last[0][0] and x._version == last[0][1]:
@@ -109,20 +111,16 @@ def call_order(job: Calibration) -> list[list[int]]:
 
         return look
 
-    handles = [
+    with hooked(
         module.register_forward_pre_hook(hook(layer), with_kwargs=True)
         for layer, modules in enumerate(job.task.modules)
         for module in modules
-    ]
-    try:
+    ):
         for batch in job.task.batches:  # a model may call other layers for other batches
             last[0] = None
             job.task.run(batch)
             if len(seen) == len(job.schemes):
                 break
-    finally:
-        for handle in handles:
-            handle.remove()
     return stages
 
 
@@ -178,16 +176,13 @@ def _inputs(
     def hook(layer: int) -> Any:
         def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
             draw = torch.Generator().manual_seed(hash((seed, index, layer, len(found[layer]))) % 2**63)
-            found[layer].append(input_rows(module, given(args, kwargs).detach(), draw))
+            found[layer].append(input_rows(module, input_of(args, kwargs).detach(), draw))
             if ends and all(len(found[other]) == len(modules[other]) for other in layers):
                 raise Enough
 
         return look
 
-    handles = [m.register_forward_pre_hook(hook(layer), with_kwargs=True) for layer in layers for m in modules[layer]]
-    try:
+    handles = (m.register_forward_pre_hook(hook(layer), with_kwargs=True) for layer in layers for m in modules[layer])
+    with hooked(handles):
         stretch.run(index, rounded=rounded)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found

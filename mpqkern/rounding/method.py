@@ -13,14 +13,13 @@ from .grid import Codes
 if TYPE_CHECKING:
     from .statistics import Statistics
 
-# What a way to round looks at besides the weight: nothing, its layer's inputs, or the outputs of a part of the model.
-NEEDS = ("nothing", "inputs", "outputs")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Rounding:
     """One way to round, with its options; frozen, so that its `repr` says all there is to know.
 
+    `needs` is what it looks at besides the weight: "nothing", its layer's "inputs", or the "outputs" of a part of the
+    model.
     `mismatch` is whether the aim is the float layer's output on the float model's inputs, which makes up for what
     the layers before have done, or its output on the inputs that it will meet.
     """

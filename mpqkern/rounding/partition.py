@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import select
+from ..held import hooked
 from ..measuring.task import Task
 
 log = logging.getLogger("mpqkern")
@@ -113,15 +114,11 @@ def trace(task: Task, index: int) -> list[Call]:
         if isinstance(output, Tensor) and not output.is_inference():
             returned.setdefault(id(output), []).append((weakref.ref(output), output._version, call))
 
-    handles = []
-    try:
-        for module in dict.fromkeys(task.model.modules()):
-            handles.append(module.register_forward_pre_hook(begin, with_kwargs=True))
-            handles.append(module.register_forward_hook(end))
+    modules = list(task.model.modules())
+    begins = (module.register_forward_pre_hook(begin, with_kwargs=True) for module in modules)
+    ends = (module.register_forward_hook(end) for module in modules)
+    with hooked(begins), hooked(ends):
         task.run(task.batches[index])
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls
 
 

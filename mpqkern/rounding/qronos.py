@@ -23,7 +23,7 @@ from .statistics import Statistics
 
 @dataclass(frozen=True, kw_only=True)
 class Qronos(GPTQ):
-    """Qronos, with the options of `GPTQ`; the damping goes to H and G alike."""
+    """Qronos, with the options of `GPTQ`."""
 
     name: ClassVar[str] = "qronos"
 

@@ -18,7 +18,7 @@ CHUNK = 1 << 16  # rows multiplied at once
 
 @dataclass
 class Statistics:
-    """Sums over the inputs of one layer; a convolution with G groups has one matrix for each, else G is 1."""
+    """Sums over the inputs of one layer, on the CPU; a convolution with G groups has one matrix for each, else G is 1."""
 
     h: Tensor  # fp64 [G, K, K], Y'Y
     g: Tensor  # fp64 [G, K, K], Y'X; the same tensor as `h` where both models' inputs are alike
@@ -56,13 +56,13 @@ class Statistics:
         self.count += y.shape[1]
         for start in range(0, y.shape[1], CHUNK):
             rows = y[:, start : start + CHUNK].double()
-            self.h += rows.mT @ rows
-            self.y += rows.sum(1)
+            self.h += (rows.mT @ rows).cpu()
+            self.y += rows.sum(1).cpu()
             others = rows if x is None else x[:, start : start + CHUNK].double()
             if self.g is not self.h:
-                self.g += rows.mT @ others
+                self.g += (rows.mT @ others).cpu()
             if self.x is not self.y:
-                self.x += others.sum(1)
+                self.x += others.sum(1).cpu()
 
     def damped(self, damp: float) -> tuple[Tensor, Tensor]:
         """G and H with `damp` times H's mean diagonal added to their diagonals.

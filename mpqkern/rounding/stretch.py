@@ -11,12 +11,12 @@ from collections.abc import Set
 from contextlib import nullcontext, suppress
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
+from ..held import hooked
 from ..measuring.task import Task
-from .examples import Given, taken
+from ..trees import bytes_in, copied, tensors
+from .examples import Given, close
 from .partition import Part
 from .twin import Twin
 
@@ -33,9 +33,15 @@ class Stretch:
     """Passes over the batches: through the whole model, or through a part of it from inputs that were kept."""
 
     def __init__(
-        self, task: Task, twin: Twin | None, part: Part | None = None, once: Set[nn.Module] = frozenset(), *,
-        floats: bool = True, memory: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        task: Task,
+        twin: Twin | None,
+        part: Part | None = None,
+        once: Set[nn.Module] = frozenset(),
+        *,
+        floats: bool = True,
+        memory: int = 0,
+    ) -> None:
         """Without a part, or where its inputs take more than `memory` bytes, all passes are whole ones.
 
         `once` has the modules that a pass calls just once; `floats` is whether passes through the float model are
@@ -56,7 +62,7 @@ class Stretch:
                 self.task.run(self.task.batches[index])
 
     def _play(self, given: Given) -> Any:
-        args, kwargs = taken(given, -1, None)
+        args, kwargs = copied(given)
         for module in self._chain:
             output = module(*args, **kwargs)
             args, kwargs = (output,), {}
@@ -72,7 +78,7 @@ class Stretch:
             kept[rounded] = []
             for index in range(len(self.task.batches)):
                 calls = self._calls(index, rounded)
-                used += sum(t.nbytes for given, _ in calls for t in tree_flatten(given)[0] if isinstance(t, Tensor))
+                used += sum(bytes_in(given) for given, _ in calls)
                 if len(calls) != 1 or used > memory:
                     return
                 kept[rounded].append(calls[0][0])
@@ -90,33 +96,19 @@ class Stretch:
         found: list[tuple[Given, Any]] = []
 
         def begin(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            given.append(taken((args, kwargs), -1, None))
+            given.append(copied((args, kwargs)))
 
         def end(module: nn.Module, args: tuple, output: Any) -> None:
-            found.append((given.pop(), _leaves(output)))
+            found.append((given.pop(), tensors(copied(output))))
             raise Enough
 
         first, last = self._chain[0], self._chain[-1]
         handles = [first.register_forward_pre_hook(begin, with_kwargs=True), last.register_forward_hook(end)]
-        try:
-            with self._as(rounded), suppress(Enough):
-                self.task.run(self.task.batches[index])
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooked(handles), self._as(rounded), suppress(Enough):
+            self.task.run(self.task.batches[index])
         return found
 
     def _again(self, rounded: bool, wanted: list[Tensor]) -> bool:
         with self._as(rounded):
-            got = _leaves(self._play(self._kept[rounded][0]))
-        return len(got) == len(wanted) and all(map(_close, got, wanted))
-
-
-def _leaves(output: Any) -> list[Tensor]:
-    return [t.clone() for t in tree_flatten(output)[0] if isinstance(t, Tensor)]
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or not a.is_floating_point() or a.numel() == 0:
-        return torch.equal(a, b)
-    return bool((a - b).abs().max() <= TOLERANCE * b.abs().max())
+            got = tensors(self._play(self._kept[rounded][0]))
+        return len(got) == len(wanted) and all(close(a, b, TOLERANCE) for a, b in zip(got, wanted, strict=True))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import packed, plain
-from ..catalog import kind_of
+from ..catalog import input_of, kind_of
 from ..scheme import Scheme
 from .grid import Codes
 from .method import Rounding, as_rounding
@@ -82,16 +82,11 @@ def rounded_input(x: Tensor, scheme: Scheme, kind: str) -> Tensor:
     return (q * packed.spread(scale, size, grouped.shape[-1])).view(x.shape).to(x.dtype)
 
 
-def given(args: tuple, kwargs: dict) -> Any:
-    """What a layer is called with, however it is called."""
-    return args[0] if args else kwargs["input"]
-
-
 def input_hook(scheme: Scheme, kind: str) -> Hook:
     """Rounds a layer's input; its gradient passes straight through, as rounding has no slope of its own."""
 
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        x = given(args, kwargs)
+        x = input_of(args, kwargs)
         if not isinstance(x, Tensor):
             return None  # of a call that is skipped
         back = rounded_input(x.detach(), scheme, kind)

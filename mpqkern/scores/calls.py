@@ -10,9 +10,10 @@ from itertools import count
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 from ..measuring.task import Task
+from ..trees import bytes_in
 from .nothing import Shape, Watch
 from .stacking import can_stack
 
@@ -86,7 +87,7 @@ class Calls:
             call.end = next(self._clock)
             call.shapes = tree_map(lambda x: Shape(x) if isinstance(x, Tensor) else x, output)
             call.stacks = can_stack(output, self._size)
-            call.bytes = sum(x.nbytes for x in tree_flatten(output)[0] if isinstance(x, Tensor))
+            call.bytes = bytes_in(output)
             return output
 
         return forward

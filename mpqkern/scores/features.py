@@ -14,18 +14,18 @@ With sample_dim=1 layers whose outputs are [rows, samples, ...], as in models th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from itertools import count
 from typing import Any
 
-from torch import Tensor, nn, strided
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from ..measuring.task import Task
+from ..trees import stored
 
 TAPS = ("layer", "block")
 Take = Callable[[int, Tensor], None]
@@ -102,7 +102,7 @@ class _Flow(TorchDispatchMode):
             return output
         storages = _storages((args, kwargs))
         calls = self.behind_any(storages)
-        for tensor in _tensors(output):
+        for tensor in stored(output):
             place = StorageWeakRef(tensor.untyped_storage())
             self.behind[place] = calls
             if tensor.is_floating_point():  # masks do not count
@@ -126,12 +126,8 @@ class _Flow(TorchDispatchMode):
         self.busy = False
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
-    return (x for x in tree_flatten(values)[0] if isinstance(x, Tensor) and x.layout == strided)
-
-
 def _storages(values: Any) -> set[StorageWeakRef]:
-    return {StorageWeakRef(tensor.untyped_storage()) for tensor in _tensors(values)}
+    return {StorageWeakRef(tensor.untyped_storage()) for tensor in stored(values)}
 
 
 def _by_sample(feature: Tensor, samples: int, name: str, sample_dim: int) -> Tensor:

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..held import hooked
 from ..measuring.meter import Unfinished, Work
 from ..measuring.task import Task, digest, logits_of
 from ..numbers import check_number
@@ -226,10 +227,8 @@ def _outputs_bytes(task: Task) -> int:
         nonlocal total
         total += output.nbytes if isinstance(output, Tensor) else 0
 
-    handles = [m.register_forward_hook(hook) for m in task.model.modules() if not any(m.children())]
-    task.run(task.batches[0])
-    for handle in handles:
-        handle.remove()
+    with hooked(m.register_forward_hook(hook) for m in task.model.modules() if not any(m.children())):
+        task.run(task.batches[0])
     return total
 
 

@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..catalog import input_of
+from ..held import hooked
 from ..measuring.task import Task
 
 SMALLEST = 1e-5  # of a step
@@ -194,17 +196,14 @@ class Supernet(nn.Module):
         negative: dict[int, bool] = {}
 
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            x = args[0] if args else kwargs["input"]
+            x = input_of(args, kwargs)
             calls.setdefault(id(module), module)
             negative[id(module)] = negative.get(id(module), False) or bool((x < 0).any())
 
         kinds = (nn.Linear, nn.Conv2d, _BatchNorm)
         found = [module for module in self.model.modules() if isinstance(module, kinds)]
-        handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in found]
-        with torch.no_grad():
+        with hooked(module.register_forward_pre_hook(hook, with_kwargs=True) for module in found), torch.no_grad():
             self.task.run(self.task.batches[0])
-        for handle in handles:
-            handle.remove()
         return list(calls.values()), negative
 
     def _switch(self, module: _BatchNorm, layer: int | None, train_weights: bool) -> None:

@@ -15,9 +15,10 @@ import torch
 from torch.utils._pytree import tree_map
 
 from ..measuring.task import Task
+from ..trees import copied
 from .calls import Calls, Key, forwards
 from .nothing import Nothing, Shape
-from .stacking import copied, equal, joined, repeated, split
+from .stacking import equal, joined, repeated, split
 
 State = dict[Key, Any]  # outputs of the calls that are still needed
 Filling = float | None

@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from ..measuring.bank import Bank, Item, mine
+from ..trees import bytes_in
 from .replay import AnotherWay, Replay, State
 from .run import Run
 
@@ -83,10 +83,7 @@ def engine_of(design: Design, replay: Replay) -> str:
 
 def fitted(run: Run, design: Design) -> Run:
     """The same run, in smaller batches where the states of a whole one would not fit into its memory."""
-    sizes = [
-        sum(leaf.nbytes for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)) for batch in run.task.batches
-    ]
-    largest = int(np.argmax(sizes))
+    largest = int(np.argmax([bytes_in(batch) for batch in run.task.batches]))
     replay = run.replay(largest)
     wanted = design.bytes(replay) + replay.run_bytes()
     if wanted <= run.memory:

@@ -12,10 +12,6 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 CONSTANTS = (int, float, str, bool, type(None))
 
 
-def copied(value: Any) -> Any:
-    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, value)
-
-
 def repeated(batch: Any, size: int, n: int) -> Any:
     def repeat(leaf: Any) -> Any:
         if n == 1 or not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != size:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
 from .. import packed
+from ..catalog import input_of
 from ..measuring.task import Task
 from ..rounding import MinMax, Rounding, as_rounding
 from ..rounding.grid import Codes
@@ -16,6 +18,7 @@ from ..rounding.layerwise import collect
 from ..rounding.statistics import bytes_of
 from ..rounding.twin import as_weight, computing_with, input_hook
 from ..scheme import Scheme
+from .nothing import Nothing
 
 CACHE_BYTES = 2**30
 
@@ -42,7 +45,7 @@ class Variants:
             statistics = collect(self.task, layers, memory=memory, seed=seed)
             for layer in layers:
                 method = self.rounding.alone() if layer in statistics else MinMax()
-                rows = packed.weight_rows(self.parameter(layer).detach()).float()
+                rows = packed.weight_rows(self.parameter(layer).detach()).float().cpu()
                 for b, scheme in enumerate(self.schemes):
                     if scheme is not None:
                         self._codes[layer, b] = method.round(rows, scheme, statistics.get(layer))
@@ -73,7 +76,7 @@ class Variants:
                 wanted, modules = self.schemes[scheme], self.task.modules[layer]
                 hooks = []
                 if wanted is not None and wanted.act_bits is not None:
-                    hooks.append(input_hook(wanted, self.task.layers[layer].kind))
+                    hooks.append(_unless_nothing(input_hook(wanted, self.task.layers[layer].kind)))
                 undo.enter_context(computing_with(self.parameter(layer), weights[layer], modules, *hooks))
             yield
 
@@ -84,6 +87,13 @@ class Variants:
         if self.rounding.needs != "nothing":
             return as_weight(self._codes[layer, scheme], weight)
         return as_weight(self.rounding.round(packed.weight_rows(weight).float(), wanted), weight)
+
+
+def _unless_nothing(hook: Any) -> Any:
+    """Calls that are skipped have no input to round."""
+    return lambda module, args, kwargs: (
+        None if isinstance(input_of(args, kwargs), Nothing) else hook(module, args, kwargs)
+    )
 
 
 def _parts(sizes: Sequence[int], most: int) -> Iterator[list[int]]:

@@ -20,22 +20,21 @@ from .rewriting import Change, Forward, Report, Row, Trial, assign_
 KINDS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-def fold_batchnorm_(model: nn.Module, batch: Any, *, forward: Forward | None = None) -> Report:
+def fold_batchnorm_(model: nn.Module, batches: Any, *, forward: Forward | None = None) -> Report:
     """Folds each BatchNorm1d and BatchNorm2d that alone reads a Linear or Conv2d into it, in place.
 
     An nn.Identity takes the norm's place, name, mode and hooks; the layer gets a bias if it had none. What the model
     computes in eval mode stays the same; in training mode the norm's statistics would no longer be learned. Norms that
-    cannot be folded stay, with the reason in the report. `batch` is a tensor, an (inputs, labels) pair, a dict, or a
-    list of those; `forward(model, batch)` runs anything else.
-    A model that runs other layers on other data needs a batch that reaches all of them.
-    All or nothing: on any error, also if the outputs for `batch` change by more than rounding explains, the model is as
-    before.
+    cannot be folded stay, with the reason in the report. `batches` is a tensor, an (inputs, labels) pair, a dict, or a
+    list of those; `forward(model, batch)` runs anything else. Who feeds whom is seen on the first one, so a model that
+    runs other layers on other data needs a first batch that reaches all of them. All or nothing: on any error, also if
+    the outputs for any batch change by more than rounding explains, the model is as before.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()).eval()
     >>> print([row.name for row in fold_batchnorm_(model, torch.randn(2, 3, 8, 8)).done], model[1])
     ['0 -> 1'] Identity()
     """
-    trial = Trial(model, batch, forward)
+    trial = Trial(model, batches, forward)
     nodes = graph(model, lambda: trial.run(trial.batches[0]))
     changes, left = [], []
     for node in nodes.values():

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..numbers import check_number
 from .graph import Edge, Node, graph, unshared
 from .rewriting import Forward, Report, Row, Trial
 from .scaling import by_producer, column_ranges, columns, rescale, row_ranges, rows
@@ -22,13 +23,13 @@ STILL = 1e-4  # a factor that differs from 1 by less does not move a code of 8 b
 Pair = tuple[Node, Node, Edge]
 
 
-def equalize_(model: nn.Module, batch: Any, *, iterations: int = 100, forward: Forward | None = None) -> Report:
+def equalize_(model: nn.Module, batches: Any, *, iterations: int = 100, forward: Forward | None = None) -> Report:
     """Gives the channels between two layers the same range of weights on both sides, in place.
 
     A pair is a Linear or Conv2d whose output only one other reads, directly or through relu, leaky relu, pooling,
     views and the like, depthwise convolutions included. ReLU6 clips where a scale would move the clip: such pairs stay,
     and so does everything else, with the reason in the report. What the model computes stays the same up to rounding.
-    It goes at most `iterations` times through all pairs. Fold batch norms first. `batch` and `forward` are as in
+    It goes at most `iterations` times through all pairs. Fold batch norms first. `batches` and `forward` are as in
     `fold_batchnorm_`, and as there it is all or nothing.
 
     >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
@@ -39,9 +40,8 @@ def equalize_(model: nn.Module, batch: Any, *, iterations: int = 100, forward: F
     tensor([[2., 0.],
             [0., 1.]]) tensor([[2., 1.]])
     """
-    if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 1:
-        raise ValueError(f"iterations={iterations!r}; wanted a whole number, at least 1")
-    trial = Trial(model, batch, forward)
+    check_number("iterations", iterations, "a whole number, at least 1", lambda v: v >= 1, whole=True)
+    trial = Trial(model, batches, forward)
     nodes = graph(model, lambda: trial.run(trial.batches[0]))
     pairs: list[Pair] = []
     left = []

@@ -14,7 +14,7 @@ being kept: a carrier that somebody still holds when the pass is over is an outp
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn, strided
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from ..catalog import candidates
 from ..held import held
+from ..trees import stored
 
 BY_CHANNEL = (nn.modules.batchnorm._NormBase, nn.GroupNorm)  # norms whose channels are axis 1
 
@@ -189,7 +189,7 @@ class _Flow(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        read = list(_tensors((args, kwargs)))
+        read = stored((args, kwargs))
         for tensor in read:
             owner = self.owners.get(StorageWeakRef(tensor.untyped_storage()))
             if owner is not None:
@@ -203,7 +203,7 @@ class _Flow(TorchDispatchMode):
         return output
 
     def enter(self, node: Node, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        for tensor in _tensors((args, kwargs)):
+        for tensor in stored((args, kwargs)):
             producer = self.places.get(StorageWeakRef(tensor.untyped_storage()))
             if producer is None:
                 continue
@@ -260,13 +260,13 @@ class _Flow(TorchDispatchMode):
                 if StorageWeakRef(other.tensor.untyped_storage()) == place:
                     other.ops = ops
             return
-        for tensor, named in zip(_tensors(output), labels, strict=False):  # indices of a pool come second
+        for tensor, named in zip(stored(output), labels, strict=False):  # indices of a pool come second
             self._carry(_Carrier(tensor, carrier.node, named, ops))
 
 
 def _labels(name: str, func: Any, args: tuple, kwargs: dict, carrier: _Carrier, output: Any) -> list[Tensor] | None:
     """The labels of what an operation made of a carrier; None where a scale of channels does not get through."""
-    labels, outputs = carrier.labels, list(_tensors(output))
+    labels, outputs = carrier.labels, stored(output)
     if not outputs or outputs[0].dtype != carrier.tensor.dtype:
         return None
     shape = outputs[0].shape
@@ -276,7 +276,7 @@ def _labels(name: str, func: Any, args: tuple, kwargs: dict, carrier: _Carrier, 
     if name in RESHAPES:
         return [labels.reshape(shape)]
     if name in VIEWS:
-        return list(_tensors(func(labels, *args[1:], **kwargs)))
+        return stored(func(labels, *args[1:], **kwargs))
     if name in SUMS and len(args) > 1:
         return _merged(labels, args[1], shape)
     zeros = name == "constant_pad_nd" and len(args[1]) <= 4 and not (args[2] if len(args) > 2 else kwargs.get("value"))
@@ -300,7 +300,3 @@ def _index(labels: Tensor, axis: int) -> Tensor | None:
     flat = labels.movedim(axis, 0).flatten(1)
     index = flat[:, 0]
     return index.long() if torch.equal(flat, index.unsqueeze(1).expand_as(flat)) else None
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    return (x for x in tree_flatten(values)[0] if isinstance(x, Tensor) and x.layout == strided)

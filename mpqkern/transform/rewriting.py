@@ -9,16 +9,15 @@ rewritten model may be MARGIN times as far away as the worse of two such runs, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from ..catalog import float_outputs
+from ..catalog import batches_of, feed, float_outputs
 from ..held import held
 from ..ledger import table
 
@@ -77,16 +76,12 @@ class Trial:
     def __init__(self, model: nn.Module, batches: Any, forward: Forward | None) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model={type(model).__name__}; wanted a torch.nn.Module")
-        one = isinstance(batches, (Tensor, tuple, Mapping))
-        if not one and (not isinstance(batches, Iterable) or isinstance(batches, (str, bytes))):
-            raise TypeError(f"batches={batches!r}; wanted a batch or an iterable of batches")
         if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
             raise ValueError("model holds tensors made in inference mode; wanted one whose weights can be changed")
         self.model, self.forward = model, forward
         with torch.inference_mode(False):
-            self.batches = [tree_map(self._here, _plain(batch)) for batch in ([batches] if one else batches)]
-        if not self.batches:
-            raise ValueError("batches is empty; wanted at least one batch")
+            # no inference tensors, whose operations would be seen in other pieces
+            self.batches = batches_of(batches, model)
         odd = [b for b in self.batches if isinstance(b, (tuple, list)) and len(b) != 2]
         if odd and forward is None:
             raise ValueError(
@@ -94,19 +89,8 @@ class Trial:
                 "or a dict, or forward="
             )
 
-    def _here(self, value: Any) -> Any:
-        """On the model's device; and not an inference tensor, whose operations would be seen in other pieces."""
-        if not isinstance(value, Tensor):
-            return value
-        value = value.clone() if value.is_inference() else value
-        return value.to(next((p.device for p in self.model.parameters()), value.device))
-
     def run(self, batch: Any) -> Any:
-        if self.forward is not None:
-            return self.forward(self.model, batch)
-        if isinstance(batch, Mapping):
-            return self.model(**{k: v for k, v in batch.items() if k != "labels"})
-        return self.model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        return feed(self.model, batch) if self.forward is None else self.forward(self.model, batch)
 
     @torch.inference_mode(False)  # weights made in inference mode could never be trained again
     def rewrite(self, changes: Sequence[Change], left: Sequence[Row]) -> Report:
@@ -162,10 +146,6 @@ def assign_(parameter: nn.Parameter, value: Tensor, undo: ExitStack) -> None:
     """A new value in the parameter's own type; the old memory stays untouched and comes back on `undo`."""
     undo.callback(setattr, parameter, "data", parameter.data)
     parameter.data = value.to(parameter.dtype)
-
-
-def _plain(batch: Any) -> Any:
-    return dict(batch) if isinstance(batch, Mapping) else batch
 
 
 def _nudge(model: nn.Module, seed: int) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..catalog import input_of
 from ..held import held
+from ..numbers import check_number
 from .graph import Edge, Node, graph, unshared
 from .rewriting import Forward, Report, Row, Trial
 from .scaling import by_producer, column_ranges, rescale
@@ -38,8 +40,7 @@ def smooth_(model: nn.Module, batches: Any, *, alpha: float = 0.5, forward: Forw
     >>> print(smooth_(model, torch.randn(8, 16)).done[0].name, bool(model[0].weight[3] < 10))
     0 -> 1 True
     """
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 <= alpha <= 1:
-        raise ValueError(f"alpha={alpha!r}; wanted a number from 0 to 1")
+    check_number("alpha", alpha, "a number from 0 to 1", lambda v: 0 <= v <= 1)
     trial = Trial(model, batches, forward)
     nodes = graph(model, lambda: trial.run(trial.batches[0]))
     reasons = {node.name: _reason(node, nodes) for node in nodes.values()}
@@ -75,8 +76,7 @@ def _watch(
     fixed: set[str] = set()
 
     def read(node: Node, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        x = args[0] if args else kwargs["input"]
-        now = x.detach().abs().movedim(node.axis, 0).flatten(1).amax(1).double()
+        now = input_of(args, kwargs).detach().abs().movedim(node.axis, 0).flatten(1).amax(1).double()
         ranges[node.name] = torch.maximum(ranges[node.name], now) if node.name in ranges else now
 
     def tried(node: Node, module: nn.Module, args: tuple, kwargs: dict) -> None:
