@@ -18,7 +18,7 @@ CHUNK = 1 << 16  # rows multiplied at once
 
 @dataclass
 class Statistics:
-    """Sums over the inputs of one layer, on the CPU; a convolution with G groups has one matrix for each, else G is 1."""
+    """Sums over the inputs of a layer, on the CPU; a convolution with G groups has a matrix for each, else G is 1."""
 
     h: Tensor  # fp64 [G, K, K], Y'Y
     g: Tensor  # fp64 [G, K, K], Y'X; the same tensor as `h` where both models' inputs are alike
