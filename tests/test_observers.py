@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mpqkern.activations.gauss import STEPS
-from mpqkern.activations.observers import BINS, OBSERVERS, Ema, Gauss, Max, Mse, Observer, Percentile
+from mpqkern.measuring.observers import BINS, OBSERVERS, STEPS, Ema, Gauss, Max, Mse, Observer, Percentile
 
 
 def stream(seen: Observer, *parts: torch.Tensor) -> float:

@@ -17,8 +17,8 @@ from .. import packed, select
 from ..catalog import batches_of, feed
 from ..held import held
 from ..ledger import table
+from ..measuring.observers import MOST, OBSERVERS, Observer
 from ..nn import PackedConv2d, PackedModule
-from .observers import MOST, OBSERVERS, Observer
 
 log = logging.getLogger("mpqkern")
 
