@@ -277,7 +277,7 @@ def test_scores_of_single_layers_round_by_gptq():
     "options",
     [
         *({"iterations": 0}, {"batch": 1.5}, {"rate": 0}, {"lam": -1}, {"warmup": 2}, {"drop": -0.1}, {"patience": 0}),
-        *({"start": "brecq"}, {"partition": "unit"}),
+        *({"start": "brecq"}, {"act_scales": 1}, {"partition": "unit"}),
     ],
 )
 def test_bad_options_are_refused(options):
