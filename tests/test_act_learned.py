@@ -165,6 +165,14 @@ def test_a_learned_scale_goes_before_one_that_is_remembered():
     assert float(model[0].act_scale) < 1
 
 
+def test_parts_that_stay_dynamic_are_as_without():
+    model, x, plan = nets.resnet(), IMAGES, {"*": mq.Scheme(8, act_bits=8)}
+    found, without = (
+        calibrate(model, plan, x, rounding=BRECQ(act_scales=on, iterations=10, start="minmax")) for on in (True, False)
+    )
+    assert all(codes.act_scale is None for codes in found.values()) and same(found, without)
+
+
 def test_hooks_of_a_part_are_those_that_round_and_go_with_it(monkeypatch):
     model, best, extra = nets.resnet(), Search.best, []
 
@@ -174,7 +182,7 @@ def test_hooks_of_a_part_are_those_that_round_and_go_with_it(monkeypatch):
 
     monkeypatch.setattr(Search, "best", counted)
     calibrate(model, PLAN, IMAGES, rounding=METHOD)
-    assert extra == [0, 0, 0, 0]
+    assert len(extra) >= 4 and not any(extra)
 
 
 @pytest.mark.parametrize("place", [(Mse, "update"), (Search, "tried"), (Search, "sampled")])

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ..catalog import kind_of
 from ..measuring.observers import Mse
 from ..scheme import Scheme
-from .adaround import Runner, Scales, Softened
+from .adaround import Runner, Scales
 from .examples import Example, taken
+from .grid import Codes
 from .partition import Part
 from .twin import Hook, input_hook, largest
 
@@ -34,12 +35,12 @@ def rounding_inputs(job: Calibration, part: Part) -> Iterator[Scales]:
 
 
 def first_scales(
-    job: Calibration, part: Part, soft: dict[int, Softened], examples: Sequence[Example], runner: Runner
+    job: Calibration, part: Part, starts: dict[int, Codes], examples: Sequence[Example], runner: Runner
 ) -> Scales:
     """Those with the least squared error of what each layer meets in the part as it starts, its inputs rounded by
     their maxima. None for a layer that meets only zeros, or what is not finite."""
     seen = {layer: Mse(largest(job.schemes[layer].act_bits)) for layer, _ in _that_round(job, part)}
-    rows = {layer: s.values(s.hard()) for layer, s in soft.items()}
+    rows = {layer: codes.values().to(job.rows(layer).device) for layer, codes in starts.items()}
     with ExitStack() as undo:
         for layer, module in _that_round(job, part):
             watch = _watch(seen, layer)
@@ -47,8 +48,8 @@ def first_scales(
         for example in examples:
             runner(example, taken(example.given, example.size, None), rows, {})
     limits = {layer: observer.limit() / observer.most for layer, observer in seen.items()}
-    device = {layer: s.scale.device for layer, s in soft.items()}
-    return {layer: torch.tensor([scale], device=device[layer]) for layer, scale in limits.items() if scale > 0}
+    scales = {layer: torch.tensor([limit], device=rows[layer].device) for layer, limit in limits.items()}
+    return {layer: scale for layer, scale in scales.items() if scale > 0}
 
 
 def _that_round(job: Calibration, part: Part) -> Iterator[tuple[int, nn.Module]]:

@@ -49,7 +49,7 @@ class AdaRound(Rounding):
     start       the way of rounding to start from, by name or with options; the result is never worse on the
                 examples that it was found on
     act_scales  learns a fixed scale for the inputs of each layer with `act_bits` as well (LSQ, Esser et al. 2020,
-                arXiv 1902.08153); a part keeps dynamic ones where these do better
+                arXiv 1902.08153); where dynamic ones do better, a part is rounded once more, as without
     partition   "layer", "block", "unit:k", or names of modules; see `mpqkern.rounding.partition`
     """
 
@@ -182,14 +182,20 @@ def _statistics(
 def _reconstructed(
     job: Calibration, part: Part, starts: dict[int, Codes], found: Sequence[Example]
 ) -> dict[int, Codes]:
-    soft = {layer: Softened(job.rows(layer), codes, job.schemes[layer].bits) for layer, codes in starts.items()}
-    draw = torch.Generator().manual_seed(hash((job.seed, *part.layers)) % 2**63)
+    def search(first: Scales) -> tuple[dict[int, Codes], Scales]:
+        soft = {layer: Softened(job.rows(layer), codes, job.schemes[layer].bits) for layer, codes in starts.items()}
+        draw = torch.Generator().manual_seed(hash((job.seed, *part.layers)) % 2**63)
+        hard, by, gain = Search(job.rounding, soft, found, runner, draw, first).best()
+        log.info("%s: %.4g of the error of %s", part.name, gain, job.rounding.start)
+        return {layer: soft[layer].chosen(hard[layer]) for layer in part.layers}, by
+
     with rounding_inputs(job, part) as scales:
         runner = _runner(job, part, scales)
-        first = first_scales(job, part, soft, found, runner) if job.rounding.act_scales else {}
-        hard, by, gain = Search(job.rounding, soft, found, runner, draw, first).best()
-    log.info("%s: %.4g of the error of %s", part.name, gain, job.rounding.start)
-    return {layer: replace(soft[layer].chosen(hard[layer]), act_scale=by.get(layer)) for layer in part.layers}
+        first = first_scales(job, part, starts, found, runner) if job.rounding.act_scales else {}
+        done, by = search(first)
+        if first and not by:  # what was learned was made for fixed scales
+            done, by = search({})
+    return {layer: replace(codes, act_scale=by.get(layer)) for layer, codes in done.items()}
 
 
 def _runner(job: Calibration, part: Part, now: Scales) -> Runner:
