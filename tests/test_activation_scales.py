@@ -10,7 +10,7 @@ from torch import nn
 
 import mpqkern as mq
 from mpqkern import PackedConv2d, PackedModule, Scheme
-from mpqkern.activations.observers import OBSERVERS, Observer, Percentile
+from mpqkern.measuring.observers import OBSERVERS, Observer, Percentile
 
 from . import nets
 

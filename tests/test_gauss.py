@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mpqkern.activations.gauss import STEPS, gauss_quantize
+from mpqkern.activations.gauss import gauss_quantize
+from mpqkern.measuring.observers import STEPS
 
 
 def normal_error(step: torch.Tensor, bits: int) -> torch.Tensor:

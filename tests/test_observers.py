@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mpqkern.activations.gauss import STEPS
-from mpqkern.activations.observers import BINS, OBSERVERS, Ema, Gauss, Max, Mse, Observer, Percentile
+from mpqkern.measuring.observers import BINS, OBSERVERS, STEPS, Ema, Gauss, Max, Mse, Observer, Percentile
 
 
 def stream(seen: Observer, *parts: torch.Tensor) -> float:
@@ -29,9 +28,9 @@ def values(kind: str, count: int = 40000) -> torch.Tensor:
 KINDS = ("normal", "relu", "laplace", "outliers", "uniform")
 
 
-def squared_error(x: torch.Tensor, limit: float) -> float:
-    scale = limit / 127
-    return float((x.double() - (x.double() / scale).round().clamp(-127, 127) * scale).square().sum())
+def squared_error(x: torch.Tensor, limit: float, most: int = 127) -> float:
+    scale = limit / most
+    return float((x.double() - (x.double() / scale).round().clamp(-most, most) * scale).square().sum())
 
 
 def test_max_and_ema() -> None:
@@ -78,6 +77,13 @@ def test_mse_finds_the_least_error_of_its_grid(kind: str) -> None:
     limit = stream(Mse(), *x.split(9999))
     assert squared_error(x, limit) <= 1.01 * best
     assert kind not in ("laplace", "outliers") or squared_error(x, limit) < 0.9 * squared_error(x, stream(Max(), x))
+
+
+@pytest.mark.parametrize("most", [1, 7])
+def test_mse_at_fewer_bits(most: int) -> None:
+    x = values("normal")
+    best = min(squared_error(x, float(x.abs().max()) * f / 100, most) for f in range(1, 101))
+    assert squared_error(x, stream(Mse(most), x), most) <= 1.01 * best
 
 
 @pytest.mark.parametrize("kind", ["normal", "relu"])

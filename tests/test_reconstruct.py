@@ -148,7 +148,7 @@ def test_a_time_limit_stops_between_parts(tmp_path):
 
 
 def test_ctrl_c_leaves_the_model_as_it_was(monkeypatch):
-    def pressed(self, rows):
+    def pressed(self, rows, scales):
         raise KeyboardInterrupt
 
     model = nets.resnet()
@@ -292,7 +292,7 @@ def test_scores_of_single_layers_round_by_gptq():
     [
         *({"iterations": 0}, {"batch": 1.5}, {"rate": 0}, {"lam": -1}, {"warmup": 2}, {"drop": -0.1}, {"patience": 0}),
         *({"iterations": True}, {"rate": "0.05"}, {"lam": float("inf")}, {"drop": True}),
-        *({"start": "brecq"}, {"partition": "unit"}),
+        *({"start": "brecq"}, {"act_scales": 1}, {"partition": "unit"}),
     ],
 )
 def test_bad_options_are_refused(options):
@@ -312,8 +312,8 @@ def test_patience_ends_a_search_that_gains_nothing(monkeypatch):
 def test_the_error_that_counts_is_that_of_the_packed_model(act_bits, monkeypatch):
     def first(search):
         hard = {layer: soft.hard() for layer, soft in search.soft.items()}
-        errors.append(search.error(hard))
-        return hard, 1.0
+        errors.append(search.error(hard, {}))
+        return hard, {}, 1.0
 
     errors, model, plan = [], nets.resnet(), {"*": mq.Scheme(8, act_bits=act_bits)}
     monkeypatch.setattr(Search, "best", first)

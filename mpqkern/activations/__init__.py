@@ -1,6 +1,6 @@
-"""Fixed scales for 8-bit activations: observers that watch them pass, and the calibration of a packed model."""
+"""Fixed scales for 8-bit activations: the calibration of a packed model by what observers see pass."""
 
+from ..measuring.observers import OBSERVERS, Observer
 from .calibrate import ActivationReport, ActivationRow, calibrate_activations_
-from .observers import OBSERVERS, Observer
 
 __all__ = ["OBSERVERS", "ActivationReport", "ActivationRow", "Observer", "calibrate_activations_"]

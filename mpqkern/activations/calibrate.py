@@ -15,8 +15,8 @@ from .. import packed, select
 from ..catalog import batches_of, feed, input_of
 from ..held import held, hooked
 from ..ledger import table
+from ..measuring.observers import MOST, OBSERVERS, Observer
 from ..nn import PackedConv2d, PackedModule
-from .observers import MOST, OBSERVERS, Observer
 
 log = logging.getLogger("mpqkern")
 

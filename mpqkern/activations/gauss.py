@@ -12,11 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..measuring.observers import STEPS
 from ..scheme import BLOCK
-
-# The uniform steps, in standard deviations, with the least squared error for a normal distribution and 2^bits levels
-# at odd multiples of half a step (Max 1960).
-STEPS = {1: 1.596, 2: 0.996, 3: 0.586, 4: 0.335, 5: 0.188, 6: 0.104, 7: 0.057, 8: 0.031}
 
 
 def gauss_quantize(

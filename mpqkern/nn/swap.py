@@ -195,6 +195,8 @@ def _pack(
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"layer {c.name!r} cannot be packed as {scheme}: {error}") from error
     _carry_over(module, new)
+    if codes is not None and codes.act_scale is not None:  # not the one that it was packed with before
+        new.set_act_scale_(codes.act_scale)
     weight = module.weight.detach().double()
     norm, squared = float(weight.square().sum()), float((weight - new.dequantize().double()).square().sum())
     if norm and not new.scales.any():

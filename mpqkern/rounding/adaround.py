@@ -1,4 +1,5 @@
-"""Softened: weights between two neighbouring points of their grid. Search: gradients decide on which each one ends.
+"""Softened: weights between two neighbouring points of their grid. Search: gradients decide on which each one ends,
+and with which fixed scales inputs are rounded, if that is asked for.
 
 Nagel et al. 2020 (arXiv 2004.10568): code = low + h, h = clip(1.2 sigmoid(v) - 0.1, 0, 1), so that both ends are
 reached. A term that grows pulls every h to 0 or 1; in the end a code is rounded up where v >= 0.
@@ -6,6 +7,7 @@ reached. A term that grows pulls every h to 0 or 1; in the end a code is rounded
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -27,9 +29,11 @@ REACH = 0.49
 MARGIN = 0.01
 CHECKS = 20  # times that the hardened weights are tried on all examples
 BETA = (20.0, 2.0)  # exponent of the pull towards the grid, at its start and its end
+ACT_RATE = 1e-3  # length of a step of a scale's logarithm, at the start; it falls to 0 along a cosine
 
 Rows = dict[int, Tensor]  # by layer, [N, K]
-Runner = Callable[[Example, Given, Rows], Tensor]
+Scales = dict[int, Tensor]  # by layer, fp32 [1]: of its inputs; those of a layer without are rounded by their maxima
+Runner = Callable[[Example, Given, Rows, Scales], Tensor]
 
 
 class Softened:
@@ -68,7 +72,11 @@ def indecision(h: Tensor, beta: float) -> Tensor:
 
 
 class Search:
-    """Looks for the roundings of some layers with the least squared error of a part's outputs."""
+    """Looks for the roundings of some layers with the least squared error of a part's outputs.
+
+    Those of inputs follow fixed scales that are learned from `scales` on, if any are given. What is kept in the end
+    has all of these or none: wherever weights are tried, it is with both.
+    """
 
     def __init__(
         self,
@@ -77,58 +85,77 @@ class Search:
         examples: Sequence[Example],
         runner: Runner,
         draw: torch.Generator,
+        scales: Scales | None = None,
     ) -> None:
         self.method, self.soft, self.examples, self.runner, self.draw = method, soft, examples, runner, draw
+        self.logs = {layer: scale.log().requires_grad_() for layer, scale in (scales or {}).items()}
         self.ends = torch.tensor([e.size for e in examples]).cumsum(0)  # of each example's samples among all
 
-    def best(self) -> tuple[Rows, float]:
-        """The best h of 0 and 1 that was met, and its error as a part of the start's: at most 1."""
-        method, variables = self.method, [s.v for s in self.soft.values()]
-        best = {layer: s.hard() for layer, s in self.soft.items()}
-        first = least = self.error(best)
+    def best(self) -> tuple[Rows, Scales, float]:
+        """The best h of 0 and 1 that was met, with its scales, and its error as a part of the start's: at most 1."""
+        method = self.method
+        first, best, scales = self.tried()
         if not first > 0:
-            return best, 1.0
-        adam = torch.optim.Adam(variables, lr=method.rate)
+            return best, scales, 1.0
+        least, variables = first, self.variables()
+        weights, logs = variables[: len(self.soft)], variables[len(self.soft) :]
+        adam = torch.optim.Adam([{"params": weights, "lr": method.rate}, {"params": logs}])
         warm, every, idle = method.warmup * method.iterations, max(1, method.iterations // CHECKS), 0
         for step in range(1, method.iterations + 1):
+            adam.param_groups[1]["lr"] = ACT_RATE * (1 + math.cos(math.pi * step / method.iterations)) / 2
             gradients = self.gradients(first, (step - warm) / max(method.iterations - warm, 1))
             for v, gradient in zip(variables, gradients, strict=True):
                 v.grad = gradient
             adam.step()
             if step < method.iterations and step % every:
                 continue
-            hard = {layer: s.hard() for layer, s in self.soft.items()}
-            error = self.error(hard)
+            error, hard, by = self.tried()
             idle = 0 if error < least or step <= warm else idle + 1
             if error < least:
-                best, least = hard, error
+                best, scales, least = hard, by, error
             if idle == method.patience:
                 break
-        return best, least / first
+        return best, scales, least / first
+
+    def variables(self) -> list[Tensor]:
+        return [*(s.v for s in self.soft.values()), *self.logs.values()]
+
+    def scales(self) -> Scales:
+        return {layer: log.exp() for layer, log in self.logs.items()}
+
+    def tried(self) -> tuple[float, Rows, Scales]:
+        """The error of the hardened weights, these, and the scales where they do better than the inputs' own maxima."""
+        hard = {layer: s.hard() for layer, s in self.soft.items()}
+        error, by = self.error(hard, {}), self.scales()
+        fixed = self.error(hard, by) if by else error
+        return (fixed, hard, by) if fixed < error else (error, hard, {})
 
     def gradients(self, unit: float, progress: float) -> tuple[Tensor, ...]:
         """Of the error over some samples, in multiples of `unit`, and of the pull, which sets in at progress 0."""
         with torch.enable_grad():
             h = {layer: s.h() for layer, s in self.soft.items()}
-            loss = self.sampled({layer: s.values(h[layer]) for layer, s in self.soft.items()}) / unit
+            rows = {layer: s.values(h[layer]) for layer, s in self.soft.items()}
+            loss = self.sampled(rows, self.scales()) / unit
             if progress > 0:
                 beta = BETA[0] + (BETA[1] - BETA[0]) * progress
                 count = sum(one.numel() for one in h.values())
                 loss = loss + self.method.lam / count * sum(indecision(one, beta) for one in h.values())
-            return torch.autograd.grad(loss, [s.v for s in self.soft.values()])
+            # not every sample has to come by every layer
+            return torch.autograd.grad(loss, self.variables(), materialize_grads=True)
 
-    def error(self, hard: Rows) -> float:
+    def error(self, hard: Rows, scales: Scales) -> float:
         """Mean squared error over all examples."""
         rows = {layer: s.values(hard[layer]) for layer, s in self.soft.items()}
-        sums = [float(self._squared(e, *e.piece(None, 0, self.draw), rows).double().sum()) for e in self.examples]
+        pieces = ((e, *e.piece(None, 0, self.draw)) for e in self.examples)
+        sums = [float(self._squared(*piece, rows, scales).double().sum()) for piece in pieces]
         return sum(sums) / sum(e.wanted.numel() for e in self.examples)
 
-    def sampled(self, rows: Rows) -> Tensor:
+    def sampled(self, rows: Rows, scales: Scales) -> Tensor:
         """The same over a few samples."""
         sums, count = [], 0
         for example, picked in self.picked():
             given, wanted = example.piece(picked, self.method.drop, self.draw)
-            sums.append(self._squared(example, given, wanted, rows).sum())
+            sums.append(self._squared(example, given, wanted, rows, scales).sum())
             count += wanted.numel()
         return torch.stack(sums).sum() / count
 
@@ -147,5 +174,5 @@ class Search:
                 yield example, some.to(example.wanted.device)
                 left -= len(some)
 
-    def _squared(self, example: Example, given: Given, wanted: Tensor, rows: Rows) -> Tensor:
-        return (self.runner(example, given, rows).float() - wanted.float()).square()
+    def _squared(self, example: Example, given: Given, wanted: Tensor, rows: Rows, scales: Scales) -> Tensor:
+        return (self.runner(example, given, rows, scales).float() - wanted.float()).square()

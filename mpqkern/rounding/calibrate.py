@@ -103,7 +103,7 @@ class Calibration:
     def put_all(self, found: Mapping[int, Codes]) -> None:
         """The same for layers that were rounded together: all are in the bank before a limit can stop the run."""
         for layer, codes in found.items():
-            arrays = {name: getattr(codes, name) for name in ("codes", "scales", "zeros", "shift")}
+            arrays = {name: getattr(codes, name) for name in ("codes", "scales", "zeros", "shift", "act_scale")}
             self.bank.put(self._key(layer), **{name: a.cpu().numpy() for name, a in arrays.items() if a is not None})
         for layer, codes in found.items():
             self._take(layer, codes, made=True)

@@ -20,13 +20,15 @@ FRACTIONS = torch.linspace(1, 0.3, 29, dtype=torch.float64).float()
 
 @dataclass(frozen=True)
 class Codes:
-    """A rounded weight as it is stored, before packing. `shift`, if any, is to be added to the layer's bias."""
+    """A rounded weight as it is stored, before packing. `shift`, if any, is to be added to the layer's bias;
+    `act_scale`, if any, rounds its inputs rather than their own maxima."""
 
     codes: Tensor  # uint8 [N, K]
     scales: Tensor  # [N, groups] of the scheme's type
     zeros: Tensor  # [1] or [N, groups], the same type
     group_size: int  # 0: the whole row
     shift: Tensor | None = None  # fp32 [N]
+    act_scale: Tensor | None = None  # fp32 [1]
 
     def values(self) -> Tensor:
         """fp32 [N, K]: what the packed layer computes with."""

@@ -7,8 +7,7 @@ other; then gradients move each weight between the two points around it, and the
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,19 +17,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .. import packed
-from ..catalog import kind_of
 from ..numbers import check_number
 from ..scheme import Scheme
-from .adaround import Runner, Search, Softened
+from .adaround import Rows, Runner, Scales, Search, Softened
 from .examples import CannotRepeat, Example, Given, examples, run
 from .gptq import GPTQ
 from .grid import Codes
+from .inputs import first_scales, rounding_inputs
 from .layerwise import by_weights_alone, codes_by, collect, shift
 from .method import Rounding, as_rounding
 from .partition import Part, Partition, alone, called_once, checked, parts
 from .statistics import Statistics
 from .stretch import Stretch
-from .twin import input_hook
 
 if TYPE_CHECKING:
     from .calibrate import Calibration
@@ -52,6 +50,8 @@ class AdaRound(Rounding):
                 warm-up on; None: never
     start       the way of rounding to start from, by name or with options; the result is never worse on the
                 examples that it was found on
+    act_scales  learns a fixed scale for the inputs of each layer with `act_bits` as well (LSQ, Esser et al. 2020,
+                arXiv 1902.08153); where dynamic ones do better, a part is rounded once more, as without
     partition   "layer", "block", "unit:k", or names of modules; see `mpqkern.rounding.partition`
     """
 
@@ -67,6 +67,7 @@ class AdaRound(Rounding):
     drop: float = 0.0
     patience: int | None = None
     start: str | Rounding = "gptq"
+    act_scales: bool = False
     partition: Partition = "layer"
 
     def __post_init__(self) -> None:
@@ -78,6 +79,8 @@ class AdaRound(Rounding):
             check_number(name, getattr(self, name), "a finite number above 0", lambda v: 0 < v < inf)
         for name in ("warmup", "drop"):
             check_number(name, getattr(self, name), "a number from 0 to 1", lambda v: 0 <= v <= 1)
+        if not isinstance(self.act_scales, bool):
+            raise TypeError(f"act_scales={self.act_scales!r}; wanted True or False")
         if as_rounding(self.start).needs == "outputs":
             raise ValueError(f"start={self.start!r}; wanted a way of rounding that needs no outputs")
         object.__setattr__(self, "partition", checked(self.partition))
@@ -181,28 +184,25 @@ def _statistics(
 def _reconstructed(
     job: Calibration, part: Part, starts: dict[int, Codes], found: Sequence[Example]
 ) -> dict[int, Codes]:
-    soft = {layer: Softened(job.rows(layer), codes, job.schemes[layer].bits) for layer, codes in starts.items()}
-    draw = torch.Generator().manual_seed(hash((job.seed, *part.layers)) % 2**63)
-    with _rounding_inputs(job, part):
-        hard, gain = Search(job.rounding, soft, found, _runner(job, part), draw).best()
-    log.info("%s: %.4g of the error of %s", part.name, gain, job.rounding.start)
-    return {layer: soft[layer].chosen(hard[layer]) for layer in part.layers}
+    def search(first: Scales) -> tuple[dict[int, Codes], Scales]:
+        soft = {layer: Softened(job.rows(layer), codes, job.schemes[layer].bits) for layer, codes in starts.items()}
+        draw = torch.Generator().manual_seed(hash((job.seed, *part.layers)) % 2**63)
+        hard, by, gain = Search(job.rounding, soft, found, runner, draw, first).best()
+        log.info("%s: %.4g of the error of %s", part.name, gain, job.rounding.start)
+        return {layer: soft[layer].chosen(hard[layer]) for layer in part.layers}, by
+
+    with rounding_inputs(job, part) as scales:
+        runner = _runner(job, part, scales)
+        first = first_scales(job, part, starts, found, runner) if job.rounding.act_scales else {}
+        done, by = search(first)
+        if first and not by:  # what was learned was made for fixed scales
+            done, by = search({})
+    return {layer: replace(codes, act_scale=by.get(layer)) for layer, codes in done.items()}
 
 
-@contextmanager
-def _rounding_inputs(job: Calibration, part: Part) -> Iterator[None]:
-    """Within it the part's layers round their inputs as the kernels do; gradients pass straight through."""
-    with ExitStack() as undo:
-        for layer in part.layers:
-            if job.schemes[layer].act_bits is not None:
-                for module in job.task.modules[layer]:
-                    hook = input_hook(job.schemes[layer], kind_of(module))
-                    undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        yield
-
-
-def _runner(job: Calibration, part: Part) -> Runner:
-    """Runs an example's chain with other weights, by layer [N, K]; the model's own are not touched."""
+def _runner(job: Calibration, part: Part, now: Scales) -> Runner:
+    """Runs an example's chain with other weights, by layer [N, K]; the model's own are not touched. What scales it is
+    given are those of `now`, by which the layers round their inputs."""
     layer_of = {module: layer for layer in part.layers for module in job.task.modules[layer]}
     names = {
         module: [(f"{name}.weight".lstrip("."), layer_of[m]) for name, m in module.named_modules() if m in layer_of]
@@ -211,7 +211,9 @@ def _runner(job: Calibration, part: Part) -> Runner:
     }
     like = {layer: job.task.modules[layer][0].weight for layer in part.layers}
 
-    def runner(example: Example, given: Given, rows: dict[int, Tensor]) -> Tensor:
+    def runner(example: Example, given: Given, rows: Rows, scales: Scales) -> Tensor:
+        now.clear()
+        now.update(scales)
         weights = {
             layer: packed.weight_from_rows(r, tuple(like[layer].shape)).to(like[layer].dtype)
             for layer, r in rows.items()

@@ -16,6 +16,7 @@ from .grid import Codes
 from .method import Rounding, as_rounding
 
 Hook = Callable[..., Any]
+Hooks = tuple[Hook, ...]
 
 
 @contextmanager
@@ -37,7 +38,7 @@ class Twin:
     inputs rounded as the kernels round them."""
 
     def __init__(self) -> None:
-        self._layers: dict[str, tuple[list[nn.Module], Tensor, Scheme, Tensor | None]] = {}
+        self._layers: dict[str, tuple[list[nn.Module], Tensor, Hooks, Tensor | None]] = {}
         self._undo = ExitStack()
 
     def put(self, name: str, modules: Sequence[nn.Module], codes: Codes, scheme: Scheme) -> None:
@@ -45,12 +46,12 @@ class Twin:
         weight = modules[0].weight.detach()
         values = as_weight(codes, weight)
         shift = None if codes.shift is None else codes.shift.to(weight)
-        self._layers[name] = (list(modules), values, scheme, shift)
+        hooks = () if scheme.act_bits is None else (input_hook(scheme, kind_of(modules[0]), codes.act_scale),)
+        self._layers[name] = (list(modules), values, hooks, shift)
 
     def __enter__(self) -> None:
         with ExitStack() as undo:
-            for modules, values, scheme, shift in self._layers.values():
-                hooks = () if scheme.act_bits is None else (input_hook(scheme, kind_of(modules[0])),)
+            for modules, values, hooks, shift in self._layers.values():
                 undo.enter_context(computing_with(modules[0].weight, values, modules, *hooks))
                 if shift is not None:
                     for module in modules:
@@ -75,21 +76,38 @@ def as_weight(codes: Codes, like: Tensor) -> Tensor:
     return packed.weight_from_rows(codes.values().to(like.device), tuple(like.shape)).to(like.dtype)
 
 
-def rounded_input(x: Tensor, scheme: Scheme, kind: str) -> Tensor:
-    """The input that a packed layer computes with: a scale a row and group, for images one a sample."""
+def rounded_input(x: Tensor, scheme: Scheme, kind: str, scale: Tensor | None = None) -> Tensor:
+    """The input that a packed layer computes with: a scale a row and group, for images one a sample, or one for all."""
     grouped, size = (x.float().flatten(1), 0) if kind == "conv2d" else (x.float(), scheme.group_size or 0)
-    q, scale = plain.quantize_activations(grouped, size, scheme.act_bits)
+    fixed = None if scale is None else scale.detach().to(x.device)
+    q, scale = plain.quantize_activations(grouped, size, scheme.act_bits, fixed)
     return (q * packed.spread(scale, size, grouped.shape[-1])).view(x.shape).to(x.dtype)
 
 
-def input_hook(scheme: Scheme, kind: str) -> Hook:
-    """Rounds a layer's input; its gradient passes straight through, as rounding has no slope of its own."""
+def saturated(x: Tensor, scale: Tensor, act_bits: int) -> Tensor:
+    """The input rounded by a fixed scale, with gradients for both that take the rounding for a constant shift of
+    x / scale: what lies beyond the range moves with the scale alone (Esser et al. 2020, arXiv 1902.08153)."""
+    most = largest(act_bits)
+    steps = (x.float() / scale).clamp(-most, most)
+    return ((steps + (steps.round() - steps).detach()) * scale).to(x.dtype)
+
+
+def largest(act_bits: int) -> int:
+    """The largest integer of a rounded input."""
+    return max(2 ** (act_bits - 1) - 1, 1)
+
+
+def input_hook(scheme: Scheme, kind: str, scale: Tensor | None = None) -> Hook:
+    """Rounds a layer's input, by `scale` if there is one; its gradient passes straight through, as rounding has no
+    slope of its own."""
 
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         x = input_of(args, kwargs)
         if not isinstance(x, Tensor):
             return None  # of a call that is skipped
-        back = rounded_input(x.detach(), scheme, kind)
+        if scale is not None and torch.is_grad_enabled():
+            return (saturated(x, scale.to(x.device), scheme.act_bits),), {}
+        back = rounded_input(x.detach(), scheme, kind, scale)
         return (x + (back - x.detach()) if torch.is_grad_enabled() else back,), {}
 
     return hook

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ..numbers import check_number
-from .gauss import STEPS
 
-MOST = 127  # the largest integer
+# The uniform steps, in standard deviations, with the least squared error for a normal distribution and 2^bits levels
+# at odd multiples of half a step (Max 1960).
+STEPS = {1: 1.596, 2: 0.996, 3: 0.586, 4: 0.335, 5: 0.188, 6: 0.104, 7: 0.057, 8: 0.031}
+MOST = 127  # the largest integer of 8 bits
 BINS = 2048  # of a histogram: 16 a step of the scale that saturates nothing, never fewer than 8
 FRACTIONS = 100  # of the largest value, which `Mse` tries as limits: 1, 0.99, ... 0.01
 
@@ -68,7 +70,7 @@ class Ema(Observer):
 
 
 class Gauss(Observer):
-    """127 of the steps that are best for a normal distribution of the same root mean square (see `gauss.py`).
+    """127 of the steps that are best for a normal distribution of the same root mean square (see `STEPS`).
 
     That is the standard deviation of the values and their mirror images, so it also fits what a ReLU has halved.
     """
@@ -137,21 +139,25 @@ class Mse(Histogram):
     1.2
     """
 
+    def __init__(self, most: int = MOST) -> None:
+        super().__init__()
+        self.most = most
+
     def limit(self) -> float:
         limits = self.largest * torch.arange(FRACTIONS, 0, -1, dtype=torch.float64) / FRACTIONS
         if self.largest == 0:
             return 0.0
-        scales = (limits / MOST).unsqueeze(1)
+        scales = (limits / self.most).unsqueeze(1)
         edges = torch.linspace(0, self.top, BINS + 1, dtype=torch.float64) / scales
         # values are taken to lie evenly in their bin
-        mean = _squared_distance(edges).diff() / edges.diff()
+        mean = _squared_distance(edges, self.most).diff() / edges.diff()
         errors = (mean * self.counts).sum(1) * scales.squeeze(1).square()
         return float(limits[errors.argmin()])
 
 
-def _squared_distance(t: Tensor) -> Tensor:
-    """The integral from 0 to t >= 0 of the squared distance to the nearest of 0, 1, ... 127."""
-    nearest = t.round().clamp(max=MOST)
+def _squared_distance(t: Tensor, most: int) -> Tensor:
+    """The integral from 0 to t >= 0 of the squared distance to the nearest of 0, 1, ... most."""
+    nearest = t.round().clamp(max=most)
     return nearest / 12 + (t - nearest) ** 3 / 3
 
 
