@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mpqkern as mq
-from mpqkern.activations.observers import Ema, Percentile
+from mpqkern.measuring.observers import Ema, Percentile
 from mpqkern.rounding import BRECQ, GPFQ, GPTQ, HQQ
 
 from . import nets
