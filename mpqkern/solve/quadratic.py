@@ -148,8 +148,9 @@ class _Run:
         scale = self.task.scale
 
         def report(value: float, bound: float, _: float, nodes: int) -> None:
-            best, known = min(value, self.value), max(bound, self.bound)
-            self.on_progress(best * scale, known * scale, time.perf_counter() - self.began, self.nodes + nodes)
+            self.bound = max(self.bound, bound - self.task.rounding)  # what was shown holds, also if this is the end
+            best = min(value, self.value)
+            self.on_progress(best * scale, self.bound * scale, time.perf_counter() - self.began, self.nodes + nodes)
 
         return report
 
