@@ -1,7 +1,7 @@
 """Which rounding keeps a model whole? Each way to round, at uniform and mixed widths, on data held out.
 
     python bench/rounding.py --models resnet8 vit chargpt
-    python bench/rounding.py --models efficientnet --fold --samples 64 --average 4.6 --pairs block --assign-batches 1
+    python bench/rounding.py --models efficientnet --fold --samples 64 --average 4.6 --pairs block --assign-bits 4 8
 
 The mixed assignments share one budget of average bits and are found once, on weights rounded by GPTQ; every rounding
 then gets the same. Seconds are process time of one thread, for rounding and packing. "8a8" has 8-bit activations too.
@@ -13,6 +13,7 @@ import argparse
 import copy
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from models.cases import Case
 
 import mpqkern as mq
 from mpqkern.ledger import table
+from mpqkern.rounding import AdaRound, Rounding, as_rounding
 
 ROUNDINGS = ["minmax", "mse", "hqq", "gptq", "gpfq", "qronos", "adaround", "brecq", "uwc"]
 PLANS = {"8a8": mq.Scheme(8, act_bits=8), "8": mq.Scheme(8), "4": mq.Scheme(4), "2": mq.Scheme(2)}
@@ -32,7 +34,7 @@ def plans(case: Case, args: argparse.Namespace) -> dict[str, Mapping[str, Any]]:
     found: dict[str, Mapping[str, Any]] = {name: {"*": PLANS[name]} for name in args.plans}
     for method in args.mixed:
         start = time.process_time()
-        how: dict[str, Any] = {"rounding": "gptq", "solver": {"time_limit": args.time_limit}}
+        how: dict[str, Any] = {"rounding": "gptq", "bits": args.assign_bits, "solver": {"time_limit": args.time_limit}}
         if method == "clado":
             how["pairs"] = args.pairs
         batches = case.calibration[: args.assign_batches]
@@ -42,10 +44,10 @@ def plans(case: Case, args: argparse.Namespace) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def measured(case: Case, rounding: str, plan: Mapping[str, Any]) -> dict[str, float]:
+def measured(case: Case, rounding: Rounding, plan: Mapping[str, Any]) -> dict[str, float]:
     """What a model rounded in this way is worth."""
     model, data = copy.deepcopy(case.model), {}
-    if mq.rounding.as_rounding(rounding).needs != "nothing":
+    if rounding.needs != "nothing":
         data["batches"] = case.calibration
     start = time.process_time()
     ledger = mq.swap_(model, plan, rounding=rounding, **data)
@@ -60,8 +62,10 @@ def main() -> None:
     parser.add_argument("--plans", nargs="*", default=list(PLANS), choices=list(PLANS))
     parser.add_argument("--mixed", nargs="*", default=["clado", "ompq"], choices=list(mq.methods()))
     parser.add_argument("--average", type=float, default=4, help="average bits of the mixed assignments")
+    parser.add_argument("--assign-bits", type=int, nargs="+", default=[2, 4, 8], help="widths to choose from")
     parser.add_argument("--pairs", default="all", choices=["all", "block"], help="those that CLADO measures")
     parser.add_argument("--assign-batches", type=int, help="batches to measure on for the mixed assignments; all")
+    parser.add_argument("--iterations", type=int, help="for those that learn, in place of their own")
     parser.add_argument("--samples", type=int, help="calibration samples; each model has a number of its own")
     parser.add_argument("--fold", action="store_true", help="fold the batch norms first")
     parser.add_argument("--time-limit", type=float, default=60, help="seconds for a cross-layer solve")
@@ -80,7 +84,10 @@ def main() -> None:
         lines.append(("float", "", f"{base['loss']:.4f}", f"{base['accuracy']:.2%}", "", ""))
         for label, plan in plans(case, args).items():
             for rounding in args.roundings:
-                got = measured(case, rounding, plan)
+                how = as_rounding(rounding)
+                if args.iterations and isinstance(how, AdaRound):
+                    how = replace(how, iterations=args.iterations)
+                got = measured(case, how, plan)
                 rows.append({"model": name, "plan": label, "rounding": rounding, **got})
                 shown = f"{got['loss']:.4f}", f"{got['accuracy']:.2%}", f"{got['bytes']:,}", f"{got['seconds']:.1f}"
                 lines.append((label, rounding, *shown))
