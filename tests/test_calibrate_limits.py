@@ -1,6 +1,8 @@
 """calibrate, stopped, interrupted or asked for what cannot be: it goes on, and the model is as it was."""
 
+import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import mpqkern as mq
@@ -121,3 +123,29 @@ def test_weights_that_no_grid_holds_are_named(rounding: str, weight: float):
 
 def test_nothing_to_round():
     assert len(calibrate(mlp(), {"*": None}, VECTORS)) == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda item: item | {"codes": item["codes"][:3]},
+        lambda item: item | {"codes": item["codes"] + 16},
+        lambda item: item | {"scales": item["scales"] * np.nan},
+        lambda item: item | {"scales": item["scales"].astype(np.float32)},
+        lambda item: item | {"extra": item["codes"]},
+        lambda item: {"codes": item["codes"]},
+    ],
+    ids=["rows", "range", "nan", "type", "more", "less"],
+)
+def test_what_is_no_rounding_of_the_layer_is_not_taken_from_a_bank(tmp_path, caplog, change):
+    model, x = nn.Sequential(nn.Linear(12, 5)), torch.randn(20, 12)
+    (before,) = calibrate(model, {"*": 4}, x, bank=tmp_path).values()
+    (file,) = (tmp_path / "items").glob("*.npz")
+    with np.load(file) as item:
+        changed = change(dict(item))
+    np.savez(file, **changed)
+    (after,) = calibrate(model, {"*": 4}, x, bank=tmp_path).values()
+    assert torch.equal(before.values(), after.values()) and "rounded again" in caplog.text
+    caplog.clear()
+    calibrate(model, {"*": 4}, x, bank=tmp_path)
+    assert not caplog.text  # it was put right

@@ -90,6 +90,8 @@ def calibrate_activations_(
     make = OBSERVERS.get(observer) if isinstance(observer, str) else observer
     if make is None or not callable(make):
         raise ValueError(f"observer={observer!r}; wanted one of {', '.join(OBSERVERS)} or a function that makes one")
+    if forward is not None and not callable(forward):
+        raise TypeError(f"forward={forward!r}; wanted a function of the model and a batch")
     chosen = _chosen(model, layers)
     given = batches_of(batches, model)
 
@@ -125,6 +127,8 @@ def _chosen(model: nn.Module, layers: Sequence[str] | None) -> dict[str, PackedM
         raise ValueError("model has no layer with 8-bit activations; wanted one packed as Scheme(..., act_bits=8)")
     if layers is None:
         return found
+    if isinstance(layers, str) or not isinstance(layers, Sequence):
+        raise TypeError(f"layers={layers!r}; wanted a list of patterns")
     kinds = {
         name: select.type_names(c for c in type(m).__mro__ if c not in (nn.Module, object)) for name, m in found.items()
     }
@@ -152,6 +156,8 @@ class _Watched:
     def __init__(self, name: str, module: PackedModule, make: Callable[[], Observer], granularity: str) -> None:
         self.name, self.module = name, module
         self.observers = [make() for _ in range(module.act_groups if granularity == "group" else 1)]
+        if not isinstance(self.observers[0], Observer):
+            raise TypeError(f"observer= made {self.observers[0]!r}; wanted something with update(x) and limit()")
         self.reached = False
         self.dynamic, self.static = _Error(), _Error()
         self.clipped = 0

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..measuring.observers import STEPS
+from ..numbers import check_flag, check_number
 from ..scheme import BLOCK
 
 
@@ -32,13 +33,16 @@ def gauss_quantize(
     >>> gauss_quantize(torch.tensor([-1.0, -0.5, 0.5, 1.0]).view(1, 1, 2, 2), 3).flatten()
     tensor([-1.1811, -0.3937,  0.3937,  1.1811])
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x={x!r}; wanted a tensor")
     if x.dim() != 4 or not x.is_floating_point():
         raise ValueError(f"x is {x.dtype} {list(x.shape)}; wanted floats [batch, channels, height, width]")
     if granularity not in ("channel", "group"):
         raise ValueError(f"granularity={granularity!r}; wanted 'channel' or 'group'")
-    for name, value in (("bits", bits), ("std_bits", std_bits)):
-        if value is not None and value - wide not in STEPS:
-            raise ValueError(f"{name}={value}; wanted {1 + wide}..{8 + wide} with wide={wide}")
+    check_flag("wide", wide)
+    for name, value, optional in (("bits", bits, False), ("std_bits", std_bits, True)):
+        wanted = f"a whole number from {1 + wide} to {8 + wide} with wide={wide}"
+        check_number(name, value, wanted, lambda v: v - wide in STEPS, whole=True, optional=optional)
     if not x.numel():
         return x
     channels = 1 if granularity == "channel" else BLOCK

@@ -51,7 +51,10 @@ class Bank:
         self._items: dict[str, Item] = {}
         if self.path is None:
             return
-        (self.path / "items").mkdir(parents=True, exist_ok=True)
+        try:
+            (self.path / "items").mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ValueError(f"bank={str(path)!r} is, or lies in, a file; wanted a folder") from None
         head = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint, "details": self.details}
         if not (self.path / "bank.json").is_file():
             _write(self.path / "bank.json", json.dumps(head, indent=2).encode())

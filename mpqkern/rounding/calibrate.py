@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from .layerwise import layer_by_layer
 from .method import Rounding, as_rounding
 from .reconstruct import part_by_part
 from .twin import Twin
+
+log = logging.getLogger("mpqkern")
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,16 +88,31 @@ class Calibration:
 
     def recall(self, layer: int) -> bool:
         """Whether the bank has this layer; if so it is taken over."""
-        if layer not in self.done and self._key(layer) in self.bank:
-            found = {name: torch.from_numpy(a) for name, a in self.bank[self._key(layer)].items()}
-            self._take(layer, Codes(**found, group_size=self.schemes[layer].group_size or 0), made=False)
+        found = self._banked(layer)
+        if found is not None:
+            self._take(layer, found, made=False)
         return layer in self.done
 
     def recall_all(self, layers: Sequence[int]) -> bool:
         """Whether the bank has all of these layers; if so they are taken over, else none of them."""
-        return all(layer in self.done or self._key(layer) in self.bank for layer in layers) and all(
+        return all(layer in self.done or self._banked(layer) is not None for layer in layers) and all(
             [self.recall(layer) for layer in layers]
         )
+
+    def _banked(self, layer: int) -> Codes | None:
+        """What the bank has for a layer that is not done yet."""
+        key, scheme = self._key(layer), self.schemes[layer]
+        if layer in self.done or key not in self.bank:
+            return None
+        found = {name: torch.from_numpy(a) for name, a in self.bank[key].items()}
+        wanted = {name for name, kind in Codes.__annotations__.items() if kind == "Tensor"}
+        if wanted <= found.keys() <= Codes.__annotations__.keys():
+            codes = Codes(**found, group_size=scheme.group_size or 0)
+            if codes.fits(*weight_rows(self.task.modules[layer][0].weight).shape, scheme):
+                return codes
+        name = self.task.layers[layer].name
+        log.warning("bank=%r holds no codes for layer %r; it is rounded again", str(self.bank.path), name)
+        return None
 
     def put(self, layer: int, codes: Codes) -> None:
         """Keeps the result for a layer; whatever is measured afterwards in the twin reckons with it."""

@@ -30,6 +30,19 @@ class Codes:
     shift: Tensor | None = None  # fp32 [N]
     act_scale: Tensor | None = None  # fp32 [1]
 
+    def fits(self, rows: int, k: int, scheme: Scheme) -> bool:
+        """Whether these can be codes of a weight [rows, k] under `scheme`."""
+        groups = scheme.groups(k)
+        shapes = [(self.codes, (rows, k)), (self.scales, (rows, groups)), (self.shift, (rows,)), (self.act_scale, (1,))]
+        return (
+            all(t is None or t.shape == shape for t, shape in shapes)
+            and self.zeros.shape in ((1,), (rows, groups))
+            and self.codes.dtype == torch.uint8
+            and self.scales.dtype == self.zeros.dtype == getattr(torch, scheme.scale_dtype)
+            and (not self.codes.numel() or int(self.codes.max()) < 2**scheme.bits)
+            and all(bool(t.isfinite().all()) for t, _ in shapes if t is not None)
+        )
+
     def values(self) -> Tensor:
         """fp32 [N, K]: what the packed layer computes with."""
         return packed.values(self.codes, self.scales, self.zeros, self.group_size)

@@ -49,8 +49,8 @@ def known() -> dict[str, type[Rounding]]:
     return found
 
 
-def as_rounding(rounding: str | Rounding) -> Rounding:
-    """By name with its defaults, or as it is.
+def as_rounding(rounding: str | Rounding, option: str = "rounding") -> Rounding:
+    """By name with its defaults, or as it is. `option` is what the caller calls it.
 
     >>> as_rounding("minmax")
     MinMax()
@@ -60,7 +60,7 @@ def as_rounding(rounding: str | Rounding) -> Rounding:
     if not isinstance(rounding, str) or rounding not in known():
         names = ", ".join(repr(name) for name in known())
         raise ValueError(
-            f"rounding={rounding!r}; wanted {names}, or one of the classes of mpqkern.rounding with options, "
+            f"{option}={rounding!r}; wanted {names}, or one of the classes of mpqkern.rounding with options, "
             "as in GPTQ(damp=0.1)"
         )
     return known()[rounding]()

@@ -81,7 +81,7 @@ class AdaRound(Rounding):
             check_number(name, getattr(self, name), "a number from 0 to 1", lambda v: 0 <= v <= 1)
         if not isinstance(self.act_scales, bool):
             raise TypeError(f"act_scales={self.act_scales!r}; wanted True or False")
-        if as_rounding(self.start).needs == "outputs":
+        if as_rounding(self.start, "start").needs == "outputs":
             raise ValueError(f"start={self.start!r}; wanted a way of rounding that needs no outputs")
         object.__setattr__(self, "partition", checked(self.partition))
 
