@@ -15,6 +15,7 @@ from .capabilities import capabilities
 from .catalog import catalog
 from .checkpoint import load, save
 from .compare import Comparison, compare
+from .latency import Latency, measure_latency
 from .ledger import Ledger
 from .measuring.meter import Unfinished
 from .nn import PackedConv2d, PackedLinear, PackedModule, swap_, unswap_
@@ -32,6 +33,7 @@ __all__ = [
     "Budget",
     "Comparison",
     "Infeasible",
+    "Latency",
     "Layer",
     "Ledger",
     "PackedConv2d",
@@ -54,6 +56,7 @@ __all__ = [
     "frontier",
     "gauss_quantize",
     "load",
+    "measure_latency",
     "methods",
     "ops",
     "plan",

@@ -26,7 +26,7 @@ def capabilities() -> dict[str, Any]:
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
         "gpu": torch.cuda.get_device_name() if cuda else None,
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "isa": isa,
         "isa_asked_for": os.environ.get("MPQKERN_ISA"),
@@ -74,7 +74,7 @@ def describe(found: dict[str, Any]) -> str:
     )
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         with Path("/proc/cpuinfo").open() as info:
             return next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))

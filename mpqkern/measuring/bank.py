@@ -57,7 +57,7 @@ class Bank:
             raise ValueError(f"bank={str(path)!r} is, or lies in, a file; wanted a folder") from None
         head = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint, "details": self.details}
         if not (self.path / "bank.json").is_file():
-            _write(self.path / "bank.json", json.dumps(head, indent=2).encode())
+            write_file(self.path / "bank.json", json.dumps(head, indent=2).encode())
         self._require_same(self.path)
 
     def __contains__(self, key: str) -> bool:
@@ -78,7 +78,7 @@ class Bank:
         if self.path is not None:
             file = self._file(key)
             file.parent.mkdir(parents=True, exist_ok=True)
-            _write(file, self._items[key])
+            write_file(file, self._items[key])
 
     def merge(self, other: str | Path) -> int:
         """Takes the items of another folder that are missing here; returns how many."""
@@ -171,7 +171,7 @@ def _read(file: Path) -> Item:
         return {name: arrays[name] for name in arrays.files}
 
 
-def _write(file: Path, contents: bytes | Item) -> None:
+def write_file(file: Path, contents: bytes | Item) -> None:
     """All or nothing, also when the machine goes down."""
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".part")
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -257,7 +257,7 @@ def _table(source: Any, batch: int | None, layers: Sequence[Layer], schemes: Seq
         source = batches[batch]
     elif batches and not any(layer.name in source for layer in layers):
         raise ValueError(f"table holds the batches {there}; wanted batch= one of them")
-    if isinstance(source, dict):
+    if isinstance(source, Mapping):
         names = ["float" if s is None else str(s) for s in schemes]
         for layer in layers:
             for name in names:
@@ -273,7 +273,7 @@ def _table(source: Any, batch: int | None, layers: Sequence[Layer], schemes: Seq
 
 def _batches(source: Any) -> dict[int, Any]:
     """What {batch: table} holds; JSON makes its keys strings. A table of layers called "0" and "1" looks the same."""
-    if not isinstance(source, dict) or not all(str(key).isdecimal() for key in source):
+    if not isinstance(source, Mapping) or not all(str(key).isdecimal() for key in source):
         return {}
     return {int(key): table for key, table in source.items()}
 
