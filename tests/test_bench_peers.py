@@ -1,6 +1,6 @@
 """Every other library's kernel that is installed computes what its own quantized weight says, and the table is right.
 
-One that is not installed is skipped; so is one that cannot serve this processor.
+One that is not installed is skipped; so is what torch has for other processors only.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ CONVS = {"3x3 stride 2": (2, 16, 24, 9, 3, 2, 1), "depthwise": (1, 32, 32, 8, 3,
 
 def made(peer: Peer, weight: torch.Tensor, x: torch.Tensor, copies: int = 2):  # type: ignore[no-untyped-def]
     found, missing = build([peer], weight, x, lambda _: copies)
-    if peer.name in missing:
-        pytest.skip(missing[peer.name])
+    reason = missing.get(peer.name, "")
+    if reason.startswith(("ModuleNotFoundError", "ImportError", "NotImplementedError")):
+        pytest.skip(reason)
+    assert not reason
     return found[peer.name]
 
 

@@ -75,6 +75,8 @@ def torch_dynamic(weight: Tensor, x: Tensor, copies: int, *, engine: str) -> Bui
 
 def quantized(weight: Tensor, pack: Callable[[Tensor], object], engine: str, copies: int) -> tuple[Tensor, list]:  # type: ignore[type-arg]
     """torch's own quantized tensor, a scale a row, and copies of what `pack` makes of it for an engine."""
+    if engine not in torch.backends.quantized.supported_engines:
+        raise NotImplementedError(f"torch has no engine {engine!r} here")
     before, scales = torch.backends.quantized.engine, weight.flatten(1).abs().amax(1).double() / 127.5
     with warnings.catch_warnings():  # these tensors are deprecated; their kernels are still what torch offers
         warnings.simplefilter("ignore")
