@@ -130,7 +130,10 @@ def onnx_dynamic(weight: Tensor, x: Tensor, copies: int) -> Built:
 
 
 def openvino_bits(weight: Tensor, x: Tensor, copies: int, *, bits: int, group: int) -> Built:
-    """Weight compression as its tools write it: (codes - zero) * scale, fp16, in front of a float product."""
+    """Weight compression as its tools write it: (codes - zero) * scale, fp16, in front of a float product.
+
+    Processors with instructions for 8-bit products are then given 8-bit activations, others float ones.
+    """
     import openvino
     from openvino import opset13
 
