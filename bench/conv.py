@@ -1,6 +1,7 @@
 """How fast is a packed convolution, against torch's fp32 one?
 
 python bench/conv.py [--bits 2 4 8] [--a8] [--threads 1] [--isa avx2] [--out conv.json]
+python bench/conv.py --peers --a8 --out peers.json   # with what is installed of bench/peers; see race.py
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import argparse
 
 import torch
 from harness import measure, write
+from peers import conv as peers
+from race import Cell, report
 from torch import nn
 
 import mpqkern as mq
@@ -32,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bits", type=int, nargs="+", default=[4])
     parser.add_argument("--a8", action="store_true", help="with 8-bit activations, too")
+    parser.add_argument("--peers", action="store_true", help="with other libraries, too")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--isa", default="", choices=["", *mq.ops.ISAS[1:]], help="a lower instruction set")
@@ -42,6 +46,10 @@ def main() -> None:
     if args.isa:
         mq.ops.isa(args.isa)
     schemes = [mq.Scheme(b, act_bits=a) for b in args.bits for a in ((None, 8) if args.a8 else (None,))]
+    if args.peers:
+        layers = ((name, *peers.layer(*case)) for name, case in CASES.items())
+        cells = (Cell({"case": name}, peers.racers(of, schemes), of, *data) for name, of, *data in layers)
+        return report("conv", cells, args)
     rows, lines = [], [("case", "what", "us", "+-", "x float", "GMAC/s")]
     for case, (batch, cin, cout, size, kernel, stride, groups) in CASES.items():
         conv = nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups)

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from harness import copies, measure, read_bandwidth, write
+from harness import copies, measure, write
+from roofline import peaks
 
 from mpqkern import ops
 from mpqkern.ledger import table
@@ -127,7 +128,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.isa:
         ops.isa(args.isa)
-    bandwidth, rows = read_bandwidth(), []
+    bandwidth, rows = peaks().read, []
     print(f"{ops.isa()}, {args.threads} thread(s); memory reads {bandwidth / 1e9:.1f} GB/s")
     lines = [("case", "what", "ms", "+-", "x baseline", "of memory")]
     for part in args.only:

@@ -33,7 +33,7 @@ class Timing:
 
 def copies(bytes_each: int) -> int:
     """How many copies of a weight to rotate through."""
-    return max(2, min(16, -(-ROTATE_BYTES // max(1, bytes_each))))
+    return max(2, min(256, -(-ROTATE_BYTES // max(1, bytes_each))))
 
 
 def measure(
@@ -60,17 +60,6 @@ def measure(
         middle = median(values)
         result[name] = Timing(middle, median(abs(v - middle) for v in values) / middle, rounds)
     return result
-
-
-def read_bandwidth() -> float:
-    """Bytes a second that this many threads read from memory: the roofline of one activation row.
-
-    The best of one stream (a dot product) and of eight (a matrix of eight long rows times a vector).
-    """
-    x, v = torch.ones(8, 16 * 2**20), torch.ones(16 * 2**20)
-    with torch.inference_mode():
-        found = measure({"dot": lambda i: torch.dot(x.view(-1), x.view(-1)), "mv": lambda i: torch.mv(x, v)}, rounds=5)
-    return max(4 * x.numel() / found["dot"].seconds, 4 * (x.numel() + v.numel()) / found["mv"].seconds)
 
 
 def environment() -> dict[str, Any]:
