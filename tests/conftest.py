@@ -20,6 +20,14 @@ def steady() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is kept from or for the user's own runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPQKERN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(params=ops.ISAS)
 def path(request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
     """The ops as served by plain PyTorch or by one instruction set."""
