@@ -14,6 +14,7 @@ from ..scores.table import Scores
 from . import linear, relaxed
 from .assignment import Assignment
 from .budget import Budget
+from .clock import Clock
 from .constraints import Choice, Constraints
 from .explain import explain
 from .highs import Progress
@@ -68,14 +69,17 @@ def solve(
     {'stem': 2, 'head': 8}
     """
     _check(scores, budgets, objective, relaxation, rounding, time_limit, rel_gap, seed)
-    start, clock = time.perf_counter(), linear.Clock(time_limit)
+    start, clock = time.perf_counter(), Clock(time_limit)
     constraints = Constraints(pins or {}, forbid or {}, ties or (), at_most or {}, first_last)
     problem = make_problem(scores, budgets, constraints)
     arrays = (problem.unary, problem.rows, problem.caps, problem.allowed)
     limits = {"rel_gap": rel_gap, "seed": seed, "on_progress": on_progress}
     if relaxation == "lp" and rounding != "exact":
         bits = scores.bits
-        found = relaxed.relaxed_widths(*arrays, bits) if problem.allowed.any(axis=1).all() else None
+        found = None
+        if problem.allowed.any(axis=1).all():
+            with naming(time_limit):
+                found = relaxed.relaxed_widths(*arrays, bits, time_limit=clock.left())
         if found is None:
             raise explain(scores, budgets, constraints, clock.left())
         widths, bound = found
