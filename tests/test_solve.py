@@ -287,12 +287,15 @@ def test_a_budget_exactly_at_the_minimum_fits() -> None:
         (lambda s: solve(s, seed=-1), "seed=-1; wanted a whole number from 0"),
         (lambda s: solve(s, seed="x"), "seed='x'; wanted a whole number from 0"),
         (lambda s: solve(s, rel_gap=-1), "rel_gap=-1; wanted 0 or more"),
+        (lambda s: solve(s, rel_gap=float("inf")), "rel_gap=inf; wanted 0 or more, and finite"),
+        (lambda s: solve(s, psd="x"), "psd='x'; wanted one of none, clip, shift"),
+        (lambda s: solve(s, on_progress=5), "on_progress=5; wanted a function, or None"),
         (lambda s: solve(s, time_limit=0), "time_limit=0; wanted seconds above 0"),
         (lambda s: solve([1]), "scores=\\[1\\]; wanted Scores"),
     ],
 )
 def test_errors_name_argument_value_and_wish(call, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         call(Scores(units([1, 2]), [2, 4, None], np.zeros((2, 3))))
 
 

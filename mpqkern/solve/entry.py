@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from .constraints import Choice, Constraints
 from .explain import explain
 from .highs import Progress
 from .minimax import minimise_max
-from .prepare import is_seed, projected
+from .prepare import PROJECTIONS, is_seed, projected
 from .prices import local_prices
 from .problem import Problem, make_problem
 
@@ -68,7 +69,7 @@ def solve(
     >>> solve(scores, Budget(avg_bits=4.5), pins={"head": 8}).bits
     {'stem': 2, 'head': 8}
     """
-    _check(scores, budgets, objective, relaxation, rounding, time_limit, rel_gap, seed)
+    _check(scores, budgets, objective, relaxation, rounding, psd, time_limit, rel_gap, seed, on_progress)
     start, clock = time.perf_counter(), Clock(time_limit)
     constraints = Constraints(pins or {}, forbid or {}, ties or (), at_most or {}, first_last)
     problem = make_problem(scores, budgets, constraints)
@@ -175,9 +176,11 @@ def _check(
     objective: str,
     relaxation: str | None,
     rounding: str,
+    psd: str,
     time_limit: float | None,
     rel_gap: float,
     seed: Any,
+    on_progress: Any,
 ) -> None:
     if not isinstance(scores, Scores):
         raise ValueError(f"scores={scores!r}; wanted Scores")
@@ -193,9 +196,13 @@ def _check(
     if rounding != "exact" and relaxation is None:
         raise ValueError(f"rounding={rounding!r} without a relaxation; wanted relaxation='lp' beside it")
     check_number("time_limit", time_limit, "seconds above 0, or None", lambda v: v > 0, optional=True)
-    check_number("rel_gap", rel_gap, "0 or more", lambda v: v >= 0)
+    check_number("rel_gap", rel_gap, "0 or more, and finite", lambda v: 0 <= v < math.inf)
     if not is_seed(seed):
         raise ValueError(f"seed={seed!r}; wanted a whole number from 0 to 2**31 - 1")
+    if psd not in PROJECTIONS:
+        raise ValueError(f"psd={psd!r}; wanted one of {', '.join(PROJECTIONS)}")
+    if on_progress is not None and not callable(on_progress):
+        raise TypeError(f"on_progress={on_progress!r}; wanted a function, or None")
     if scores.pairwise is not None and (objective != "sum" or relaxation):
         raise ValueError(
             f"objective={objective!r}, relaxation={relaxation!r} with pairwise scores; wanted 'sum' and None"
