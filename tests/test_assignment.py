@@ -231,6 +231,14 @@ def test_scores_merge_layers_or_schemes(scores: Scores) -> None:
     [
         (lambda u: Scores(LAYERS, SCHEMES, u[:3]), r"unary has the shape \[3, 4\]; wanted \[4, 4\]"),
         (lambda u: Scores(LAYERS, SCHEMES, np.where(u == u[1, 2], np.nan, u)), r"unary\[1, 2\]=nan; wanted a finite"),
+        (
+            lambda u: Scores(LAYERS, SCHEMES, np.where(u == u[1, 2], 1e308, u)),
+            r"unary\[1, 2\]=1e\+308; wanted costs that",
+        ),
+        (
+            lambda u: Scores(LAYERS, SCHEMES, u, 2e280 * _entry(0, 1, 2, 3)),
+            r"pairwise\[0, 1, 2, 3\]=2e\+280; wanted costs",
+        ),
         (lambda u: Scores(LAYERS, SCHEMES, u.astype(complex)), "unary holds complex numbers; wanted real ones"),
         (lambda u: Scores(["a"], SCHEMES, u), "layers: found 'a'; wanted Layer objects"),
         (lambda u: Scores(LAYERS, [2, 2.5], u), "schemes: found 2.5; wanted Scheme"),

@@ -165,6 +165,16 @@ def test_too_much_work_is_left_to_highs(work: float, monkeypatch: pytest.MonkeyP
 
 
 @compiled
+def test_one_relaxation_does_not_outlast_the_work_allowed() -> None:
+    rng = np.random.default_rng(0)
+    cost, use = rng.integers(0, 10**9, (4000, 6)), rng.integers(0, 10**6, (3, 4000, 6))
+    problem = core.Core(cost, use, use.sum(axis=(1, 2)) // 12, np.ones((4000, 6), dtype=bool))
+    start = time.process_time()
+    assert not core.cheapest(problem, None, time_limit=0.01).done
+    assert time.process_time() - start < 0.3
+
+
+@compiled
 def test_little_time_allows_little_work(monkeypatch: pytest.MonkeyPatch) -> None:
     spent = []
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from mpqkern.scheme import Layer, Scheme
 from mpqkern.solve import Budget, Infeasible, Scores, frontier, solve
+from tests.reference.interrupt import interruptible
 
 
 def make(seed: int, layers: int = 6) -> Scores:
@@ -125,6 +131,27 @@ def test_minimax_has_points_of_its_own() -> None:
     for point in front:
         choice = [scores.schemes.index(s) for s in point.schemes.values()]
         assert point.objective == scores.unary[range(6), choice].max()
+
+
+@pytest.mark.parametrize("answers", [True, False])  # whether the search that is interrupted has one
+def test_ctrl_c_leaves_the_points_found_so_far(answers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def interrupted(*args: object, **options: object) -> object:
+        calls.append(args)
+        if len(calls) == 3 and not answers:
+            os.kill(os.getpid(), signal.SIGINT)
+        answer = solve(*args, **options)
+        return replace(answer, status="interrupted") if len(calls) == 3 else answer
+
+    limits = [2.5, 3.5, 5, 7]
+    whole = frontier(make(1), "avg_bits", at=limits)
+    monkeypatch.setattr(sys.modules["mpqkern.solve.frontier"], "solve", interrupted)
+    with interruptible():
+        cut = frontier(make(1), "avg_bits", at=limits)
+    assert len(calls) == 3 and (whole.status, cut.status) == ("complete", "interrupted")
+    assert cut.use == whole.use[: len(cut)] and len(cut) == 2 + answers < len(whole)
+    assert [point.status for point in cut] == ["optimal"] * 2 + ["interrupted"] * answers
 
 
 def test_limits_of_any_sign_and_size() -> None:

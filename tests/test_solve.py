@@ -33,9 +33,11 @@ COSTS = {
     "1e-12 next to 1e6": lambda r, s: 10.0 ** r.choice([-12, -11, 6], s),
     "1e-9 and negative": lambda r, s: 1e-9 * r.standard_normal(s),
     "1e300": lambda r, s: 1e300 * r.random(s),
+    "1e-310": lambda r, s: 1e-310 * r.random(s),
 }
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("kind", COSTS)
 def test_equals_brute_force(kind: str) -> None:
     rng = np.random.default_rng(sorted(COSTS).index(kind))
@@ -100,6 +102,34 @@ def test_a_bound_holds_when_a_gap_or_no_time_is_allowed(monkeypatch: pytest.Monk
     monkeypatch.setattr(highs, "integer", lambda *a, **k: (None, 0.0, "limit"))
     cut = linear.minimise(cost, rows, caps, allowed, time_limit=1e-3)
     assert cut.status == "limit" and cut.bound <= best.objective <= cut.objective
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_without_time_for_the_linear_program_an_answer_and_a_bound_remain(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(seed)
+    cost, rows = rng.random((40, 4)), np.sort(rng.integers(1, 10**6, (2, 40, 4)), axis=2)
+    rows[1, 0, 3] = 2**60  # more than a share can count
+    caps, allowed = (rows.min(axis=2).sum(axis=1) * 1.7).astype(np.int64), np.ones((40, 4), dtype=bool)
+    reduced = linear.reduce(cost, rows, caps, allowed)
+    best, least = linear.minimise(cost, rows, caps, allowed), reduced.cost[:, 0].sum() + reduced.offset
+    with pytest.raises(TimeoutError, match="no time for the linear program"):
+        highs.lp(reduced.cost, reduced.use, allowed, reduced.rest, time_limit=0.0)
+    monkeypatch.setattr(core, "WORK", 0)
+    monkeypatch.setattr(highs, "integer", lambda *a, **k: (None, 0.0, "limit"))
+    cut = linear.minimise(cost, rows, caps, allowed, time_limit=1e-9)
+    used = rows[:, np.arange(40), cut.choice].sum(axis=1)
+    assert cut.status == "limit" and (used <= caps).all() and cut.objective < least
+    assert reduced.offset < cut.bound <= best.objective <= cut.objective
+
+
+def test_ctrl_c_in_the_linear_program_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.integers(1, 100, (2, 12, 3))
+    monkeypatch.setattr(highs, "run", lambda *a: True)
+    with pytest.raises(KeyboardInterrupt):
+        linear.minimise(rng.random((12, 3)), rows, rows.min(axis=2).sum(axis=1) * 3 // 2, np.ones((12, 3), dtype=bool))
 
 
 def test_scale_and_order_do_not_matter() -> None:
@@ -257,12 +287,15 @@ def test_a_budget_exactly_at_the_minimum_fits() -> None:
         (lambda s: solve(s, seed=-1), "seed=-1; wanted a whole number from 0"),
         (lambda s: solve(s, seed="x"), "seed='x'; wanted a whole number from 0"),
         (lambda s: solve(s, rel_gap=-1), "rel_gap=-1; wanted 0 or more"),
+        (lambda s: solve(s, rel_gap=float("inf")), "rel_gap=inf; wanted 0 or more, and finite"),
+        (lambda s: solve(s, psd="x"), "psd='x'; wanted one of none, clip, shift"),
+        (lambda s: solve(s, on_progress=5), "on_progress=5; wanted a function, or None"),
         (lambda s: solve(s, time_limit=0), "time_limit=0; wanted seconds above 0"),
         (lambda s: solve([1]), "scores=\\[1\\]; wanted Scores"),
     ],
 )
 def test_errors_name_argument_value_and_wish(call, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         call(Scores(units([1, 2]), [2, 4, None], np.zeros((2, 3))))
 
 

@@ -16,13 +16,13 @@ class Simplex {
   Simplex(const Part& part, const std::vector<uint8_t>& dead, const Scale& scale, Basis& basis)
       : part_(part), dead_(dead), scale_(scale), basis_(basis), K_(part.K), price_(K_), share_(K_), inverse_(K_ * K_) {}
 
-  Relaxed run(double beyond) {
+  Relaxed run(double beyond, double most) {
     Relaxed out;
-    const int most = 100 + 4 * part_.units();  // far more than it takes, unless rounding makes it circle
+    most = std::min(most, 100 + 4.0 * part_.units());  // far more than it takes, unless rounding makes it circle
     for (; factor(); ++out.pivots) {
       out.price = price_;
       const int row = leaving();
-      if (row < 0 || out.pivots == most) break;
+      if (row < 0 || out.pivots >= most) break;
       const double sign = share_[row] < 0 ? -1 : 1;
       int column = entering(row, sign);
       if (column == kNone && std::fabs(share_[row]) <= kShare) column = entering(row, -sign);
@@ -198,8 +198,9 @@ Basis slack_basis(const Part& part) {
   return basis;
 }
 
-Relaxed relax(const Part& part, const std::vector<uint8_t>& dead, const Scale& scale, double beyond, Basis& basis) {
-  return Simplex(part, dead, scale, basis).run(beyond);
+Relaxed relax(const Part& part, const std::vector<uint8_t>& dead, const Scale& scale, double beyond, double most,
+              Basis& basis) {
+  return Simplex(part, dead, scale, basis).run(beyond, most);
 }
 
 }  // namespace mpq::host

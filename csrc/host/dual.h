@@ -29,7 +29,8 @@ struct Relaxed {
 // A basis that suits prices 0: every unit at its least cost.
 Basis slack_basis(const Part& part);
 // The relaxation without dead options, of which every unit has one that is not; from and to a basis whose reduced costs
-// are not negative.
-Relaxed relax(const Part& part, const std::vector<uint8_t>& dead, const Scale& scale, double beyond, Basis& basis);
+// are not negative. It ends after `most` pivots, too.
+Relaxed relax(const Part& part, const std::vector<uint8_t>& dead, const Scale& scale, double beyond, double most,
+              Basis& basis);
 
 }  // namespace mpq::host

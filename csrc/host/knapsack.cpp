@@ -137,8 +137,9 @@ class Tree {
   }
 
   Relaxed relaxation(const Part& part, const std::vector<uint8_t>& dead, Basis& basis) {
-    const Relaxed relaxed = relax(part, dead, scale_, static_cast<double>(best_), basis);
-    pay((relaxed.pivots + 3.0) * part.options() * (part.K + 1));
+    const double pass = static_cast<double>(part.options()) * (part.K + 1);
+    const Relaxed relaxed = relax(part, dead, scale_, static_cast<double>(best_), work_ / pass, basis);
+    pay((relaxed.pivots + 3.0) * pass);
     return relaxed;
   }
 

@@ -14,6 +14,7 @@ from ..scheme import Layer, Scheme
 
 VERSION = 1
 FLOAT_BITS = 32  # what a layer left in float counts as
+MOST = 1e280  # of the sum of all costs: times what is spent (2**61 at most), it is still a float
 
 
 class Scores:
@@ -187,6 +188,11 @@ def _array(argument: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     if not np.isfinite(array).all():
         at = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
         raise ValueError(f"{argument}{at}={array[tuple(at)]}; wanted a finite number (to rule a choice out: forbid)")
+    with np.errstate(over="ignore"):
+        size = np.abs(array).sum()
+    if not size < MOST:
+        at = [int(i) for i in np.unravel_index(np.abs(array).argmax(), shape)]
+        raise ValueError(f"{argument}{at}={array[tuple(at)]}; wanted costs that add up to less than {MOST:g}")
     array.flags.writeable = False
     return array
 

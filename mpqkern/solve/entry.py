@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,11 +15,12 @@ from ..scores.table import Scores
 from . import linear, relaxed
 from .assignment import Assignment
 from .budget import Budget
+from .clock import Clock
 from .constraints import Choice, Constraints
 from .explain import explain
 from .highs import Progress
 from .minimax import minimise_max
-from .prepare import is_seed, projected
+from .prepare import PROJECTIONS, is_seed, projected
 from .prices import local_prices
 from .problem import Problem, make_problem
 
@@ -67,15 +69,18 @@ def solve(
     >>> solve(scores, Budget(avg_bits=4.5), pins={"head": 8}).bits
     {'stem': 2, 'head': 8}
     """
-    _check(scores, budgets, objective, relaxation, rounding, time_limit, rel_gap, seed)
-    start, clock = time.perf_counter(), linear.Clock(time_limit)
+    _check(scores, budgets, objective, relaxation, rounding, psd, time_limit, rel_gap, seed, on_progress)
+    start, clock = time.perf_counter(), Clock(time_limit)
     constraints = Constraints(pins or {}, forbid or {}, ties or (), at_most or {}, first_last)
     problem = make_problem(scores, budgets, constraints)
     arrays = (problem.unary, problem.rows, problem.caps, problem.allowed)
     limits = {"rel_gap": rel_gap, "seed": seed, "on_progress": on_progress}
     if relaxation == "lp" and rounding != "exact":
         bits = scores.bits
-        found = relaxed.relaxed_widths(*arrays, bits) if problem.allowed.any(axis=1).all() else None
+        found = None
+        if problem.allowed.any(axis=1).all():
+            with naming(time_limit):
+                found = relaxed.relaxed_widths(*arrays, bits, time_limit=clock.left())
         if found is None:
             raise explain(scores, budgets, constraints, clock.left())
         widths, bound = found
@@ -171,9 +176,11 @@ def _check(
     objective: str,
     relaxation: str | None,
     rounding: str,
+    psd: str,
     time_limit: float | None,
     rel_gap: float,
     seed: Any,
+    on_progress: Any,
 ) -> None:
     if not isinstance(scores, Scores):
         raise ValueError(f"scores={scores!r}; wanted Scores")
@@ -189,9 +196,13 @@ def _check(
     if rounding != "exact" and relaxation is None:
         raise ValueError(f"rounding={rounding!r} without a relaxation; wanted relaxation='lp' beside it")
     check_number("time_limit", time_limit, "seconds above 0, or None", lambda v: v > 0, optional=True)
-    check_number("rel_gap", rel_gap, "0 or more", lambda v: v >= 0)
+    check_number("rel_gap", rel_gap, "0 or more, and finite", lambda v: 0 <= v < math.inf)
     if not is_seed(seed):
         raise ValueError(f"seed={seed!r}; wanted a whole number from 0 to 2**31 - 1")
+    if psd not in PROJECTIONS:
+        raise ValueError(f"psd={psd!r}; wanted one of {', '.join(PROJECTIONS)}")
+    if on_progress is not None and not callable(on_progress):
+        raise TypeError(f"on_progress={on_progress!r}; wanted a function, or None")
     if scores.pairwise is not None and (objective != "sum" or relaxation):
         raise ValueError(
             f"objective={objective!r}, relaxation={relaxation!r} with pairwise scores; wanted 'sum' and None"

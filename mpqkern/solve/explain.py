@@ -7,8 +7,9 @@ from typing import Any
 
 from ..scores.table import Scores
 from .budget import Budget
+from .clock import Clock
 from .constraints import Constraints
-from .linear import Clock, any_fit
+from .linear import any_fit
 from .problem import Problem, make_problem
 
 

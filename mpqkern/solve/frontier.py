@@ -25,7 +25,8 @@ class Frontier:
     """Points by rising use: no assignment spends at most `use[i]` and costs less than `bound[i]`.
 
     `front[i]` is the `Assignment` of a point, `front.knee` the index of the one farthest below the line
-    between the ends: a proposal where more budget stops to pay.
+    between the ends: a proposal where more budget stops to pay. `status` is "complete", or "interrupted" where
+    Ctrl-C has left the higher limits out.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Frontier:
     choices: np.ndarray = field(repr=False)  # [points, units]
     states: list[str] = field(repr=False)
     prices: list[list[float] | None] = field(repr=False)  # of the problem's rows, as `solve` found them
+    status: str = "complete"
 
     def __len__(self) -> int:
         return len(self.use)
@@ -88,7 +90,8 @@ def frontier(
     spends. `at` asks for limits of your own, each solved exactly, so points between the supported ones come
     out too; one that nothing fits is an `Infeasible` error that names it. Pairwise scores, `at_most`,
     objective="minimax" and a relaxation have no such sweep: there, `points` limits are spread evenly. More
-    options go to `solve` for each limit (so time_limit is for one); the sweep has no use for any.
+    options go to `solve` for each limit (so time_limit is for one); the sweep has no use for any. Limits are
+    solved from the least up; Ctrl-C ends that, and the points until then are the answer.
 
     >>> from mpqkern import Layer
     >>> layers = [Layer("stem", "conv2d", (8, 3, 3, 3), 216), Layer("head", "linear", (10, 8), 80)]
@@ -119,6 +122,7 @@ def frontier(
     limits = _spread(problem, points) if at is None else sorted({_within(row.total(v)) for v in at})
     demands = {"pins": pins, "forbid": forbid, "ties": ties, "at_most": at_most, "first_last": first_last}
     found: list[Assignment] = []
+    status = "complete"
     for limit in limits:
         last = found[-1].costs[kind] if found else None
         if last == limit and found[-1].status == "optimal":
@@ -130,8 +134,16 @@ def frontier(
             if at is None:
                 continue  # less than `at_most` lets anything spend
             raise _unmet(error, budget, row) from None
+        except KeyboardInterrupt:
+            if not found:
+                raise
+            status = "interrupted"
+            break
         if answer.costs[kind] != last:
             found.append(answer)
+        if answer.status == "interrupted":
+            status = "interrupted"
+            break
     index = [group[0] for group in problem.groups]
     picks = [[scores.schemes.index(s) for s in a.schemes.values()] for a in found]
     uses = [float(row.amount(int(a.costs[kind]))) for a in found]
@@ -144,6 +156,7 @@ def frontier(
         np.array(picks)[:, index],
         [a.status for a in found],
         [list(a.prices.values()) or None for a in found],
+        status,
     )
 
 

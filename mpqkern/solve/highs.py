@@ -12,32 +12,49 @@ from typing import Any
 
 import numpy as np
 
+from .clock import Clock
 from .lazy import highspy
 
 TARGET = 1e4  # of the scaled LP value; anything from 1e3 to 1e5 is safe
 TOLERANCE = 1e-6  # HiGHS's, of a budget
+TINY = 1e-290  # the least cost that scaling raises: a scale is a float, too
 MAX_COST = 1e7  # scaled; the simplex gives up on duals of 1e9
 Progress = Callable[[float, float, float, int], object]  # objective, bound, seconds, nodes
 
 
 def lp(
-    cost: np.ndarray, use: np.ndarray, allowed: np.ndarray, rest: np.ndarray, *, seed: int = 0, verbose: bool = False
+    cost: np.ndarray,
+    use: np.ndarray,
+    allowed: np.ndarray,
+    rest: np.ndarray,
+    *,
+    time_limit: float | None = None,
+    seed: int = 0,
+    verbose: bool = False,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Shares [units, schemes] and a price >= 0 per budget at the LP optimum; None: nothing fits.
 
+    TimeoutError: the limit came first, or HiGHS gave up.
+
     `cost` and `use` have each unit's least already taken off, so all entries are >= 0.
     """
-    some = cost[allowed & (cost > 0)]
+    clock = Clock(time_limit)
+    some = np.maximum(cost[allowed & (cost > 0)], TINY)
     most = MAX_COST / some.max() if len(some) else 1.0
     scale = min(1e3 / float(np.median(some)), most) if len(some) else 1.0
     for _ in range(3):
+        if clock.over():
+            raise TimeoutError("there was no time for the linear program; wanted more")
         solver = _pass(scale * np.where(allowed, cost, 0.0), use, allowed, rest, False, seed, verbose)
-        solver.run()
-        if solver.getModelStatus() == highspy.HighsModelStatus.kInfeasible:
+        if time_limit is not None:
+            solver.setOptionValue("time_limit", max(clock.left(), 0.01))
+        if run(solver):
+            raise KeyboardInterrupt
+        status = solver.getModelStatus()
+        if status == highspy.HighsModelStatus.kInfeasible:
             return None
-        if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:  # no price is a valid price
-            shares = np.eye(cost.shape[1])[np.where(allowed, cost, np.inf).argmin(axis=1)]
-            return shares, np.zeros(len(use))
+        if status != highspy.HighsModelStatus.kOptimal:
+            raise TimeoutError(f"the linear program ended with {solver.modelStatusToString(status)}; wanted more time")
         value = solver.getInfo().objective_function_value
         if TARGET / 30 <= value <= TARGET * 30 or value < 1e-9 or scale >= most:
             break
@@ -91,7 +108,7 @@ def integer(
 
 
 def run(solver: highspy.Highs, tell: Callable[[Any], object] | None = None) -> bool:
-    """Solves a program with whole numbers; whether Ctrl-C ended it. `tell` is called with HiGHS's news.
+    """Solves; whether Ctrl-C ended it. `tell` is called with HiGHS's news of a program with whole numbers.
 
     HiGHS has a thread of its own, so that this one hears of Ctrl-C. (highspy's own way is for one solver at a time.)
     """
@@ -115,7 +132,12 @@ def run(solver: highspy.Highs, tell: Callable[[Any], object] | None = None) -> b
         finally:
             done.set()
 
+    def asked(event: Any) -> None:
+        event.data_in.user_interrupt = stop.is_set()
+
     solver.cbMipInterrupt += heard
+    solver.cbSimplexInterrupt += asked
+    solver.cbIpmInterrupt += asked
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     interrupted = False

@@ -7,12 +7,12 @@ is left is solved in whole numbers (see `core`), by HiGHS where that is too much
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
 
 from . import highs, hull
+from .clock import Clock
 from .core import Core, cheapest, whole
 from .problem import spent
 
@@ -26,16 +26,6 @@ class Result:
     bound: float  # no choice that fits costs less
     status: str  # "optimal", "feasible" (within rel_gap), "limit" (out of time) or "interrupted" (Ctrl-C)
     price: np.ndarray  # per budget: what one unit of its row more would save, by the LP
-
-
-class Clock:
-    """What is left of a time limit in seconds; None: no limit."""
-
-    def __init__(self, limit: float | None) -> None:
-        self._end = None if limit is None else time.perf_counter() + limit
-
-    def left(self) -> float | None:
-        return None if self._end is None else max(self._end - time.perf_counter(), 0.0)
 
 
 @dataclass(frozen=True)
@@ -80,12 +70,12 @@ def minimise(
             return _result(cost, choice, price)
         if best is None:
             alive &= ~_dominated(cost, reduced.use[binding], alive)
-        relaxed = _relax(reduced, binding, alive, seed, verbose)
+        relaxed = _relax(reduced, binding, alive, clock, seed, verbose)
         start = None
         if relaxed is not None:  # else nothing fits, up to HiGHS's tolerance: whole numbers decide
             price[binding], start = relaxed
         start = best if start is None or (best is not None and _total(cost, best) <= _total(cost, start)) else start
-        best = None if start is None else exchange(reduced, alive, price, start)
+        best = None if start is None else exchange(reduced, alive, price, start, clock)
         bound, gaps, slop = _bounds(reduced, alive, price)
         value = np.inf if best is None else _total(reduced.cost, best)
         total = value + reduced.offset
@@ -128,12 +118,14 @@ def reduce(cost: np.ndarray, rows: np.ndarray, caps: np.ndarray, allowed: np.nda
     )
 
 
-def exchange(reduced: Reduced, allowed: np.ndarray, price: np.ndarray, choice: np.ndarray) -> np.ndarray:
-    """Better choices in one or two units at a time, among those of least reduced cost, as long as there are any."""
+def exchange(reduced: Reduced, allowed: np.ndarray, price: np.ndarray, choice: np.ndarray, clock: Clock) -> np.ndarray:
+    """Better choices in one or two units at a time, among those of least reduced cost, while there are any and time."""
     choice = choice.copy()
     units = np.arange(len(choice))
     priced = np.where(allowed, reduced.cost + np.tensordot(price, reduced.use.astype(np.float64), 1), np.inf)
     for _ in range(2 * len(choice)):
+        if clock.over():
+            break
         extra = priced - priced[units, choice][:, None]
         extra[units, choice] = np.inf
         near = np.argsort(extra, axis=None, kind="stable")[:EXCHANGED]
@@ -156,30 +148,49 @@ def exchange(reduced: Reduced, allowed: np.ndarray, price: np.ndarray, choice: n
 
 
 def _relax(
-    reduced: Reduced, binding: np.ndarray, alive: np.ndarray, seed: int, verbose: bool
+    reduced: Reduced, binding: np.ndarray, alive: np.ndarray, clock: Clock, seed: int, verbose: bool
 ) -> tuple[np.ndarray, np.ndarray | None] | None:
     """Prices of the binding budgets and, if rounding finds one, a choice that fits all of them."""
     use, rest = reduced.use[binding], reduced.rest[binding]
     if len(use) == 1:
         _, price, choice = hull.relax(reduced.cost, use[0], alive, rest[0])
         return np.array([price]), choice
-    solved = highs.lp(reduced.cost, use, alive, rest, seed=seed, verbose=verbose)
+    try:
+        solved = highs.lp(reduced.cost, use, alive, rest, time_limit=clock.left(), seed=seed, verbose=verbose)
+    except TimeoutError:
+        return _one_for_all(reduced.cost, use, rest, alive)
     if solved is None:
         return None
     shares, price = solved
     weight = (use / np.maximum(rest, 1)[:, None, None]).sum(axis=0)
     choice = np.where(alive & (shares > 1e-7), weight, np.inf).argmin(axis=1)
-    return price, _repair(use, rest, alive, choice)
+    return price, _repair(use, rest, alive, choice, clock)
 
 
-def _repair(use: np.ndarray, rest: np.ndarray, alive: np.ndarray, choice: np.ndarray) -> np.ndarray | None:
-    """Moves that lower the relative overrun most, until all budgets hold; None: stuck."""
+def _one_for_all(
+    cost: np.ndarray, use: np.ndarray, rest: np.ndarray, alive: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The same without HiGHS: one budget stands for all, the sum of their shares for prices (any are valid), the
+    greatest share, rounded up, for a choice."""
+    shares = np.minimum(np.where(alive, use, 0) / np.maximum(rest, 1)[:, None, None], 2.0)  # above 1 nothing fits
+    shares = np.ceil(np.ldexp(shares, 40)).astype(np.int64)
+    price = hull.relax(cost, shares.sum(axis=0), alive, len(rest) * 2**40)[1]
+    choice = hull.relax(cost, shares.max(axis=0), alive, 2**40)[2]
+    return np.ldexp(price, 40) / np.maximum(rest, 1), choice if (spent(use, choice) <= rest).all() else None
+
+
+def _repair(
+    use: np.ndarray, rest: np.ndarray, alive: np.ndarray, choice: np.ndarray, clock: Clock
+) -> np.ndarray | None:
+    """Moves that lower the relative overrun most, until all budgets hold; None: stuck, or out of time."""
     choice, units = choice.copy(), np.arange(len(choice))
     scale = np.maximum(rest, 1)[:, None, None]
     for _ in range(4 * len(choice)):
         total = spent(use, choice)
         if (total <= rest).all():
             return choice
+        if clock.over():
+            return None
         after = total[:, None, None] + use - use[:, units, choice][:, :, None]
         over = np.where(alive, (np.maximum(after - rest[:, None, None], 0) / scale).sum(axis=0), np.inf)
         if over.min() >= (np.maximum(total - rest, 0) / scale[:, 0, 0]).sum():

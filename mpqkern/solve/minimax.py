@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .linear import Clock, Result, any_fit, minimise
+from .clock import Clock
+from .linear import Result, any_fit, minimise
 
 
 def minimise_max(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+PROJECTIONS = ("none", "clip", "shift")
 ROUNDING = 1e-11  # of the largest cost: what sums of floats may be off by
 FITS = 1e-12  # of the cap: what a sum of fractions may exceed it by; whole numbers must fit exactly
 

@@ -8,6 +8,7 @@ for what these do to each other not to matter.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,7 +35,8 @@ def local_prices(
     if len(use) == 1:
         price[binding] = hull.relax(reduced.cost, use[0], allowed, rest[0])[1]
     elif len(use):
-        solved = highs.lp(reduced.cost, use, allowed, rest)
-        if solved is not None:  # None: by HiGHS's tolerances not even the choice fits
-            price[binding] = solved[1]
+        with contextlib.suppress(TimeoutError):  # HiGHS gave up: no prices
+            solved = highs.lp(reduced.cost, use, allowed, rest)
+            if solved is not None:  # None: by HiGHS's tolerances not even the choice fits
+                price[binding] = solved[1]
     return price

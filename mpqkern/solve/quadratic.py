@@ -19,7 +19,7 @@ import numpy as np
 
 from . import highs
 from .convexify import convexify
-from .prepare import ROUNDING, Task, checked, clipped, evaluate, is_seed, off_diagonal, projected, want
+from .prepare import PROJECTIONS, ROUNDING, Task, checked, clipped, evaluate, is_seed, off_diagonal, projected, want
 
 try:
     from .. import _host
@@ -101,7 +101,7 @@ def minimise(
     """
     began = time.perf_counter()
     unary, pairwise, rows, caps, allowed = checked(unary, pairwise, rows, caps, allowed)
-    want("psd", psd, psd in ("none", "clip", "shift"), '"none", "clip" or "shift"')
+    want("psd", psd, psd in PROJECTIONS, '"none", "clip" or "shift"')
     want("engine", engine, engine in ("auto", "host", "highs"), '"auto", "host" or "highs"')
     want("rel_gap", rel_gap, 0 <= rel_gap < np.inf, "a number >= 0")
     want("time_limit", time_limit, time_limit is None or time_limit >= 0, "None or seconds >= 0")

@@ -21,7 +21,13 @@ MAX_DFS = 18  # layers between two widths: 2**18 combinations
 
 
 def relaxed_widths(
-    cost: np.ndarray, rows: np.ndarray, caps: np.ndarray, allowed: np.ndarray, bits: Sequence[int]
+    cost: np.ndarray,
+    rows: np.ndarray,
+    caps: np.ndarray,
+    allowed: np.ndarray,
+    bits: Sequence[int],
+    *,
+    time_limit: float | None = None,
 ) -> tuple[np.ndarray, float] | None:
     """Continuous width of each unit and the LP's value, a bound on any assignment; None: infeasible."""
     reduced = reduce(cost, rows, caps, allowed)
@@ -30,7 +36,7 @@ def relaxed_widths(
     if len(rows) == 1:
         shares, _, _ = hull.relax(reduced.cost, reduced.use[0], allowed, reduced.rest[0])
     elif len(rows):
-        solved = highs.lp(reduced.cost, reduced.use, allowed, reduced.rest)
+        solved = highs.lp(reduced.cost, reduced.use, allowed, reduced.rest, time_limit=time_limit)
         if solved is None:
             return None
         shares = solved[0]

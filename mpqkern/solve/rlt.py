@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .clock import Clock
 from .highs import run
 from .lazy import highspy
 
@@ -39,7 +40,7 @@ def solve(
     seed: int,
 ) -> Found:
     """`cap` [K] positive, `use` [K, L, B] nonnegative; `start` is a hint."""
-    layers = len(unary)
+    clock, layers = Clock(time_limit), len(unary)
     unit, option = np.nonzero(allowed)
     n = len(unit)
     # Every layer and every pair of layers picks exactly one entry, so its least entry is a constant.
@@ -80,8 +81,9 @@ def solve(
 
     scale = TARGET / max(cost.max(initial=0.0), 1e-300) if cost.max(initial=0.0) > 0 else 1.0
     for _ in range(3):  # until the LP value is where tolerances of 1e-7 are small
-        solver = _pass(model, cost * scale, seed, time_limit)
-        solver.run()
+        solver = _pass(model, cost * scale, seed, clock.left())
+        if run(solver):
+            raise KeyboardInterrupt
         if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             break
         value = solver.getInfo().objective_function_value
@@ -89,7 +91,7 @@ def solve(
             break
         scale *= TARGET / value
     model.integrality_ = [highspy.HighsVarType.kInteger] * n + [highspy.HighsVarType.kContinuous] * len(i)
-    solver = _pass(model, cost * scale, seed, time_limit)
+    solver = _pass(model, cost * scale, seed, clock.left())
     solver.setOptionValue("mip_rel_gap", rel_gap)
     solver.setOptionValue("mip_abs_gap", 0.0)
     if start is not None:
