@@ -188,10 +188,14 @@ def _run(
     return Run(task, schemes, Variants(task, schemes, way), items, Meter(), memory, seed)
 
 
+def name_of(method: str | Callable[..., Any]) -> str:
+    """What a method is called, in banks and tables."""
+    return method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
+
+
 def _method(method: str | Callable[..., Any]) -> Method:
     if callable(method):
-        name = getattr(method, "__name__", type(method).__name__)
-        return Method(name, "", method, lambda run, **_: Work(0, 0.0, 0))
+        return Method(name_of(method), "", method, lambda run, **_: Work(0, 0.0, 0))
     file, suffix, summary = METHODS.get(method, (None, "", ""))
     if file is None:
         only = " measures nothing and is for assign only" if method in METHODS else ""
