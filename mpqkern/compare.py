@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from .assign import SEARCHES, assign
+from .assign import SEARCHES, assign, check_options
 from .held import held
 from .ledger import table
 from .measuring.task import Task
@@ -111,7 +111,8 @@ def compare(
     solver    further options of `solve`; and `frame`, of `score`: forward, loss, memory, bank, ... In the bank what has
               options of its own has a folder of its own, by its label
 
-    A budget that nothing can meet raises `Infeasible` before anything is measured.
+    A budget that nothing can meet raises `Infeasible`, and an option that a method does not have is named, before
+    anything is measured.
 
     All share the budgets, not the bytes: what cannot spend a budget, as "uniform" seldom can, is also smaller.
 
@@ -130,6 +131,8 @@ def compare(
         batches = list(batches)  # it is read more than once
     check_number("seed", seed, "a whole number of 0 or more", lambda v: v >= 0, whole=True)
     wanted = _wanted(methods)
+    for options in wanted.values():
+        check_options(options["method"], _extra(options) | frame)
     asked = {"bits": bits, "layers": layers, "rounding": rounding, "seed": seed, **frame}
     judge = _Judge(model, batches, evaluate, metric, asked)
     for budget in budgets:
@@ -137,9 +140,8 @@ def compare(
     outcomes, tau, base = [], {}, judge({})
     for label, options in wanted.items():
         name = options["method"]
-        extra = {key: value for key, value in options.items() if key != "method"}
-        own = asked | extra
-        if extra and own.get("bank") is not None:
+        own = asked | _extra(options)
+        if _extra(options) and own.get("bank") is not None:
             own["bank"] = Path(own["bank"]) / label
         scores, start = None, time.perf_counter()
         if callable(name) or name not in SEARCHES:
@@ -243,3 +245,8 @@ def _wanted(
             names = ", ".join(known_methods())
             raise ValueError(f"methods[{label!r}]={method!r}; wanted one of {names}, or a callable")
     return found | {name: {"method": name} for name in CONTROLS if name not in found}
+
+
+def _extra(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given to one method alone."""
+    return {name: value for name, value in options.items() if name != "method"}

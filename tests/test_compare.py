@@ -146,6 +146,21 @@ def test_the_impossible_is_said_before_anything_is_measured(task) -> None:  # ty
     assert not measured
 
 
+@pytest.mark.parametrize("method, wrong", [("ompq", "pairs"), ("greedy", "pairs"), ("uniform", "mode")])
+def test_options_are_checked_before_anything_is_measured(task, method: str, wrong: str) -> None:  # type: ignore[no-untyped-def]
+    model, batches, evaluate = task
+    measured = []
+
+    def first(run) -> np.ndarray:  # type: ignore[no-untyped-def]
+        measured.append(run)
+        return wide_first(run)
+
+    for methods, frame in (({"first": {"method": first}, method: {wrong: "x"}}, {}), ([first, method], {wrong: "x"})):
+        with pytest.raises(TypeError, match=f"{wrong}='x' is no option of method"):
+            mq.compare(model, batches, evaluate, [mq.Budget(avg_bits=4)], methods=methods, **frame)
+    assert not measured
+
+
 def test_the_model_is_left_as_found(task) -> None:  # type: ignore[no-untyped-def]
     model, batches, _ = task
     model.train()

@@ -97,7 +97,7 @@ def score(
     >>> score(model, torch.randn(32, 8), method="roundoff", bits=(2, 4, 8))
     Scores(2 layers, w2, w4, w8, unary)
     """
-    chosen = _method(method)
+    chosen = method_of(method)
     chosen.check(options)
     meter = Meter(time_limit=time_limit, max_evals=max_evals, progress=progress)
     run = _run(model, batches, chosen, bits, layers, forward, loss, rounding, seed, memory, bank, options)
@@ -151,7 +151,7 @@ def plan(
     >>> plan(model, torch.randn(32, 8), method="size").evaluations
     0
     """
-    chosen = _method(method)
+    chosen = method_of(method)
     chosen.check(options)
     run = _run(model, batches, chosen, bits, layers, forward, loss, rounding, seed, memory, None, options)
     with held(model):
@@ -217,7 +217,8 @@ def name_of(method: str | Callable[..., Any]) -> str:
     return method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
 
 
-def _method(method: str | Callable[..., Any]) -> Method:
+def method_of(method: str | Callable[..., Any]) -> Method:
+    """By its name, or a callable of the user's own."""
     if callable(method):
         return Method(name_of(method), "", method, lambda run, **_: Work(0, 0.0, 0))
     file, suffix, summary = METHODS.get(method, (None, "", ""))
