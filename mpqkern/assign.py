@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .numbers import check_number
 from .scores import greedy
-from .scores.entry import score
+from .scores.entry import method_of, score
 from .scores.run import Run
 from .scores.table import Scores, widest_first
 from .scores.trajectory import Trajectory
@@ -90,8 +90,8 @@ def assign(
     demand = _Demand(model, batches, budgets, constraints, sizes)
     demand.solve(sizes)  # says at once if nothing fits
     if isinstance(method, str) and method in SEARCHES:
-        search, own = SEARCHES[method]
-        _check(method, options, own)
+        check_options(method, options)
+        search, _ = SEARCHES[method]
         answer = search(demand, options, dict(solver or {}))
     else:
         answer = demand.solve(score(model, batches, method=method, **options), **(solver or {}))
@@ -182,7 +182,12 @@ SEARCHES: dict[str, tuple[Callable[..., Assignment], tuple[str, ...] | None]] = 
 }
 
 
-def _check(method: str, options: Mapping[str, Any], own: Sequence[str] | None) -> None:
+def check_options(method: str | Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise for an option that the method does not have, before anything is measured."""
+    if callable(method) or method not in SEARCHES:
+        method_of(method).check({name: value for name, value in options.items() if name not in FRAME})
+        return
+    _, own = SEARCHES[method]
     for name in options if own is not None else ():
         if name not in FRAME and name not in own:
             wanted = ", ".join([*own, *FRAME])

@@ -7,19 +7,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from .assign import SEARCHES, assign
+from .assign import SEARCHES, assign, check_options
 from .held import held
 from .ledger import table
 from .measuring.task import Task
 from .numbers import check_number
 from .rounding import Rounding, calibrate
 from .scores.entry import methods as known_methods
-from .scores.entry import score
+from .scores.entry import name_of, score
 from .scores.run import as_schemes
 from .scores.variants import Variants
 from .solve import Assignment, Budget, Scores, solve
@@ -91,7 +92,7 @@ def compare(
     evaluate: Callable[[nn.Module], float | Metrics],
     budgets: Sequence[Budget],
     *,
-    methods: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
+    methods: Sequence[str | Callable[..., Any]] | Mapping[str, Mapping[str, Any]] | None = None,
     metric: str = "loss",
     bits: Sequence[Any] = (2, 4, 8),
     layers: Sequence[str] | None = None,
@@ -105,9 +106,13 @@ def compare(
     evaluate  evaluate(model) -> a number or several by name, best of data that is not in `batches`; `metric` is the
               one that decides, and lower is better
     budgets   each a limit of its own
-    methods   names from `methods()`, or {label: {"method": name, **options}}; all, by default. The controls "uniform"
-              and "random" (the mean of 5 draws) are always there
-    solver    further options of `solve`; and `frame`, of `score`: forward, loss, memory, bank, ...
+    methods   names from `methods()` and callables of your own, or {label: {"method": either, **options}}; all names, by
+              default. The controls "uniform" and "random" (the mean of 5 draws) are always there
+    solver    further options of `solve`; and `frame`, of `score`: forward, loss, memory, bank, ... In the bank what has
+              options of its own has a folder of its own, by its label
+
+    A budget that nothing can meet raises `Infeasible`, and an option that a method does not have is named, before
+    anything is measured.
 
     All share the budgets, not the bytes: what cannot spend a budget, as "uniform" seldom can, is also smaller.
 
@@ -126,14 +131,20 @@ def compare(
         batches = list(batches)  # it is read more than once
     check_number("seed", seed, "a whole number of 0 or more", lambda v: v >= 0, whole=True)
     wanted = _wanted(methods)
+    for options in wanted.values():
+        check_options(options["method"], _extra(options) | frame)
     asked = {"bits": bits, "layers": layers, "rounding": rounding, "seed": seed, **frame}
     judge = _Judge(model, batches, evaluate, metric, asked)
+    for budget in budgets:
+        solve(judge.sizes, budget)  # says at once if nothing fits
     outcomes, tau, base = [], {}, judge({})
     for label, options in wanted.items():
         name = options["method"]
-        own = asked | {key: value for key, value in options.items() if key != "method"}
+        own = asked | _extra(options)
+        if _extra(options) and own.get("bank") is not None:
+            own["bank"] = Path(own["bank"]) / label
         scores, start = None, time.perf_counter()
-        if name not in SEARCHES:
+        if callable(name) or name not in SEARCHES:
             scores = score(model, batches, method=name, **own)
         measured = time.perf_counter() - start
         tau[label] = None if scores is None else kendall(scores.unary[:, judge.narrowest], judge.damage())
@@ -174,8 +185,9 @@ class _Judge:
         self.schemes = as_schemes(asked["bits"])
         self.variants = Variants(self.task, self.schemes, asked["rounding"])
         self.how = {name: asked[name] for name in ("forward", "seed", "memory") if name in asked}
-        sizes = Scores(self.task.layers, self.schemes, np.zeros((len(self.task.layers), len(self.schemes))))
-        self.narrowest = int(np.argmin(sizes.bits))
+        # the layers and schemes, with costs that mean nothing
+        self.sizes = Scores(self.task.layers, self.schemes, np.zeros((len(self.task.layers), len(self.schemes))))
+        self.narrowest = int(np.argmin(self.sizes.bits))
         try:
             self.bytes = make_row("bytes", self.task.layers, self.schemes).values
         except ValueError:  # a width that does not pack
@@ -218,14 +230,23 @@ class _Judge:
         return Outcome(label, repr(budget), float(size), means, seconds, [answer.bits for answer in answers])
 
 
-def _wanted(methods: Sequence[str] | Mapping[str, Mapping[str, Any]] | None) -> dict[str, Mapping[str, Any]]:
-    if isinstance(methods, str):
-        raise ValueError(f"methods={methods!r}; wanted a sequence of names")
+def _wanted(
+    methods: Sequence[str | Callable[..., Any]] | Mapping[str, Mapping[str, Any]] | None,
+) -> dict[str, Mapping[str, Any]]:
+    if isinstance(methods, str) or callable(methods):
+        raise ValueError(f"methods={methods!r}; wanted a sequence of names or callables")
     if isinstance(methods, Mapping):
         found = {label: {"method": label, **options} for label, options in methods.items()}
     else:
-        found = {name: {"method": name} for name in (known_methods() if methods is None else methods)}
+        found = {name_of(method): {"method": method} for method in (known_methods() if methods is None else methods)}
     for label, options in found.items():
-        if options["method"] not in known_methods():
-            raise ValueError(f"methods[{label!r}]={options['method']!r}; wanted one of {', '.join(known_methods())}")
+        method = options["method"]
+        if not callable(method) and method not in known_methods():
+            names = ", ".join(known_methods())
+            raise ValueError(f"methods[{label!r}]={method!r}; wanted one of {names}, or a callable")
     return found | {name: {"method": name} for name in CONTROLS if name not in found}
+
+
+def _extra(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given to one method alone."""
+    return {name: value for name, value in options.items() if name != "method"}

@@ -113,6 +113,54 @@ def test_options_by_label_and_files(task) -> None:  # type: ignore[no-untyped-de
     assert all(word in text for word in ("noise", "> uniform", "Budget(avg_bits=3)", f"{found.metrics['loss']:.4f}"))
 
 
+def wide_first(run) -> np.ndarray:  # type: ignore[no-untyped-def]
+    """A method of one's own: the first layer is worth as much as all others."""
+    worth = np.array([len(run.task.layers), *[1] * (len(run.task.layers) - 1)])
+    return np.outer(worth, run.widths().max() - run.widths())
+
+
+def test_methods_of_ones_own(task) -> None:  # type: ignore[no-untyped-def]
+    model, batches, evaluate = task
+    budget = mq.Budget(avg_bits=3)
+    for methods in ([wide_first, "size"], {"wide_first": {"method": wide_first}, "size": {}}):
+        found = mq.compare(model, batches, evaluate, [budget], methods=methods)
+        assert list(found.tau) == ["wide_first", "size", "uniform", "random"]
+        assert found.of("wide_first")[0].bits == [mq.assign(model, batches, budget, method=wide_first).bits]
+
+
+def test_one_method_with_several_options_shares_a_bank(task, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    model, batches, evaluate = task
+    methods = {"clado": {}, "diagonal": {"method": "clado", "pairs": "none"}, "reversed": {}}
+    how = {"methods": methods, "bank": tmp_path}
+    first, again = (mq.compare(model, batches, evaluate, [mq.Budget(avg_bits=3)], **how) for _ in range(2))
+    assert [o.metrics for o in first.outcomes] == [o.metrics for o in again.outcomes]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clado", "diagonal"]  # reversed has clado's
+
+
+def test_the_impossible_is_said_before_anything_is_measured(task) -> None:  # type: ignore[no-untyped-def]
+    model, batches, evaluate = task
+    measured = []
+    with pytest.raises(mq.Infeasible):
+        budgets = [mq.Budget(avg_bits=4), mq.Budget(avg_bits=1)]
+        mq.compare(model, batches, evaluate, budgets, methods=[lambda run: measured.append(run)])
+    assert not measured
+
+
+@pytest.mark.parametrize("method, wrong", [("ompq", "pairs"), ("greedy", "pairs"), ("uniform", "mode")])
+def test_options_are_checked_before_anything_is_measured(task, method: str, wrong: str) -> None:  # type: ignore[no-untyped-def]
+    model, batches, evaluate = task
+    measured = []
+
+    def first(run) -> np.ndarray:  # type: ignore[no-untyped-def]
+        measured.append(run)
+        return wide_first(run)
+
+    for methods, frame in (({"first": {"method": first}, method: {wrong: "x"}}, {}), ([first, method], {wrong: "x"})):
+        with pytest.raises(TypeError, match=f"{wrong}='x' is no option of method"):
+            mq.compare(model, batches, evaluate, [mq.Budget(avg_bits=4)], methods=methods, **frame)
+    assert not measured
+
+
 def test_the_model_is_left_as_found(task) -> None:  # type: ignore[no-untyped-def]
     model, batches, _ = task
     model.train()
@@ -138,7 +186,8 @@ def test_wrong_arguments(task) -> None:  # type: ignore[no-untyped-def]
         mq.compare(model, batches, evaluate, budget)
     with pytest.raises(ValueError, match=r"methods\['fish'\]='fish'"):
         mq.compare(model, batches, evaluate, [budget], methods=["fish"])
-    with pytest.raises(ValueError, match="a sequence of names"):
-        mq.compare(model, batches, evaluate, [budget], methods="size")
+    for methods in ("size", wide_first):
+        with pytest.raises(ValueError, match="a sequence of names"):
+            mq.compare(model, batches, evaluate, [budget], methods=methods)
     with pytest.raises(ValueError, match="wanted 'kl' among them"):
         mq.compare(model, batches, evaluate, [budget], methods=["size"], metric="kl")

@@ -9,7 +9,7 @@ from torch import nn
 import mpqkern as mq
 from mpqkern import Scheme
 from mpqkern.measuring.task import Task
-from mpqkern.rounding import calibrate
+from mpqkern.rounding import GPTQ, calibrate
 from mpqkern.rounding.layerwise import collect
 
 from . import nets
@@ -81,6 +81,58 @@ def test_statistics_for_scores_keep_to_the_memory(monkeypatch: pytest.MonkeyPatc
     assert len(seen) > 3 and (parts.unary == whole.unary).all()
     with pytest.raises(ValueError, match=r"memory=100; wanted at least .* bytes for the statistics of 0"):
         mq.score(model, IMAGES, method="roundoff", rounding="gptq", memory=100)
+
+
+class Watched:
+    """Counts what GPTQ is asked for; `stop_at` is the one at which Ctrl-C is pressed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.count, self.stop_at, real = 0, None, GPTQ.round
+
+        def watched(*args):
+            self.count += 1
+            if self.count == self.stop_at:
+                raise KeyboardInterrupt
+            return real(*args)
+
+        monkeypatch.setattr(GPTQ, "round", watched)
+
+
+def test_rounding_for_scores_goes_on_where_it_stopped(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys):
+    model, how, gptq = nets.resnet(), {"rounding": "gptq", "bits": (2, 4)}, Watched(monkeypatch)
+    whole, total = mq.score(model, IMAGES, method="roundoff", **how), gptq.count
+    gptq.count, gptq.stop_at = 0, 6
+    with pytest.raises(KeyboardInterrupt):
+        mq.score(model, IMAGES, method="roundoff", bank=tmp_path, **how)
+    gptq.count, gptq.stop_at = 0, None
+    found = mq.score(model, IMAGES, method="roundoff", bank=tmp_path, progress=True, **how)
+    assert gptq.count == total - 5 and (found.unary == whole.unary).all()
+    assert "gptq: 100%" in capsys.readouterr().err
+    mq.score(model, IMAGES, method="kl", bank=tmp_path, **how)
+    assert gptq.count == total - 5  # methods share it
+
+
+def test_rounding_for_scores_keeps_to_the_time(tmp_path):
+    how = {"method": "roundoff", "rounding": "gptq", "bank": tmp_path, "time_limit": 1e-6}
+    with pytest.raises(mq.Unfinished, match="time_limit=1e-06 was reached after 1 of 21 evaluations"):
+        mq.score(nets.resnet(), IMAGES, **how)
+
+
+@pytest.mark.parametrize("method", ["ompq", "csmpq", "limpq_lite"])
+def test_methods_that_round_nothing_do_not_wait_for_it(method, monkeypatch: pytest.MonkeyPatch):
+    options, gptq = {"steps": 1} if method == "limpq_lite" else {}, Watched(monkeypatch)
+    found = mq.score(nets.resnet(), IMAGES, method=method, rounding="gptq", **options)
+    assert gptq.count == 0
+    assert (found.unary == mq.score(nets.resnet(), IMAGES, method=method, **options).unary).all()
+
+
+def test_codes_of_another_shape_are_not_taken_from_a_bank(tmp_path):
+    model, how = mlp(), {"method": "roundoff", "rounding": "gptq", "bank": tmp_path}
+    mq.score(model, VECTORS, **how)
+    items = tmp_path / "codes" / "items"
+    (items / "0" / "0.npz").replace(items / "1" / "0.npz")
+    with pytest.raises(ValueError, match="holds no codes for layer '2'; wanted another folder"):
+        mq.score(model, VECTORS, **how)
 
 
 def test_compare_judges_what_would_be_deployed():

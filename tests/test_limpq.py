@@ -154,6 +154,15 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch: pytest.MonkeyP
     assert again.provenance["evaluations"] == 0 and np.array_equal(again.unary, whole.unary)
 
 
+def test_a_bank_serves_every_alpha_and_rounding(tmp_path) -> None:
+    made = []
+    for options in ({}, {"alpha": 5.0}, {"wired": "forbid"}, {"rounding": "mse"}):
+        made.append(run(bank=tmp_path, **options).provenance["evaluations"])
+        alone = run(**options)
+        assert np.array_equal(run(bank=tmp_path, **options).unary, alone.unary)
+    assert made[0] > 0 and not any(made[1:])
+
+
 def test_other_batches_are_another_training(tmp_path) -> None:
     model, batches = convnet()
     first = score(model, batches, method="limpq", steps=2, bank=tmp_path)

@@ -251,6 +251,12 @@ def test_errors_name_argument_value_and_wish(options: dict, message: str) -> Non
         score(chain(), torch.randn(3, 6), method="ompq", **options)
 
 
+def test_batches_of_more_than_the_kernel_takes() -> None:
+    assert orm(chain(), torch.randn(1024, 6)).shape
+    with pytest.raises(ValueError, match="a batch holds 1025 samples; wanted at most 1024 in each, and more batches"):
+        score(chain(), torch.randn(1025, 6), method="ompq")
+
+
 def test_a_bank_serves_every_option_that_acts_afterwards(tmp_path):
     model, batches = chain(), [torch.randn(6, 6) for _ in range(2)]
     first = score(model, batches, method="ompq", bank=tmp_path)

@@ -9,6 +9,7 @@ from torch import nn
 import mpqkern as mq
 from mpqkern.held import held
 from mpqkern.measuring.bank import Bank
+from mpqkern.measuring.meter import Meter
 from mpqkern.measuring.task import Task
 from mpqkern.rounding import BRECQ, UWC, AdaRound, MinMax, calibrate
 from mpqkern.rounding.adaround import Search, Softened
@@ -280,7 +281,7 @@ def test_scores_of_single_layers_round_by_gptq():
     for rounding in ("brecq", "gptq"):
         variants = Variants(Task(model, IMAGES), [mq.Scheme(2)], rounding)
         with held(model):
-            variants.prepare(memory=2**30, seed=0)
+            variants.prepare(Bank(None, {}), Meter(), memory=2**30, seed=0)
             tables.append(variants.weight(2, 0))
     assert torch.equal(*tables)
     with pytest.raises(TypeError, match="'adaround' looks at the outputs of parts of a model"):

@@ -98,6 +98,13 @@ def test_the_plan_counts_what_is_then_done(method):
     assert mq.plan(model, batches[:1], method=method).evaluations == scores.provenance["evaluations"]
 
 
+def test_a_plan_takes_what_decides_the_scores():
+    how = {"method": "single", "rounding": "gptq", "seed": 3}
+    assert str(mq.plan(nets.resnet(), [images()], **how)).startswith("22 evaluations")
+    with pytest.raises(ValueError, match="rounding='best'; wanted 'minmax'"):
+        mq.plan(nets.resnet(), [images()], rounding="best")
+
+
 def test_an_error_inside_leaves_the_model_as_it_was():
     model = nets.resnet()
     calls = []

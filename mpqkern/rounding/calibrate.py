@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..catalog import candidates
@@ -104,15 +103,11 @@ class Calibration:
         key, scheme = self._key(layer), self.schemes[layer]
         if layer in self.done or key not in self.bank:
             return None
-        found = {name: torch.from_numpy(a) for name, a in self.bank[key].items()}
-        wanted = {name for name, kind in Codes.__annotations__.items() if kind == "Tensor"}
-        if wanted <= found.keys() <= Codes.__annotations__.keys():
-            codes = Codes(**found, group_size=scheme.group_size or 0)
-            if codes.fits(*weight_rows(self.task.modules[layer][0].weight).shape, scheme):
-                return codes
-        name = self.task.layers[layer].name
-        log.warning("bank=%r holds no codes for layer %r; it is rounded again", str(self.bank.path), name)
-        return None
+        codes = Codes.read(self.bank[key], *weight_rows(self.task.modules[layer][0].weight).shape, scheme)
+        if codes is None:
+            name = self.task.layers[layer].name
+            log.warning("bank=%r holds no codes for layer %r; it is rounded again", str(self.bank.path), name)
+        return codes
 
     def put(self, layer: int, codes: Codes) -> None:
         """Keeps the result for a layer; whatever is measured afterwards in the twin reckons with it."""
@@ -121,8 +116,7 @@ class Calibration:
     def put_all(self, found: Mapping[int, Codes]) -> None:
         """The same for layers that were rounded together: all are in the bank before a limit can stop the run."""
         for layer, codes in found.items():
-            arrays = {name: getattr(codes, name) for name in ("codes", "scales", "zeros", "shift", "act_scale")}
-            self.bank.put(self._key(layer), **{name: a.cpu().numpy() for name, a in arrays.items() if a is not None})
+            self.bank.put(self._key(layer), **codes.arrays())
         for layer, codes in found.items():
             self._take(layer, codes, made=True)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from ..checks import check_finite
 from ..scheme import PACKABLE_BITS, Scheme
 
 SEARCHES = ("minmax", "mse", "output")
+TENSORS = ("codes", "scales", "zeros", "shift", "act_scale")  # of `Codes`
 # Parts of the full range that the search by output errors tries.
 FRACTIONS = torch.linspace(1, 0.3, 29, dtype=torch.float64).float()
 
@@ -42,6 +44,20 @@ class Codes:
             and (not self.codes.numel() or int(self.codes.max()) < 2**scheme.bits)
             and all(bool(t.isfinite().all()) for t, _ in shapes if t is not None)
         )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What there is of it, for a bank."""
+        found = {name: getattr(self, name) for name in TENSORS}
+        return {name: t.cpu().numpy() for name, t in found.items() if t is not None}
+
+    @classmethod
+    def read(cls, arrays: Mapping[str, np.ndarray], rows: int, k: int, scheme: Scheme) -> Codes | None:
+        """`arrays` again, if they can be codes of a weight [rows, k] under `scheme`."""
+        if not {"codes", "scales", "zeros"} <= arrays.keys() <= set(TENSORS):
+            return None
+        found = {name: torch.from_numpy(a) for name, a in arrays.items()}
+        codes = cls(**found, group_size=scheme.group_size or 0)
+        return codes if codes.fits(rows, k, scheme) else None
 
     def values(self) -> Tensor:
         """fp32 [N, K]: what the packed layer computes with."""

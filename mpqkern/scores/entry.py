@@ -83,7 +83,7 @@ def score(
     forward     forward(model, batch) -> output, for models that are called in another way
     loss        "ce", "kl", or loss(output, batch) -> one loss a sample
     rounding    of the weights that are tried, as given to `swap_`; what looks at data sees the float model's
-    bank        a folder for what is measured: a run that was stopped goes on from there
+    bank        a folder for what is measured, and rounded to begin with: a run that was stopped goes on from there
     time_limit  seconds, and
     max_evals   evaluations, after which `Unfinished` is raised
     memory      bytes that the measurement may hold at once besides the model and the batches
@@ -97,14 +97,15 @@ def score(
     >>> score(model, torch.randn(32, 8), method="roundoff", bits=(2, 4, 8))
     Scores(2 layers, w2, w4, w8, unary)
     """
-    chosen = _method(method)
+    chosen = method_of(method)
     chosen.check(options)
     meter = Meter(time_limit=time_limit, max_evals=max_evals, progress=progress)
     run = _run(model, batches, chosen, bits, layers, forward, loss, rounding, seed, memory, bank, options)
     run.meter = meter
     try:
         with held(model):
-            run.variants.prepare(memory=memory, seed=seed)
+            if "rounding" not in chosen.afterwards:
+                _round(run, bank, Meter(time_limit=time_limit, progress=progress))
             found = chosen.score(run, **options)
     finally:
         run.meter.end()
@@ -137,18 +138,22 @@ def plan(
     layers: Sequence[str] | None = None,
     forward: Forward | None = None,
     loss: str | Loss | None = None,
+    rounding: str | Rounding = "minmax",
+    seed: int = 0,
     memory: int = 2**30,
     **options: Any,
 ) -> Work:
     """What `score` with these arguments would take: evaluations, seconds by a timed pass, bytes of memory.
 
+    Rounding that looks at data comes before it, and is not counted.
+
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     >>> plan(model, torch.randn(32, 8), method="size").evaluations
     0
     """
-    chosen = _method(method)
+    chosen = method_of(method)
     chosen.check(options)
-    run = _run(model, batches, chosen, bits, layers, forward, loss, "minmax", 0, memory, None, options)
+    run = _run(model, batches, chosen, bits, layers, forward, loss, rounding, seed, memory, None, options)
     with held(model):
         work = chosen.work(run, **options)
     return Work(work.evaluations, work.forwards, work.bytes, work.forwards * run.seconds_a_pass())
@@ -188,10 +193,34 @@ def _run(
     return Run(task, schemes, Variants(task, schemes, way), items, Meter(), memory, seed)
 
 
-def _method(method: str | Callable[..., Any]) -> Method:
+def _round(run: Run, bank: str | Path | None, meter: Meter) -> None:
+    """Rounds all that will be tried, where that takes data; methods that share a bank share this as well."""
+    way = run.variants.rounding
+    if way.needs == "nothing":
+        return
+    depends = {name: text for name, text in run.task.fingerprint().items() if name != "loss"} | {
+        "batches": ", ".join(run.task.digest(i) for i in range(len(run.task.batches))),
+        "schemes": ", ".join(map(repr, run.schemes)),
+        "rounding": repr(way.alone()),
+        "seed": str(run.seed),
+        "version": __version__,
+    }
+    store = Bank(None if bank is None else Path(bank) / "codes", depends, {"attributes": run.task.attributes})
+    try:
+        run.variants.prepare(store, meter, memory=run.memory, seed=run.seed)
+    finally:
+        meter.end()
+
+
+def name_of(method: str | Callable[..., Any]) -> str:
+    """What a method is called, in banks and tables."""
+    return method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
+
+
+def method_of(method: str | Callable[..., Any]) -> Method:
+    """By its name, or a callable of the user's own."""
     if callable(method):
-        name = getattr(method, "__name__", type(method).__name__)
-        return Method(name, "", method, lambda run, **_: Work(0, 0.0, 0))
+        return Method(name_of(method), "", method, lambda run, **_: Work(0, 0.0, 0))
     file, suffix, summary = METHODS.get(method, (None, "", ""))
     if file is None:
         only = " measures nothing and is for assign only" if method in METHODS else ""

@@ -40,6 +40,7 @@ STEPS = 300
 LR_END = 1e-5
 GRADIENT_MAX = 1.0
 SAVE_EVERY = 25  # training steps
+AFTERWARDS = ("alpha", "wired", "rounding")
 
 
 def score(

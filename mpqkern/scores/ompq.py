@@ -40,6 +40,7 @@ DECREASES = {
     "cubic": lambda x: -(x**3),
     "negexp": lambda x: -np.exp(x),
 }
+MOST = 1024  # samples in a batch, by the kernel that makes Gram matrices
 AFTERWARDS = ("beta", "decrease", "later", "objective", "schemes", "rounding")
 
 
@@ -123,6 +124,8 @@ def _check(task: Task, taps: str, center: bool, debiased: bool) -> None:
     least = 4 if debiased else 2 if center else 1
     if min(task.sizes) < least:
         raise ValueError(f"a batch holds {min(task.sizes)} samples; wanted at least {least} in each")
+    if max(task.sizes) > MOST:
+        raise ValueError(f"a batch holds {max(task.sizes)} samples; wanted at most {MOST} in each, and more batches")
 
 
 def _measure(task: Task, index: int, taps: str, center: bool, debiased: bool, sample_dim: int) -> Item:

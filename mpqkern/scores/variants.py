@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from .. import packed
 from ..catalog import input_of
+from ..measuring.bank import Bank, Item
+from ..measuring.meter import Meter
 from ..measuring.task import Task
 from ..rounding import MinMax, Rounding, as_rounding
 from ..rounding.grid import Codes
 from ..rounding.layerwise import collect
-from ..rounding.statistics import bytes_of
+from ..rounding.statistics import Statistics, bytes_of
 from ..rounding.twin import as_weight, computing_with, input_hook
 from ..scheme import Scheme
 from .nothing import Nothing
@@ -28,7 +30,7 @@ class Variants:
 
     The same rounding as `swap_`; 1, 3, 5, 6 and 7 bits, which no kernel stores, follow the same formula. What
     was made is kept up to `CACHE_BYTES`. Rounding that looks at a layer's inputs sees those of the float model,
-    all in `prepare`, and its codes are kept.
+    all in `prepare`, and its codes are kept, in the bank if there is one.
     """
 
     def __init__(self, task: Task, schemes: Sequence[Scheme | None], rounding: str | Rounding = "minmax") -> None:
@@ -36,19 +38,32 @@ class Variants:
         self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._codes: dict[tuple[int, int], Codes] = {}
 
-    def prepare(self, *, memory: int, seed: int) -> None:
+    def prepare(self, bank: Bank, meter: Meter, *, memory: int, seed: int) -> None:
         """Rounds all layers to all schemes where that takes data; the model has to be `held`."""
         if self.rounding.needs == "nothing" or self._codes:
             return
-        sizes = [bytes_of(modules[0]) for modules in self.task.modules]
-        for layers in _parts(sizes, memory):
-            statistics = collect(self.task, layers, memory=memory, seed=seed)
-            for layer in layers:
-                method = self.rounding.alone() if layer in statistics else MinMax()
-                rows = packed.weight_rows(self.parameter(layer).detach()).float().cpu()
-                for b, scheme in enumerate(self.schemes):
-                    if scheme is not None:
-                        self._codes[layer, b] = method.round(rows, scheme, statistics.get(layer))
+        schemes = {b: scheme for b, scheme in enumerate(self.schemes) if scheme is not None}
+        wanted = {f"{layer}/{b}": (layer, b) for layer in range(len(self.task.layers)) for b in schemes}
+        parts = self._parts([layer for key, (layer, _) in wanted.items() if key not in bank], memory)
+        seen: dict[int, Statistics | None] = {}  # of one part; None: the batches do not reach the layer
+
+        def make(key: str) -> Item:
+            layer, b = wanted[key]
+            if layer not in seen:
+                seen.clear()  # before others come
+                part = next(part for part in parts if layer in part)
+                seen.update(dict.fromkeys(part) | collect(self.task, part, memory=memory, seed=seed))
+            method = MinMax() if seen[layer] is None else self.rounding.alone()
+            return method.round(self._rows(layer).float().cpu(), schemes[b], seen[layer]).arrays()
+
+        meter.begin(self.rounding.name, len(wanted))
+        items = bank.measure(list(wanted), make, meter)
+        for (layer, b), item in zip(wanted.values(), items, strict=True):
+            codes = Codes.read(item, *self._rows(layer).shape, schemes[b])
+            if codes is None:
+                name = self.task.layers[layer].name
+                raise ValueError(f"bank={str(bank.path)!r} holds no codes for layer {name!r}; wanted another folder")
+            self._codes[layer, b] = codes
 
     def parameter(self, layer: int) -> nn.Parameter:
         return self.task.modules[layer][0].weight
@@ -86,7 +101,23 @@ class Variants:
             return weight
         if self.rounding.needs != "nothing":
             return as_weight(self._codes[layer, scheme], weight)
-        return as_weight(self.rounding.round(packed.weight_rows(weight).float(), wanted), weight)
+        return as_weight(self.rounding.round(self._rows(layer).float(), wanted), weight)
+
+    def _rows(self, layer: int) -> Tensor:
+        return packed.weight_rows(self.parameter(layer).detach())
+
+    def _parts(self, layers: Iterable[int], most: int) -> list[list[int]]:
+        """These layers in order, as many at a time as their statistics fit."""
+        parts: list[list[int]] = []
+        room = 0
+        for layer in dict.fromkeys(layers):
+            needed = bytes_of(self.task.modules[layer][0])
+            if not parts or needed > room:
+                parts.append([])
+                room = most
+            parts[-1].append(layer)
+            room -= needed
+        return parts
 
 
 def _unless_nothing(hook: Any) -> Any:
@@ -94,15 +125,3 @@ def _unless_nothing(hook: Any) -> Any:
     return lambda module, args, kwargs: (
         None if isinstance(input_of(args, kwargs), Nothing) else hook(module, args, kwargs)
     )
-
-
-def _parts(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Indices in order, as many at a time as fit."""
-    part: list[int] = []
-    for i, size in enumerate(sizes):
-        if part and sum(sizes[j] for j in part) + size > most:
-            yield part
-            part = []
-        part.append(i)
-    if part:
-        yield part
