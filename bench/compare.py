@@ -17,29 +17,6 @@ from harness import write
 from models import CASES
 
 import mpqkern as mq
-from mpqkern.ledger import table
-
-
-def spread(values: list[float], form: str) -> str:
-    return f"{sum(values) / len(values):{form}} +-{(max(values) - min(values)) / 2:{form}}"
-
-
-def summary(runs: list[mq.Comparison]) -> str:
-    """Comparisons of one model, a calibration set each, as one table."""
-    lines = [("budget", "method", "bytes", "loss", "accuracy", "seconds", "tau", "> uniform", "> random")]
-    floats = [run.metrics for run in runs]
-    lines.append(("", "float", "", f"{floats[0]['loss']:.4f}", f"{floats[0]['accuracy']:.4f}", "", "", "", ""))
-    for first in sorted(runs[0].outcomes, key=lambda o: o.budget):
-        same = [o for run in runs for o in run.outcomes if (o.method, o.budget) == (first.method, first.budget)]
-        taus = [run.tau[first.method] for run in runs if run.tau[first.method] is not None]
-        wins = {c: [w for run in runs if (w := run.wins(first.method, c)) is not None] for c in ("uniform", "random")}
-        lines.append((
-            first.budget, first.method, f"{sum(o.bytes for o in same) / len(same):,.0f}",
-            spread([o.metrics["loss"] for o in same], ".4f"), spread([o.metrics["accuracy"] for o in same], ".4f"),
-            f"{sum(o.seconds for o in same) / len(same):.2f}", spread(taus, ".2f") if taus else "",
-            *(f"{sum(w) / len(w):.0%}" if w else "" for w in wins.values()),
-        ))  # fmt: skip
-    return table(lines, left=(0, 1))
 
 
 def main() -> None:
@@ -75,7 +52,7 @@ def main() -> None:
             asked = {name: value for name, value in vars(args).items() if name != "out"}
             write(args.out, {"bench": "compare", "arguments": asked, "rows": rows})  # what there is so far
         if runs:
-            print(f"\n{name}, {args.seeds} calibration sets\n{summary(runs)}")
+            print(f"\n{name}, {args.seeds} calibration sets\n{mq.Repeated(runs)}")
 
 
 if __name__ == "__main__":

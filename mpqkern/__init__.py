@@ -19,6 +19,7 @@ from .latency import Latency, measure_latency
 from .ledger import Ledger
 from .measuring.meter import Unfinished
 from .nn import PackedConv2d, PackedLinear, PackedModule, swap_, unswap_
+from .repeated import Repeated
 from .rounding import Rounded, calibrate  # the package too, as mpqkern.rounding
 from .scheme import Layer, Scheme
 from .scores.entry import methods, plan, score
@@ -39,6 +40,7 @@ __all__ = [
     "PackedConv2d",
     "PackedLinear",
     "PackedModule",
+    "Repeated",
     "Rounded",
     "Scheme",
     "Scores",

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import mpqkern as mq
-from mpqkern.compare import DRAWS, kendall
+from mpqkern.compare import DRAWS, Outcome, kendall
 
 
 def net() -> nn.Sequential:
@@ -191,3 +191,21 @@ def test_wrong_arguments(task) -> None:  # type: ignore[no-untyped-def]
             mq.compare(model, batches, evaluate, [budget], methods=methods)
     with pytest.raises(ValueError, match="wanted 'kl' among them"):
         mq.compare(model, batches, evaluate, [budget], methods=["size"], metric="kl")
+
+
+def test_repeated_shows_means_and_half_ranges():
+    budget = "Budget(avg_bits=4)"
+
+    def run(loss: float, seconds: float, tau: float | None) -> mq.Comparison:
+        made = [Outcome(m, budget, 100.0, {"loss": v}, seconds, []) for m, v in (("kl", loss), ("uniform", 0.5))]
+        return mq.Comparison("loss", {"loss": 0.125}, made, {"kl": tau, "uniform": None})
+
+    lines = [line.split() for line in str(mq.Repeated([run(0.25, 1.0, 0.5), run(0.75, 3.0, None)])).splitlines()]
+    assert lines[2] == ["float", "0.1250", "+-0.0000"]
+    assert lines[3] == [budget, "kl", "100", "0.5000", "+-0.2500", "2.00", "0.50", "50%"]
+    assert lines[4] == [budget, "uniform", "100", "0.5000", "+-0.0000", "2.00"]
+    assert "+-" not in str(mq.Repeated([run(0.25, 1.0, 0.5)]))
+    with pytest.raises(ValueError, match="runs is empty"):
+        mq.Repeated([])
+    with pytest.raises(ValueError, match="runs differ in their methods or budgets"):
+        mq.Repeated([run(0.25, 1.0, 0.5), mq.Comparison("loss", {"loss": 0.1}, [], {})])
