@@ -164,3 +164,17 @@ def test_settings_of_modules_count(tmp_path):
         module.extra = [1, "x"]
     with pytest.raises(ValueError, match=re.escape("0.extra was not there and is [1, 'x']; 1.extra was")):
         mq.score(model, batch, method=noisy, bits=(2, 8), bank=tmp_path)
+
+
+def test_what_is_being_measured_goes_by_its_name(monkeypatch):
+    seen = []
+    step = Meter.step
+    monkeypatch.setattr(Meter, "step", lambda self, name, *a, **k: seen.append(name) or step(self, name, *a, **k))
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    batch = torch.randn(4, 8)
+    mq.score(model, [batch, batch + 1], method="kl", bits=(2, 8), rounding="gptq")
+    rounded = ["0 w2", "0 w8", "2 w2", "2 w8"]
+    assert seen == [*rounded, *["reference", *rounded] * 2]
+    seen.clear()
+    mq.score(model, [batch, batch + 1], method="mpqco", bits=(2, 8))
+    assert seen == ["batch 0", "batch 1"]

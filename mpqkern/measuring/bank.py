@@ -91,14 +91,21 @@ class Bank:
                 added += 1
         return added
 
-    def measure(self, keys: Sequence[str], make: Callable[[str], Item], meter: Meter, each: int = 1) -> list[Item]:
-        """The items of `keys`; those that are missing are made, each by one rank. An item is `each` evaluations."""
+    def measure(
+        self, keys: Sequence[str] | Mapping[str, str], make: Callable[[str], Item], meter: Meter, each: int = 1
+    ) -> list[Item]:
+        """The items of `keys`; those that are missing are made, each by one rank. An item is `each` evaluations.
+
+        A mapping has what to show for each key while it is measured.
+        """
+        shown = keys if isinstance(keys, Mapping) else {}
+        keys = list(keys)
         with self.shared(keys):
             for key in mine(keys):
                 new = key not in self
                 if new:
                     self.put(key, **make(key))
-                meter.step(key, each, made=new)
+                meter.step(shown.get(key, key), each, made=new)
         return [self[key] for key in keys]
 
     @contextmanager

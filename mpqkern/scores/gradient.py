@@ -135,9 +135,12 @@ def _measured(run: Run, title: str, make: Callable[[int, int], Item], parts: int
         parameter.requires_grad_(False)
     wanted = [(index, part) for index in range(len(run.task.batches)) for part in range(parts)]
     by_key = {run.key(index, part): (index, part) for index, part in wanted}
+    shown = {key: f"batch {index}" + f", part {part}" * (parts > 1) for key, (index, part) in by_key.items()}
     run.task.prepare()
-    run.meter.begin(title, len(wanted))
-    return run.bank.measure([run.key(*each) for each in wanted], lambda key: make(*by_key[key]), run.meter)
+    run.meter.begin(title, len(shown))
+    items = run.bank.measure(shown, lambda key: make(*by_key[key]), run.meter)
+    found = dict(zip(shown, items, strict=True))
+    return [found[run.key(*each)] for each in wanted]  # equal batches have one key
 
 
 # ---- fisher and mpqco: gradients at outputs ------------------------------------------------------------

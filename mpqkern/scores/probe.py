@@ -51,9 +51,16 @@ class Probe:
         wanted = {
             f"{head}/{digest(choice)}": (index, choice) for index, head in enumerate(self._heads) for choice in choices
         }
-        items = self.run.bank.measure(list(wanted), lambda key: self._measured(committed, *wanted[key]), self.run.meter)
+        shown = {key: self._title(committed, choice) for key, (_, choice) in wanted.items()}
+        items = self.run.bank.measure(shown, lambda key: self._measured(committed, *wanted[key]), self.run.meter)
         found = dict(zip(wanted, items, strict=True))
         return [self._mean([found[f"{head}/{digest(choice)}"] for head in self._heads]) for choice in choices]
+
+    def _title(self, committed: Choice, choice: Choice) -> str:
+        """The layers in which a choice differs from what is committed."""
+        pairs = zip(self.run.task.layers, choice, committed, strict=True)
+        new = [f"{layer.name} {self.run.schemes[b] or 'float'}" for layer, b, was in pairs if b != was]
+        return ", ".join(new[:2]) + ", ..." * (len(new) > 2) if new else "reference"
 
     def _measured(self, committed: Choice, index: int, choice: Choice) -> Item:
         if index not in self._nets:

@@ -57,7 +57,8 @@ class Variants:
             return method.round(self._rows(layer).float().cpu(), schemes[b], seen[layer]).arrays()
 
         meter.begin(self.rounding.name, len(wanted))
-        items = bank.measure(list(wanted), make, meter)
+        shown = {key: f"{self.task.layers[layer].name} {schemes[b]}" for key, (layer, b) in wanted.items()}
+        items = bank.measure(shown, make, meter)
         for (layer, b), item in zip(wanted.values(), items, strict=True):
             codes = Codes.read(item, *self._rows(layer).shape, schemes[b])
             if codes is None:
