@@ -48,6 +48,20 @@ struct ProbeOptions {
   bool symmetric, half_scales;
 };
 
+// One row of a depthwise convolution's results, channels side by side, at least kWidest of them. Strides are in floats;
+// `step`, `padding` and `dilation` count pixels along the row, whose border is met by leaving taps out.
+struct FilterRow {
+  const float* x = nullptr;        // where the first tap row meets the input: its column 0, channel 0
+  int64_t x_row = 0, x_pixel = 0;  // from one tap row to the next, from one pixel to the next
+  int64_t width = 0;               // pixels in a row of the input
+  const float* weights = nullptr;  // [rows * columns][weights_tap]
+  int64_t rows = 0, columns = 0, weights_tap = 0;
+  int64_t step = 1, padding = 0, dilation = 1;
+  const float *scale = nullptr, *bias = nullptr;  // y = scale * sum + bias, for each channel
+  float* y = nullptr;
+  int64_t y_pixel = 0, out_width = 0, channels = 0;
+};
+
 // Columns that one call of `gemm` works on together; its panels are this wide.
 constexpr int64_t kPanel = 32;
 
@@ -82,8 +96,20 @@ struct Kernels {
   // out[j * out_ld + i] = in[i * in_ld + j] for i < rows, j < columns.
   void (*transpose)(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld);
 
-  // y[i] += a * x[i], the depthwise convolution's inner loop.
-  void (*axpy)(float a, const float* x, float* y, int64_t count);
+  // out[i] = in[i * gap]
+  void (*every)(const float* in, int64_t gap, int64_t count, float* out);
+
+  // A depthwise convolution, pixels along vectors: y[i] = scale * (sum over t of weights[t] * x[offsets[t] + i]) + bias
+  // for i < count rounded up to a multiple of kWidest, each sum one chain of multiply-adds over t.
+  void (*filter_plane)(const float* x, const int64_t* offsets, const float* weights, int64_t taps, float scale,
+                       float bias, float* y, int64_t count);
+  // The same with channels along vectors.
+  void (*filter_row)(const FilterRow& row);
+
+  // max|x|, NaN where an x is not finite.
+  float (*largest)(const float* x, int64_t count);
+  // out[i] = round(x[i] / scale) within -127..127, all 0 where scale is not above 0; out may be x.
+  void (*round_act)(const float* x, int64_t count, float scale, float* out);
 
   // q[k] = round(x[k] / scale) over each group, within -127..127; sum = sum of q. scale is the fixed one, else
   // max|x| / 127; NaN where x is not finite. A scale that is not above 0 makes every q 0.

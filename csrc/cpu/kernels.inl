@@ -239,10 +239,6 @@ void transpose(const float* in, int64_t in_ld, int64_t rows, int64_t columns, fl
     }
 }
 
-void axpy(float a, const float* x, float* y, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) y[i] += a * x[i];
-}
-
 // ---- 8-bit activations ------------------------------------------------------------------------------
 
 // Adding and taking away 1.5 * 2^23 rounds |v| < 2^22 to the nearest even integer, on every processor.
@@ -338,10 +334,13 @@ void gemm_a8(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const flo
 
 }  // namespace
 
+#include "act.inl"
+#include "depthwise.inl"
 #include "gram.inl"
 #include "quantize.inl"
 
-#define MPQ_KERNELS(table, isa)                                                                                \
-  const mpq::Kernels mpq::table = {isa,          to_float,  from_float, unpack,       dequantize, gemv,        \
-                                   gemm,         transpose, axpy,       quantize_act, gemm_a8,    gram<false>, \
-                                   gram_pairs(), T,         kTileSums,  load_rows,    quantize,   probe_errors}
+#define MPQ_KERNELS(table, isa)                                                                              \
+  const mpq::Kernels mpq::table = {isa,       to_float,     from_float, unpack,       dequantize,   gemv,    \
+                                   gemm,      transpose,    every,      filter_plane, filter_row,   largest, \
+                                   round_act, quantize_act, gemm_a8,    gram<false>,  gram_pairs(), T,       \
+                                   kTileSums, load_rows,    quantize,   probe_errors}
