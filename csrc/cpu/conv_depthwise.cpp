@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kExactTaps = 512;        // taps * 255 * 127 < 2^24
 constexpr int64_t kBandFloats = 8 * 1024;  // of a plane: 32 KiB, most of a level 1 cache
 constexpr int64_t kRowFloats = 96 * 1024;  // of rounded rows with channels side by side: within a level 2 cache
+constexpr int64_t kLanes = 16;             // channels of turned planes
 constexpr int64_t kSmallPlane = 256;       // planes of fewer pixels are turned
 
 // Weight row n for the kernels: y = scale * sum + bias, with the sum over its `taps`.
@@ -150,6 +151,112 @@ void by_planes(const ConvArgs& a, const Filters& f, const float* scales) {
       });
 }
 
+// ---- channels along vectors -------------------------------------------------------------------------
+
+// Weights, scales and biases of channels c0..c0 + channels, as `filter_row` takes them.
+struct Columns {
+  const int64_t channels;
+  Buffer<float> weights, scale, bias, zero, ones, zeros;  // weights [taps][channels]
+
+  Columns(const Filters& f, int64_t c0, int64_t count, int64_t lanes)
+      : channels(lanes), weights(f.count * lanes), scale(lanes), bias(lanes), zero(lanes), ones(lanes), zeros(lanes) {
+    std::memset(weights, 0, f.count * lanes * sizeof(float));
+    kernels().transpose(f.taps + c0 * f.count, f.count, count, f.count, weights, lanes);
+    for (int64_t c = 0; c < lanes; ++c) {
+      const bool used = c < count;
+      scale[c] = used ? f.scale[c0 + c] : 0, bias[c] = used ? f.bias[c0 + c] : 0, zero[c] = used ? f.zero[c0 + c] : 0;
+      ones[c] = 1, zeros[c] = 0;
+    }
+  }
+};
+
+// Pixels with channels side by side: distances from row to row and from pixel to pixel.
+struct Pixels {
+  const float* data;
+  int64_t row, pixel;
+};
+
+// Row `out_y` of the results -> y, its pixels y_pixel floats apart. `scale` is that of all channels, with the
+// activations' in it; `totals` holds out_width * channels floats where zeros are apart from the taps.
+void filter(const ConvArgs& a, const Filters& f, const Columns& c, const Pixels& x, int64_t out_y, const float* scale,
+            float* y, int64_t y_pixel, float* totals) {
+  const int64_t top = out_y * a.stride[0] - a.padding[0], gap = a.dilation[0];
+  const int64_t k0 = top < 0 ? std::min(a.kernel[0], ceil_div(-top, gap)) : 0;
+  const int64_t k1 = top >= a.height ? k0 : std::max(k0, std::min(a.kernel[0], (a.height - 1 - top) / gap + 1));
+  FilterRow r;
+  r.x = x.data + (top + k0 * gap) * x.row, r.x_row = gap * x.row, r.x_pixel = x.pixel, r.width = a.width;
+  r.weights = c.weights + k0 * a.kernel[1] * c.channels, r.weights_tap = c.channels;
+  r.rows = k1 - k0, r.columns = a.kernel[1];
+  r.step = a.stride[1], r.padding = a.padding[1], r.dilation = a.dilation[1];
+  r.scale = f.centered ? scale : c.ones, r.bias = f.centered ? c.bias : c.zeros;
+  r.y = y, r.y_pixel = y_pixel, r.out_width = a.out_width, r.channels = c.channels;
+  kernels().filter_row(r);
+  if (f.centered) return;
+  r.weights = c.ones, r.weights_tap = 0;
+  r.y = totals, r.y_pixel = c.channels;
+  kernels().filter_row(r);
+  for (int64_t i = 0; i < a.out_width; ++i)
+    for (int64_t j = 0; j < c.channels; ++j)
+      settle(y + i * y_pixel + j, totals + i * c.channels + j, 1, scale[j], c.zero[j], c.bias[j]);
+}
+
+void scaled(const Columns& c, const float* act, float* out) {
+  for (int64_t i = 0; i < c.channels; ++i) out[i] = act ? c.scale[i] * *act : c.scale[i];
+}
+
+// Channels side by side in memory: read in place, or a band of rows at a time rounded to 8 bits.
+void by_channels(const ConvArgs& a, const Filters& f, const float* scales) {
+  const Columns columns(f, 0, a.groups, a.groups);
+  const int64_t row = a.width * a.groups;
+  const int64_t wanted = scales ? std::clamp<int64_t>(kRowFloats / row / a.stride[0], 1, a.out_height) : 1;
+  const int64_t bands = ceil_div(a.out_height, wanted), rows = ceil_div(a.out_height, bands);
+  const int64_t reach = (a.kernel[0] - 1) * a.dilation[0] + 1;
+  const int64_t band_rows = std::min(a.height, (rows - 1) * a.stride[0] + reach);
+  parallel_for(a.batch * bands, ceil_div(kConvGrain, rows * row * f.count), [&](int64_t begin, int64_t end) {
+    Buffer<float> band(scales ? band_rows * row : 0), scale(a.groups), totals(f.centered ? 0 : a.out_width * a.groups);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / bands, first = i % bands * rows, last = std::min(a.out_height, first + rows);
+      Pixels x{a.x + b * a.x_stride[0], a.x_stride[2], a.x_stride[3]};
+      scaled(columns, scales ? scales + b : nullptr, scale);
+      if (scales) {
+        const int64_t y0 = std::clamp<int64_t>(first * a.stride[0] - a.padding[0], 0, a.height);
+        const int64_t y1 = std::clamp<int64_t>((last - 1) * a.stride[0] - a.padding[0] + reach, y0, a.height);
+        for (int64_t y = y0; y < y1; ++y)
+          for (int64_t j = 0; j < a.width; ++j)
+            kernels().round_act(x.data + y * x.row + j * x.pixel, a.groups, scales[b],
+                                band + (y - y0) * row + j * a.groups);
+        x = {band - y0 * row, row, a.groups};
+      }
+      for (int64_t y = first; y < last; ++y)
+        filter(a, f, columns, x, y, scale, a.y + b * a.y_stride[0] + y * a.y_stride[2], a.y_stride[3], totals);
+    }
+  });
+}
+
+// Small planes: those of some channels are turned, so that the channels lie side by side.
+void by_turned_planes(const ConvArgs& a, const Filters& f, const float* scales) {
+  const int64_t blocks = ceil_div(a.groups, kLanes), in = a.height * a.width, out = a.out_height * a.out_width;
+  parallel_for(blocks, ceil_div(kConvGrain, kLanes * a.batch * out * f.count), [&](int64_t begin, int64_t end) {
+    Buffer<float> turned(in * kLanes), results(out * kLanes), scale(kLanes),
+        totals(f.centered ? 0 : a.out_width * kLanes);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t c0 = i * kLanes, channels = std::min(kLanes, a.groups - c0);
+      const Columns columns(f, c0, channels, kLanes);
+      if (channels < kLanes) std::memset(turned, 0, in * kLanes * sizeof(float));
+      for (int64_t b = 0; b < a.batch; ++b) {
+        scaled(columns, scales ? scales + b : nullptr, scale);
+        kernels().transpose(a.x + b * a.x_stride[0] + c0 * a.x_stride[1], a.x_stride[1], channels, in, turned, kLanes);
+        if (scales) kernels().round_act(turned, in * kLanes, scales[b], turned);
+        const Pixels x{turned, a.width * kLanes, kLanes};
+        for (int64_t y = 0; y < a.out_height; ++y)
+          filter(a, f, columns, x, y, scale, results + y * a.out_width * kLanes, kLanes, totals);
+        kernels().transpose(results, kLanes, out, channels, a.y + b * a.y_stride[0] + c0 * a.y_stride[1],
+                            a.y_stride[1]);
+      }
+    }
+  });
+}
+
 }  // namespace
 
 bool takes_depthwise(const ConvArgs& a) {
@@ -160,7 +267,12 @@ void conv_depthwise(const ConvArgs& a) {
   const Filters filters(a);
   Buffer<float> scales(a.act8 ? a.batch : 0);
   if (a.act8) sample_scales(a, scales);
-  by_planes(a, filters, a.act8 ? static_cast<float*>(scales) : nullptr);
+  const float* act = a.act8 ? static_cast<float*>(scales) : nullptr;
+  const bool plain = a.weight.n == a.groups && a.groups >= kWidest;  // one result a channel, a vector of channels
+  const bool whole = a.x_stride[3] == 1 && a.x_stride[2] == a.width && a.y_stride[3] == 1;  // planes in one piece
+  if (plain && a.x_stride[1] == 1 && a.y_stride[1] == 1) return by_channels(a, filters, act);
+  if (plain && whole && a.height * a.width < kSmallPlane) return by_turned_planes(a, filters, act);
+  by_planes(a, filters, act);
 }
 
 }  // namespace mpq
