@@ -36,10 +36,11 @@ void filter_plane(const float* x, const int64_t* offsets, const float* weights, 
 
 // ---- channels along vectors -------------------------------------------------------------------------
 
-// PIXELS results from x0 on, all of whose taps at columns k0..k1 lie inside the row.
-template <int PIXELS>
+// PIXELS results from x0 on, all of whose taps at columns k0..k1 lie inside the row; COLUMNS, where it is not 0, is how
+// many these are.
+template <int PIXELS, int COLUMNS>
 inline void row_tile(const mpq::FilterRow& r, int64_t x0, int64_t k0, int64_t k1) {
-  const int64_t step = r.step * r.x_pixel, gap = r.dilation * r.x_pixel;
+  const int64_t step = r.step * r.x_pixel, gap = r.dilation * r.x_pixel, columns = COLUMNS ? COLUMNS : k1 - k0;
   const float* first = r.x + (x0 * r.step - r.padding) * r.x_pixel + k0 * gap;
   float* y = r.y + x0 * r.y_pixel;
   for (int64_t next = 0; next < r.channels; next += Isa::kWidth) {
@@ -48,7 +49,7 @@ inline void row_tile(const mpq::FilterRow& r, int64_t x0, int64_t k0, int64_t k1
     for (int j = 0; j < PIXELS; ++j) acc[j] = Isa::zero();
     for (int64_t i = 0; i < r.rows; ++i) {
       const float *x = first + i * r.x_row + c, *w = r.weights + (i * r.columns + k0) * r.weights_tap + c;
-      for (int64_t k = k0; k < k1; ++k, x += gap, w += r.weights_tap) {
+      for (int64_t k = 0; k < columns; ++k, x += gap, w += r.weights_tap) {
         const typename Isa::Vec weight = Isa::load(w);
         for (int j = 0; j < PIXELS; ++j) acc[j] = Isa::fma(weight, Isa::load(x + j * step), acc[j]);
       }
@@ -56,6 +57,14 @@ inline void row_tile(const mpq::FilterRow& r, int64_t x0, int64_t k0, int64_t k1
     const typename Isa::Vec scale = Isa::load(r.scale + c), bias = Isa::load(r.bias + c);
     for (int j = 0; j < PIXELS; ++j) Isa::store(y + j * r.y_pixel + c, Isa::multiply_add(scale, acc[j], bias));
   }
+}
+
+template <int COLUMNS>
+void inner_columns(const mpq::FilterRow& r, int64_t x, int64_t to) {
+  for (; x + 8 <= to; x += 8) row_tile<8, COLUMNS>(r, x, 0, r.columns);
+  for (; x + 4 <= to; x += 4) row_tile<4, COLUMNS>(r, x, 0, r.columns);
+  for (; x + 2 <= to; x += 2) row_tile<2, COLUMNS>(r, x, 0, r.columns);
+  if (x < to) row_tile<1, COLUMNS>(r, x, 0, r.columns);
 }
 
 void filter_row(const mpq::FilterRow& r) {
@@ -67,14 +76,16 @@ void filter_row(const mpq::FilterRow& r) {
     const int64_t at = x * r.step - r.padding;  // of the first tap
     const int64_t k0 = at < 0 ? smaller(r.columns, mpq::ceil_div(-at, r.dilation)) : 0;
     const int64_t k1 = at >= r.width ? k0 : smaller(r.columns, (r.width - 1 - at) / r.dilation + 1);
-    row_tile<1>(r, x, k0, k1);
+    row_tile<1, 0>(r, x, k0, k1);
   };
-  int64_t x = 0;
-  for (; x < from; ++x) border(x);
-  for (; x + 8 <= to; x += 8) row_tile<8>(r, x, 0, r.columns);
-  for (; x + 4 <= to; x += 4) row_tile<4>(r, x, 0, r.columns);
-  for (; x < to; ++x) row_tile<1>(r, x, 0, r.columns);
-  for (; x < r.out_width; ++x) border(x);
+  for (int64_t x = 0; x < from; ++x) border(x);
+  if (r.columns == 3)
+    inner_columns<3>(r, from, to);
+  else if (r.columns == 5)
+    inner_columns<5>(r, from, to);
+  else
+    inner_columns<0>(r, from, to);
+  for (int64_t x = from > to ? from : to; x < r.out_width; ++x) border(x);
 }
 
 }  // namespace
