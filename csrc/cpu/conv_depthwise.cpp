@@ -16,8 +16,8 @@ namespace {
 
 constexpr int64_t kExactTaps = 512;        // taps * 255 * 127 < 2^24
 constexpr int64_t kBandFloats = 8 * 1024;  // of a plane: 32 KiB, most of a level 1 cache
-constexpr int64_t kRowFloats = 96 * 1024;  // of rounded rows with channels side by side: within a level 2 cache
-constexpr int64_t kLanes = 16;             // channels of turned planes
+constexpr int64_t kRowFloats = 96 * 1024;  // of rows with channels side by side: within a level 2 cache
+constexpr int64_t kLanes = kWidest;        // channels side by side
 constexpr int64_t kSmallPlane = 256;       // planes of fewer pixels are turned
 
 // Weight row n for the kernels: y = scale * sum + bias, with the sum over its `taps`.
@@ -153,103 +153,125 @@ void by_planes(const ConvArgs& a, const Filters& f, const float* scales) {
 
 // ---- channels along vectors -------------------------------------------------------------------------
 
-// Weights, scales and biases of channels c0..c0 + channels, as `filter_row` takes them.
-struct Columns {
-  const int64_t channels;
-  Buffer<float> weights, scale, bias, zero, ones, zeros;  // weights [taps][channels]
+// Weights, scales and biases of `count` channels from c0 on, kLanes at a time, as `filter_row` takes them.
+struct Blocks {
+  const int64_t taps, blocks;
+  Buffer<float> weights, scale, bias, zero;  // weights [block][tap][kLanes]
 
-  Columns(const Filters& f, int64_t c0, int64_t count, int64_t lanes)
-      : channels(lanes), weights(f.count * lanes), scale(lanes), bias(lanes), zero(lanes), ones(lanes), zeros(lanes) {
-    std::memset(weights, 0, f.count * lanes * sizeof(float));
-    kernels().transpose(f.taps + c0 * f.count, f.count, count, f.count, weights, lanes);
-    for (int64_t c = 0; c < lanes; ++c) {
-      const bool used = c < count;
-      scale[c] = used ? f.scale[c0 + c] : 0, bias[c] = used ? f.bias[c0 + c] : 0, zero[c] = used ? f.zero[c0 + c] : 0;
-      ones[c] = 1, zeros[c] = 0;
+  Blocks(const Filters& f, int64_t c0, int64_t count)
+      : taps(f.count),
+        blocks(ceil_div(count, kLanes)),
+        weights(blocks * taps * kLanes),
+        scale(blocks * kLanes),
+        bias(blocks * kLanes),
+        zero(blocks * kLanes) {
+    for (Buffer<float>* b : {&scale, &bias, &zero}) std::memset(*b, 0, blocks * kLanes * sizeof(float));
+    std::memset(weights, 0, blocks * taps * kLanes * sizeof(float));
+    std::memcpy(scale, f.scale + c0, count * sizeof(float));
+    std::memcpy(bias, f.bias + c0, count * sizeof(float));
+    if (!f.centered) std::memcpy(zero, f.zero + c0, count * sizeof(float));
+    for (int64_t c = 0; c < count; c += kLanes)
+      kernels().transpose(f.taps + (c0 + c) * taps, taps, std::min(kLanes, count - c), taps, weights + c * taps,
+                          kLanes);
+  }
+};
+
+// Images with channels side by side: distances from row to row and from pixel to pixel.
+struct Pixels {
+  float* data;
+  int64_t row, pixel;
+};
+
+// Some rows of the input, padded along the row, in blocks [row][pixel][kLanes]; and scratch for a row of results.
+struct Lanes {
+  const int64_t rows_in, row, block;
+  Buffer<float> data, scale, line, totals, ones, zeros;
+
+  Lanes(const ConvArgs& a, int64_t blocks, int64_t out_rows)
+      : rows_in(std::min(a.height, (out_rows - 1) * a.stride[0] + (a.kernel[0] - 1) * a.dilation[0] + 1)),
+        row((a.width + 2 * a.padding[1]) * kLanes),
+        block(rows_in * row),
+        data(blocks * block),
+        scale(blocks * kLanes),
+        line(a.out_width * kLanes),
+        totals(a.out_width * kLanes),
+        ones(std::max<int64_t>(1, a.weight.k) * kLanes),
+        zeros(kLanes) {
+    std::memset(data, 0, blocks * block * sizeof(float));
+    std::memset(zeros, 0, kLanes * sizeof(float));
+    std::fill_n(static_cast<float*>(ones), a.weight.k * kLanes, 1.0f);
+  }
+
+  // Results' rows first..last of one sample's `channels` from x -> y; `act` is the scale of 8-bit activations.
+  void filter(const ConvArgs& a, const Filters& f, const Blocks& b, int64_t channels, const Pixels& x, int64_t first,
+              int64_t last, const float* act, const Pixels& y) {
+    const int64_t reach = (a.kernel[0] - 1) * a.dilation[0] + 1, gap = a.dilation[0];
+    const int64_t y0 = std::clamp<int64_t>(first * a.stride[0] - a.padding[0], 0, a.height);
+    const int64_t y1 = std::clamp<int64_t>((last - 1) * a.stride[0] - a.padding[0] + reach, y0, a.height);
+    for (int64_t i = y0; i < y1; ++i)
+      kernels().spread(x.data + i * x.row, x.pixel, a.width, channels, act,
+                       data + (i - y0) * row + a.padding[1] * kLanes, block);
+    for (int64_t i = 0; i < b.blocks * kLanes; ++i) scale[i] = act ? b.scale[i] * *act : b.scale[i];
+    FilterRow r;
+    r.x_row = gap * row, r.columns = a.kernel[1], r.step = a.stride[1], r.dilation = a.dilation[1];
+    r.out_width = a.out_width;
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      const bool whole = c + kLanes <= channels;
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t top = i * a.stride[0] - a.padding[0];  // the row of the first taps, some of which lie outside
+        const int64_t k0 = top < 0 ? std::min(a.kernel[0], ceil_div(-top, gap)) : 0;
+        const int64_t k1 = top >= a.height ? k0 : std::clamp((a.height - 1 - top) / gap + 1, k0, a.kernel[0]);
+        float* out = y.data + i * y.row + c;
+        r.x = data + c / kLanes * block + (top + k0 * gap - y0) * row, r.rows = k1 - k0;
+        r.weights = b.weights + (c * b.taps + k0 * a.kernel[1] * kLanes);
+        r.scale = f.centered ? scale + c : ones, r.bias = f.centered ? b.bias + c : zeros;
+        r.y = whole ? out : line, r.y_pixel = whole ? y.pixel : kLanes;
+        kernels().filter_row(r);
+        if (!f.centered) {
+          float* sums = r.y;
+          const int64_t pixel = r.y_pixel;
+          r.weights = ones, r.y = totals, r.y_pixel = kLanes;
+          kernels().filter_row(r);
+          for (int64_t p = 0; p < a.out_width; ++p)
+            for (int64_t j = 0; j < kLanes; ++j)
+              settle(sums + p * pixel + j, totals + p * kLanes + j, 1, scale[c + j], b.zero[c + j], b.bias[c + j]);
+        }
+        for (int64_t p = 0; !whole && p < a.out_width; ++p)
+          std::memcpy(out + p * y.pixel, line + p * kLanes, (channels - c) * sizeof(float));
+      }
     }
   }
 };
 
-// Pixels with channels side by side: distances from row to row and from pixel to pixel.
-struct Pixels {
-  const float* data;
-  int64_t row, pixel;
-};
-
-// Row `out_y` of the results -> y, its pixels y_pixel floats apart. `scale` is that of all channels, with the
-// activations' in it; `totals` holds out_width * channels floats where zeros are apart from the taps.
-void filter(const ConvArgs& a, const Filters& f, const Columns& c, const Pixels& x, int64_t out_y, const float* scale,
-            float* y, int64_t y_pixel, float* totals) {
-  const int64_t top = out_y * a.stride[0] - a.padding[0], gap = a.dilation[0];
-  const int64_t k0 = top < 0 ? std::min(a.kernel[0], ceil_div(-top, gap)) : 0;
-  const int64_t k1 = top >= a.height ? k0 : std::max(k0, std::min(a.kernel[0], (a.height - 1 - top) / gap + 1));
-  FilterRow r;
-  r.x = x.data + (top + k0 * gap) * x.row, r.x_row = gap * x.row, r.x_pixel = x.pixel, r.width = a.width;
-  r.weights = c.weights + k0 * a.kernel[1] * c.channels, r.weights_tap = c.channels;
-  r.rows = k1 - k0, r.columns = a.kernel[1];
-  r.step = a.stride[1], r.padding = a.padding[1], r.dilation = a.dilation[1];
-  r.scale = f.centered ? scale : c.ones, r.bias = f.centered ? c.bias : c.zeros;
-  r.y = y, r.y_pixel = y_pixel, r.out_width = a.out_width, r.channels = c.channels;
-  kernels().filter_row(r);
-  if (f.centered) return;
-  r.weights = c.ones, r.weights_tap = 0;
-  r.y = totals, r.y_pixel = c.channels;
-  kernels().filter_row(r);
-  for (int64_t i = 0; i < a.out_width; ++i)
-    for (int64_t j = 0; j < c.channels; ++j)
-      settle(y + i * y_pixel + j, totals + i * c.channels + j, 1, scale[j], c.zero[j], c.bias[j]);
-}
-
-void scaled(const Columns& c, const float* act, float* out) {
-  for (int64_t i = 0; i < c.channels; ++i) out[i] = act ? c.scale[i] * *act : c.scale[i];
-}
-
-// Channels side by side in memory: read in place, or a band of rows at a time rounded to 8 bits.
 void by_channels(const ConvArgs& a, const Filters& f, const float* scales) {
-  const Columns columns(f, 0, a.groups, a.groups);
-  const int64_t row = a.width * a.groups;
-  const int64_t wanted = scales ? std::clamp<int64_t>(kRowFloats / row / a.stride[0], 1, a.out_height) : 1;
+  const Blocks blocks(f, 0, a.groups);
+  const int64_t row = (a.width + 2 * a.padding[1]) * blocks.blocks * kLanes, reach = (a.kernel[0] - 1) * a.dilation[0];
+  const int64_t wanted = std::clamp<int64_t>((kRowFloats / row - reach) / a.stride[0], 1, a.out_height);
   const int64_t bands = ceil_div(a.out_height, wanted), rows = ceil_div(a.out_height, bands);
-  const int64_t reach = (a.kernel[0] - 1) * a.dilation[0] + 1;
-  const int64_t band_rows = std::min(a.height, (rows - 1) * a.stride[0] + reach);
   parallel_for(a.batch * bands, ceil_div(kConvGrain, rows * row * f.count), [&](int64_t begin, int64_t end) {
-    Buffer<float> band(scales ? band_rows * row : 0), scale(a.groups), totals(f.centered ? 0 : a.out_width * a.groups);
+    Lanes lanes(a, blocks.blocks, rows);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / bands, first = i % bands * rows, last = std::min(a.out_height, first + rows);
-      Pixels x{a.x + b * a.x_stride[0], a.x_stride[2], a.x_stride[3]};
-      scaled(columns, scales ? scales + b : nullptr, scale);
-      if (scales) {
-        const int64_t y0 = std::clamp<int64_t>(first * a.stride[0] - a.padding[0], 0, a.height);
-        const int64_t y1 = std::clamp<int64_t>((last - 1) * a.stride[0] - a.padding[0] + reach, y0, a.height);
-        for (int64_t y = y0; y < y1; ++y)
-          for (int64_t j = 0; j < a.width; ++j)
-            kernels().round_act(x.data + y * x.row + j * x.pixel, a.groups, scales[b],
-                                band + (y - y0) * row + j * a.groups);
-        x = {band - y0 * row, row, a.groups};
-      }
-      for (int64_t y = first; y < last; ++y)
-        filter(a, f, columns, x, y, scale, a.y + b * a.y_stride[0] + y * a.y_stride[2], a.y_stride[3], totals);
+      const Pixels x{const_cast<float*>(a.x) + b * a.x_stride[0], a.x_stride[2], a.x_stride[3]};
+      const Pixels y{a.y + b * a.y_stride[0], a.y_stride[2], a.y_stride[3]};
+      lanes.filter(a, f, blocks, a.groups, x, first, last, scales ? scales + b : nullptr, y);
     }
   });
 }
 
-// Small planes: those of some channels are turned, so that the channels lie side by side.
+// Small planes: those of kLanes channels are turned, so that the channels lie side by side.
 void by_turned_planes(const ConvArgs& a, const Filters& f, const float* scales) {
   const int64_t blocks = ceil_div(a.groups, kLanes), in = a.height * a.width, out = a.out_height * a.out_width;
   parallel_for(blocks, ceil_div(kConvGrain, kLanes * a.batch * out * f.count), [&](int64_t begin, int64_t end) {
-    Buffer<float> turned(in * kLanes), results(out * kLanes), scale(kLanes),
-        totals(f.centered ? 0 : a.out_width * kLanes);
+    Buffer<float> turned(in * kLanes), results(out * kLanes);
+    Lanes lanes(a, 1, a.out_height);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t c0 = i * kLanes, channels = std::min(kLanes, a.groups - c0);
-      const Columns columns(f, c0, channels, kLanes);
-      if (channels < kLanes) std::memset(turned, 0, in * kLanes * sizeof(float));
+      const Blocks block(f, c0, channels);
       for (int64_t b = 0; b < a.batch; ++b) {
-        scaled(columns, scales ? scales + b : nullptr, scale);
         kernels().transpose(a.x + b * a.x_stride[0] + c0 * a.x_stride[1], a.x_stride[1], channels, in, turned, kLanes);
-        if (scales) kernels().round_act(turned, in * kLanes, scales[b], turned);
-        const Pixels x{turned, a.width * kLanes, kLanes};
-        for (int64_t y = 0; y < a.out_height; ++y)
-          filter(a, f, columns, x, y, scale, results + y * a.out_width * kLanes, kLanes, totals);
+        lanes.filter(a, f, block, channels, {turned, a.width * kLanes, kLanes}, 0, a.out_height,
+                     scales ? scales + b : nullptr, {results, a.out_width * kLanes, kLanes});
         kernels().transpose(results, kLanes, out, channels, a.y + b * a.y_stride[0] + c0 * a.y_stride[1],
                             a.y_stride[1]);
       }

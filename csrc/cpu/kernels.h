@@ -48,18 +48,16 @@ struct ProbeOptions {
   bool symmetric, half_scales;
 };
 
-// One row of a depthwise convolution's results, channels side by side, at least kWidest of them. Strides are in floats;
-// `step`, `padding` and `dilation` count pixels along the row, whose border is met by leaving taps out.
+// One row of a depthwise convolution's results for kWidest channels, which lie side by side. The padding is in place.
 struct FilterRow {
-  const float* x = nullptr;        // where the first tap row meets the input: its column 0, channel 0
-  int64_t x_row = 0, x_pixel = 0;  // from one tap row to the next, from one pixel to the next
-  int64_t width = 0;               // pixels in a row of the input
-  const float* weights = nullptr;  // [rows * columns][weights_tap]
-  int64_t rows = 0, columns = 0, weights_tap = 0;
-  int64_t step = 1, padding = 0, dilation = 1;
+  const float* x = nullptr;        // where the first tap meets the input: pixels of kWidest channels
+  int64_t x_row = 0;               // floats from one row of taps to the next
+  const float* weights = nullptr;  // [rows * columns][kWidest]
+  int64_t rows = 0, columns = 0;
+  int64_t step = 1, dilation = 1;                 // pixels from one result to the next, and from tap to tap
   const float *scale = nullptr, *bias = nullptr;  // y = scale * sum + bias, for each channel
   float* y = nullptr;
-  int64_t y_pixel = 0, out_width = 0, channels = 0;
+  int64_t y_pixel = 0, out_width = 0;
 };
 
 // Columns that one call of `gemm` works on together; its panels are this wide.
@@ -103,8 +101,12 @@ struct Kernels {
   // for i < count rounded up to a multiple of kWidest, each sum one chain of multiply-adds over t.
   void (*filter_plane)(const float* x, const int64_t* offsets, const float* weights, int64_t taps, float scale,
                        float bias, float* y, int64_t count);
-  // The same with channels along vectors.
+  // The same with channels along vectors, from pixels that `spread` has laid out.
   void (*filter_row)(const FilterRow& row);
+  // out[c / kWidest * block + i * kWidest + c % kWidest] = x[i * pixel + c] for i < pixels, c < channels, zeros after
+  // the last channel; with a scale, rounded by it as in `round_act`.
+  void (*spread)(const float* x, int64_t pixel, int64_t pixels, int64_t channels, const float* scale, float* out,
+                 int64_t block);
 
   // max|x|, NaN where an x is not finite.
   float (*largest)(const float* x, int64_t count);

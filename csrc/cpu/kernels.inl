@@ -339,8 +339,8 @@ void gemm_a8(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const flo
 #include "gram.inl"
 #include "quantize.inl"
 
-#define MPQ_KERNELS(table, isa)                                                                              \
-  const mpq::Kernels mpq::table = {isa,       to_float,     from_float, unpack,       dequantize,   gemv,    \
-                                   gemm,      transpose,    every,      filter_plane, filter_row,   largest, \
-                                   round_act, quantize_act, gemm_a8,    gram<false>,  gram_pairs(), T,       \
-                                   kTileSums, load_rows,    quantize,   probe_errors}
+#define MPQ_KERNELS(table, isa)                                                                               \
+  const mpq::Kernels mpq::table = {isa,     to_float,  from_float,   unpack,       dequantize,  gemv,         \
+                                   gemm,    transpose, every,        filter_plane, filter_row,  spread,       \
+                                   largest, round_act, quantize_act, gemm_a8,      gram<false>, gram_pairs(), \
+                                   T,       kTileSums, load_rows,    quantize,     probe_errors}
