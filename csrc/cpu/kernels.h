@@ -48,16 +48,18 @@ struct ProbeOptions {
   bool symmetric, half_scales;
 };
 
-// One row of a depthwise convolution's results for kWidest channels, which lie side by side. The padding is in place.
+// One row of a depthwise convolution's results for channels that lie side by side, at least in blocks of kWidest.
+// Taps outside the row count nothing. Distances are in floats.
 struct FilterRow {
-  const float* x = nullptr;        // where the first tap meets the input: pixels of kWidest channels
-  int64_t x_row = 0;               // floats from one row of taps to the next
-  const float* weights = nullptr;  // [rows * columns][kWidest]
-  int64_t rows = 0, columns = 0;
-  int64_t step = 1, dilation = 1;                 // pixels from one result to the next, and from tap to tap
+  const float* x = nullptr;                       // the first pixel of the row that the first taps meet
+  int64_t x_row = 0, x_pixel = 0, x_block = 0;    // from tap row to tap row, pixel to pixel, block to block of channels
+  int64_t width = 0;                              // of the input
+  const float* weights = nullptr;                 // [block][rows * columns][kWidest]
+  int64_t rows = 0, columns = 0, w_block = 0;     // w_block: from block to block
+  int64_t step = 1, padding = 0, dilation = 1;    // along the row, in pixels
   const float *scale = nullptr, *bias = nullptr;  // y = scale * sum + bias, for each channel
   float* y = nullptr;
-  int64_t y_pixel = 0, out_width = 0;
+  int64_t y_pixel = 0, out_width = 0, channels = 0;  // channels: a multiple of kWidest
 };
 
 // Columns that one call of `gemm` works on together; its panels are this wide.
@@ -101,7 +103,7 @@ struct Kernels {
   // for i < count rounded up to a multiple of kWidest, each sum one chain of multiply-adds over t.
   void (*filter_plane)(const float* x, const int64_t* offsets, const float* weights, int64_t taps, float scale,
                        float bias, float* y, int64_t count);
-  // The same with channels along vectors, from pixels that `spread` has laid out.
+  // The same with channels along vectors.
   void (*filter_row)(const FilterRow& row);
   // out[c / kWidest * block + i * kWidest + c % kWidest] = x[i * pixel + c] for i < pixels, c < channels, zeros after
   // the last channel; with a scale, rounded by it as in `round_act`.
