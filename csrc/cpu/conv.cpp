@@ -224,28 +224,29 @@ void depthwise(const ConvArgs& a) {
 void quantized(const ConvArgs& a) {
   const Packed& w = a.weight;
   const int64_t rows = w.n / a.groups, channels = a.in_channels / a.groups, pixels = a.pixels();
-  const int64_t sample = a.in_channels * a.height * a.width;
-  Buffer<int8_t> q(a.batch * sample);
+  const int64_t sample = a.in_channels * a.height * a.width, held = padded(sample);
+  Buffer<int8_t> q(a.batch * held);
   Buffer<float> scales(a.batch);
   parallel_for(a.batch, 1, [&](int64_t begin, int64_t end) {
-    Buffer<float> image(sample);
+    Buffer<float> image(held);
+    std::memset(image + sample, 0, (held - sample) * sizeof(float));
     for (int64_t b = begin; b < end; ++b) {
       float* out = image;
       for (int64_t y = 0; y < a.height; ++y)
         for (int64_t x = 0; x < a.width; ++x)
           for (int64_t c = 0; c < a.in_channels; ++c)
             *out++ = a.x[b * a.x_stride[0] + c * a.x_stride[1] + y * a.x_stride[2] + x * a.x_stride[3]];
-      int64_t unused;
-      kernels().quantize_act(image, sample, sample, a.act_scale, q + b * sample, scales + b, &unused);
+      kernels().quantize_act(image, held, held, a.act_scale, q + b * held, scales + b);
     }
   });
+  const Spans spans(w);
   const int64_t tiles = ceil_div(pixels, kRows8);
   parallel_for(tiles * a.groups, 1, [&](int64_t begin, int64_t end) {
     Buffer<int8_t> patch(kRows8 * w.kp);
-    Buffer<float> a_scale(kRows8 * w.groups), sums(kRows8 * rows), grid(8 * w.groups);
-    Buffer<int64_t> a_sum(kRows8 * w.groups);
+    Buffer<uint8_t> codes(kPanel * w.kp);
+    Buffer<float> a_scale(kRows8 * w.groups), a_sum(kRows8 * spans.count), sums(kRows8 * kPanel), tile(kPanel * kRows8),
+        w_scale(kPanel * w.groups), w_zero(kPanel * w.groups), scratch(kPanel * w.groups);
     Run runs[kRows8];
-    std::memset(patch, 0, kRows8 * w.kp);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t group = i % a.groups, p0 = i / a.groups * kRows8, p1 = std::min(pixels, p0 + kRows8);
       const int64_t count = split(a, p0, p1, runs);
@@ -261,18 +262,21 @@ void quantized(const ConvArgs& a) {
               if (y < 0 || y >= a.height || x < 0 || x >= a.width)
                 std::memset(out, 0, channels);
               else
-                std::memcpy(out, q + run.batch * sample + (y * a.width + x) * a.in_channels + group * channels,
-                            channels);
+                std::memcpy(out, q + run.batch * held + (y * a.width + x) * a.in_channels + group * channels, channels);
             }
-          for (int64_t g = 0; g < w.groups; ++g) {
-            int64_t total = 0;
-            for (int64_t k = g * w.group; k < std::min(w.kp, (g + 1) * w.group); ++k) total += patch[m * w.kp + k];
-            a_scale[m * w.groups + g] = scales[run.batch];
-            a_sum[m * w.groups + g] = total;
-          }
+          std::memset(out, 0, w.kp - w.k);
+          kernels().arrange_a8(w, patch + m * w.kp, a_sum + m * spans.count);
+          for (int64_t g = 0; g < w.groups; ++g) a_scale[m * w.groups + g] = scales[run.batch];
         }
-      kernels().gemm_a8(w, group * rows, (group + 1) * rows, patch, a_scale, a_sum, p1 - p0, sums, rows, grid);
-      for (int64_t n = 0; n < rows; ++n) scatter(a, group * rows + n, runs, count, sums + n, rows);
+      for (int64_t n0 = group * rows; n0 < (group + 1) * rows; n0 += kPanel) {
+        const int64_t n1 = std::min((group + 1) * rows, n0 + kPanel);
+        kernels().grid_a8(w, n0, n1, w_scale, w_zero, scratch);
+        kernels().panel_a8(w, n0, n1, 0, w.kp, codes);
+        kernels().gemm_a8(w, {codes, w_scale, w_zero}, {patch, w.kp, a_scale, a_sum}, p1 - p0, 0, spans.count, sums,
+                          true);
+        kernels().transpose(sums, kPanel, p1 - p0, n1 - n0, tile, kRows8);
+        for (int64_t n = n0; n < n1; ++n) scatter(a, n, runs, count, tile + (n - n0) * kRows8, 1);
+      }
     }
   });
 }
