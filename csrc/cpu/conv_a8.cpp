@@ -9,7 +9,127 @@
 namespace mpq {
 namespace {
 
-constexpr int64_t kRows8 = 32;  // pixels of an 8-bit tile
+constexpr int64_t kTileBytes = 256 * 1024;  // patches of a tile, part of a level 2 cache
+constexpr int64_t kMinPixels = 128;         // that share each unpacked weight
+constexpr int64_t kMaxPixels = 1024;
+constexpr int64_t kTurned = 64;  // pixels turned at once
+constexpr int64_t kSlack = 64;   // bytes that may be read or written past what is needed
+
+// The input as bytes with its zero padding in place, channels last: [batch][height][width][pixel], a pixel being its
+// channels, and zeros up to the packed length of a row where a patch is just one pixel.
+struct Image8 {
+  const int64_t height, width, pixel;
+  const bool ordered;  // as `order_a8` does, so that patches need not be
+  Buffer<float> scales;
+  Buffer<int8_t> data;
+
+  Image8(const ConvArgs& a, bool patches_are_pixels)
+      : height(a.height + 2 * a.padding[0]),
+        width(a.width + 2 * a.padding[1]),
+        pixel(patches_are_pixels ? a.weight.kp : a.in_channels),
+        ordered(a.in_channels / a.groups % 16 == 0 || patches_are_pixels),
+        scales(a.batch),
+        data(padded(a.batch * sample()) + kSlack) {
+    const int64_t bytes = padded(a.batch * sample());
+    sample_scales(a, scales);
+    if (height * width > a.height * a.width || pixel > a.in_channels) std::memset(data, 0, bytes);
+    std::memset(data + bytes - kBlock, 0, kBlock + kSlack);
+    const bool last = a.x_stride[1] == 1 && a.in_channels > 1;
+    // Pixels that lie in one piece: a whole plane, or a row.
+    const int64_t piece = a.x_stride[2] == a.width * a.x_stride[3] ? a.height * a.width : a.width;
+    const int64_t step = last ? a.width : kTurned, parts = ceil_div(piece, step), pieces = a.height * a.width / piece;
+    parallel_for(a.batch * pieces * parts, ceil_div(kConvGrain, step * a.in_channels), [&](int64_t begin, int64_t end) {
+      Buffer<float> turned(last ? 0 : kTurned * a.in_channels), line(last ? 0 : kTurned);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t b = i / (pieces * parts), p0 = i / parts % pieces * piece + i % parts * step;
+        const int64_t p1 = std::min(p0 + step, (i / parts % pieces + 1) * piece);
+        const float* x = a.x + b * a.x_stride[0] + p0 / a.width * a.x_stride[2] + p0 % a.width * a.x_stride[3];
+        if (last) {
+          round(a, b, p0, p1, x, a.x_stride[3]);
+          continue;
+        }
+        if (a.x_stride[3] == 1) {
+          kernels().transpose(x, a.x_stride[1], a.in_channels, p1 - p0, turned, a.in_channels);
+        } else {
+          for (int64_t c = 0; c < a.in_channels; ++c) {
+            kernels().every(x + c * a.x_stride[1], a.x_stride[3], p1 - p0, line);
+            for (int64_t p = 0; p < p1 - p0; ++p) turned[p * a.in_channels + c] = line[p];
+          }
+        }
+        round(a, b, p0, p1, turned, a.in_channels);
+      }
+    });
+    if (ordered && a.weight.bits < 8)
+      parallel_for(bytes / kBlock, kConvGrain, [&](int64_t begin, int64_t end) {
+        kernels().order_a8(a.weight.bits, data + begin * kBlock, (end - begin) * kBlock);
+      });
+  }
+
+  int64_t sample() const { return height * width * pixel; }
+  int64_t at(int64_t b, int64_t y, int64_t x) const { return ((b * height + y) * width + x) * pixel; }
+
+  // Pixels p0..p1 of sample b from x, `gap` floats apart.
+  void round(const ConvArgs& a, int64_t b, int64_t p0, int64_t p1, const float* x, int64_t gap) {
+    for (int64_t p = p0, stop; p < p1; x += (stop - p) * gap, p = stop) {
+      const bool dense = gap == a.in_channels && pixel == a.in_channels;
+      stop = dense ? std::min(p1, (p / a.width + 1) * a.width) : p + 1;
+      kernels().round_bytes(x, (stop - p) * a.in_channels, scales[b],
+                            data + at(b, p / a.width + a.padding[0], p % a.width + a.padding[1]));
+    }
+  }
+};
+
+// Rows of 8-bit patches for the pixels p0..p1 and one channel group, with their scales and sums.
+struct Patches {
+  const int64_t spans, ld;
+  Buffer<int8_t> room;
+  Buffer<float> scales, sums;
+
+  Patches(const ConvArgs& a, int64_t pixels, bool direct)
+      : spans(Spans(a.weight).count),
+        ld(a.weight.kp + kSlack),
+        room(direct ? 0 : pixels * ld + kSlack),
+        scales(pixels * a.weight.groups),
+        sums(pixels * spans) {}
+
+  Acts8 gather(const ConvArgs& a, const Image8& image, int64_t group, int64_t p0, int64_t p1, bool direct) {
+    const Packed& w = a.weight;
+    const int64_t channels = a.in_channels / a.groups, plane = a.out_height * a.out_width;
+    // Taps that lie side by side are copied together, in whole lines: what is too much is overwritten by the next.
+    const bool joined = a.groups == 1 && a.dilation[1] == 1;
+    const int64_t copies = joined ? 1 : a.kernel[1], bytes = joined ? a.kernel[1] * channels : channels;
+    const int8_t* rows = direct ? image.data + p0 * image.pixel : room;
+    for (int64_t p = p0; p < p1; ++p) {
+      const int64_t m = p - p0, b = p / plane, y = p % plane / a.out_width * a.stride[0];
+      const int64_t x = p % a.out_width * a.stride[1];
+      for (int64_t g = 0; g < w.groups; ++g) scales[m * w.groups + g] = image.scales[b];
+      if (direct) {
+        kernels().sum_a8(w, rows + m * image.pixel, sums + m * spans);
+        continue;
+      }
+      int8_t* out = room + m * ld;
+      for (int64_t ky = 0; ky < a.kernel[0]; ++ky) {
+        const int8_t* in = image.data + image.at(b, y + ky * a.dilation[0], x) + group * channels;
+        for (int64_t kx = 0; kx < copies; ++kx, in += a.dilation[1] * image.pixel, out += bytes)
+          for (int64_t i = 0; i < bytes; i += kSlack) std::memcpy(out + i, in + i, kSlack);
+      }
+      std::memset(out, 0, room + m * ld + w.kp - out);
+      if (image.ordered)
+        kernels().sum_a8(w, room + m * ld, sums + m * spans);
+      else
+        kernels().arrange_a8(w, room + m * ld, sums + m * spans);
+    }
+    return {rows, direct ? image.pixel : ld, scales, sums};
+  }
+};
+
+// sums[pixel][kPanel] of weight rows n0..n1 -> y, whose channels run fastest.
+void store_last(const ConvArgs& a, int64_t n0, int64_t n1, int64_t p0, int64_t p1, const float* sums) {
+  for (int64_t p = p0; p < p1; ++p, sums += kPanel) {
+    float* y = a.y + p * a.weight.n;
+    for (int64_t n = n0; n < n1; ++n) y[n] = sums[n - n0] + (a.bias ? a.bias[n] : 0);
+  }
+}
 
 }  // namespace
 
@@ -57,56 +177,41 @@ void sample_scales(const ConvArgs& a, float* scales) {
 
 void conv_a8(const ConvArgs& a) {
   const Packed& w = a.weight;
-  const int64_t rows = w.n / a.groups, channels = a.in_channels / a.groups, pixels = a.pixels();
-  const int64_t sample = a.in_channels * a.height * a.width;
-  Buffer<int8_t> q(a.batch * sample);
-  Buffer<float> scales(a.batch);
-  parallel_for(a.batch, 1, [&](int64_t begin, int64_t end) {
-    Buffer<float> image(sample);
-    for (int64_t b = begin; b < end; ++b) {
-      float* out = image;
-      for (int64_t y = 0; y < a.height; ++y)
-        for (int64_t x = 0; x < a.width; ++x)
-          for (int64_t c = 0; c < a.in_channels; ++c)
-            *out++ = a.x[b * a.x_stride[0] + c * a.x_stride[1] + y * a.x_stride[2] + x * a.x_stride[3]];
-      int64_t unused;
-      kernels().quantize_act(image, sample, sample, a.act_scale, q + b * sample, scales + b, &unused);
-    }
-  });
-  const int64_t tiles = ceil_div(pixels, kRows8);
-  parallel_for(tiles * a.groups, 1, [&](int64_t begin, int64_t end) {
-    Buffer<int8_t> patch(kRows8 * w.kp);
-    Buffer<float> a_scale(kRows8 * w.groups), sums(kRows8 * rows), grid(8 * w.groups);
-    Buffer<int64_t> a_sum(kRows8 * w.groups);
-    Run runs[kRows8];
-    std::memset(patch, 0, kRows8 * w.kp);
+  const bool direct = a.groups == 1 && w.k == a.in_channels && a.stride[0] == 1 && a.stride[1] == 1 &&
+                      a.padding[0] == 0 && a.padding[1] == 0;  // a patch is a pixel, and they follow each other
+  const Image8 image(a, direct);
+  const Spans spans(w);
+  const int64_t rows = w.n / a.groups, pixels = a.pixels();
+  const int64_t wanted = std::min(pixels, std::clamp(kTileBytes / w.kp, kMinPixels, kMaxPixels));
+  const int64_t per_group = ceil_div(pixels, wanted), tile_pixels = ceil_div(pixels, per_group);
+  const int64_t tiles = per_group * a.groups, panels = ceil_div(rows, kPanel);
+  // With fewer tiles than threads the output channels are shared out too, and patches gathered twice.
+  const int64_t parts = std::min(panels, std::max<int64_t>(1, ceil_div(2 * thread_count(), tiles)));
+  const bool last = a.y_stride[1] == 1;
+  parallel_for(tiles * parts, 1, [&](int64_t begin, int64_t end) {
+    Patches patches(a, tile_pixels, direct);
+    Buffer<uint8_t> codes(kPanel * w.kp);
+    Buffer<float> sums(tile_pixels * kPanel), turned(last ? 0 : kPanel * tile_pixels), w_scales(kPanel * w.groups),
+        w_zeros(kPanel * w.groups), scratch(kPanel * w.groups);
+    Buffer<Run> runs(tile_pixels);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t group = i % a.groups, p0 = i / a.groups * kRows8, p1 = std::min(pixels, p0 + kRows8);
+      const int64_t tile = i / parts / a.groups, group = i / parts % a.groups, part = i % parts;
+      const int64_t p0 = tile * tile_pixels, p1 = std::min(pixels, p0 + tile_pixels), first = group * rows;
+      if (p0 >= p1) continue;
+      const Acts8 acts = patches.gather(a, image, group, p0, p1, direct);
       const int64_t count = split(a, p0, p1, runs);
-      for (int64_t r = 0; r < count; ++r)
-        for (int64_t j = 0; j < runs[r].length; ++j) {
-          const Run& run = runs[r];
-          const int64_t m = run.lane + j;
-          int8_t* out = patch + m * w.kp;
-          for (int64_t ky = 0; ky < a.kernel[0]; ++ky)
-            for (int64_t kx = 0; kx < a.kernel[1]; ++kx, out += channels) {
-              const int64_t y = run.y * a.stride[0] - a.padding[0] + ky * a.dilation[0];
-              const int64_t x = (run.x + j) * a.stride[1] - a.padding[1] + kx * a.dilation[1];
-              if (y < 0 || y >= a.height || x < 0 || x >= a.width)
-                std::memset(out, 0, channels);
-              else
-                std::memcpy(out, q + run.batch * sample + (y * a.width + x) * a.in_channels + group * channels,
-                            channels);
-            }
-          for (int64_t g = 0; g < w.groups; ++g) {
-            int64_t total = 0;
-            for (int64_t k = g * w.group; k < std::min(w.kp, (g + 1) * w.group); ++k) total += patch[m * w.kp + k];
-            a_scale[m * w.groups + g] = scales[run.batch];
-            a_sum[m * w.groups + g] = total;
-          }
+      for (int64_t panel = panels * part / parts; panel < panels * (part + 1) / parts; ++panel) {
+        const int64_t n0 = first + panel * kPanel, n1 = std::min(first + rows, n0 + kPanel);
+        kernels().grid_a8(w, n0, n1, w_scales, w_zeros, scratch);
+        kernels().panel_a8(w, n0, n1, 0, w.kp, codes);
+        kernels().gemm_a8(w, {codes, w_scales, w_zeros}, acts, p1 - p0, 0, spans.count, sums, true);
+        if (last) {
+          store_last(a, n0, n1, p0, p1, sums);
+          continue;
         }
-      kernels().gemm_a8(w, group * rows, (group + 1) * rows, patch, a_scale, a_sum, p1 - p0, sums, rows, grid);
-      for (int64_t n = 0; n < rows; ++n) scatter(a, group * rows + n, runs, count, sums + n, rows);
+        kernels().transpose(sums, kPanel, p1 - p0, n1 - n0, turned, tile_pixels);
+        for (int64_t n = n0; n < n1; ++n) scatter(a, n, runs, count, turned + (n - n0) * tile_pixels, 1);
+      }
     }
   });
 }

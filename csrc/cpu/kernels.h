@@ -65,6 +65,40 @@ struct FilterRow {
 // Columns that one call of `gemm` works on together; its panels are this wide.
 constexpr int64_t kPanel = 32;
 
+// Stretches of k over which codes times 8-bit activations are summed as integers: a group, or an even part of one, so
+// short that the sums stay below 2^24 and are exact as floats, too (and far below the 2^31 of an int32).
+struct Spans {
+  int64_t group, kp, per_group, length, count;
+
+  explicit Spans(const Packed& w) : group(w.group < w.kp ? w.group : w.kp), kp(w.kp) {
+    const int64_t most = (int64_t(1) << 24) / (max_code(w.bits) * 127) / kBlock * kBlock;  // 8 bits: 512
+    per_group = ceil_div(group, most);
+    length = padded(ceil_div(group, per_group));
+    per_group = ceil_div(group, length);
+    count = kp / group * per_group + ceil_div(kp % group, length);
+  }
+  int64_t begin(int64_t s) const { return s / per_group * group + s % per_group * length; }
+  int64_t end(int64_t s) const { return s + 1 < count ? begin(s + 1) : kp; }
+};
+
+// Up to kPanel rows of a weight as `gemm_a8` reads them. Columns past the last row hold anything.
+struct Panel8 {
+  const uint8_t* codes;  // [k / 4][kPanel][4]
+  const float* scales;   // [groups][kPanel]
+  const float* zeros;    // like scales, or [kPanel] for a weight with one zero
+};
+
+// Rows of 8-bit activations, `ld` bytes apart, as `arrange_a8` leaves them.
+struct Acts8 {
+  const int8_t* q;
+  int64_t ld;
+  const float *scales, *sums;  // [rows][groups], [rows][spans]
+
+  Acts8 from(int64_t row, int64_t groups, int64_t spans) const {
+    return {q + row * ld, ld, scales + row * groups, sums + row * spans};
+  }
+};
+
 // Where tile (i, j <= i) of a Gram matrix lies among the others.
 constexpr int64_t gram_tile_index(int64_t i, int64_t j) { return i * (i + 1) / 2 + j; }
 
@@ -114,16 +148,28 @@ struct Kernels {
   float (*largest)(const float* x, int64_t count);
   // out[i] = round(x[i] / scale) within -127..127, all 0 where scale is not above 0; out may be x.
   void (*round_act)(const float* x, int64_t count, float scale, float* out);
+  void (*round_bytes)(const float* x, int64_t count, float scale, int8_t* out);
 
-  // q[k] = round(x[k] / scale) over each group, within -127..127; sum = sum of q. scale is the fixed one, else
-  // max|x| / 127; NaN where x is not finite. A scale that is not above 0 makes every q 0.
-  void (*quantize_act)(const float* x, int64_t kp, int64_t group, FixedScale fixed, int8_t* q, float* scale,
-                       int64_t* sum);
+  // q[k] = round(x[k] / scale) over each group, within -127..127. scale is the fixed one, else max|x| / 127; NaN where
+  // x is not finite. A scale that is not above 0 makes every q 0. kp is a multiple of kWidest.
+  void (*quantize_act)(const float* x, int64_t kp, int64_t group, FixedScale fixed, int8_t* q, float* scale);
 
-  // y[m * ldy + n - n0] = sum over groups of sw * sa * (sum of code * q - zero * sum of q): integers
-  // exactly, the rest in fp64. q is int8 [rows][Kp]; a_scale and a_sum are [rows][groups].
-  void (*gemm_a8)(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const float* a_scale, const int64_t* a_sum,
-                  int64_t rows, float* y, int64_t ldy, float* grid);
+  // Makes a row q[Kp] what `gemm_a8` takes: brought from the order of k into that of a panel's codes, and
+  // sums[s] = the sum over span s.
+  void (*arrange_a8)(const Packed& w, int8_t* q, float* sums);
+  // Its two halves. The order is one within each 16 bytes; count is a multiple of 32.
+  void (*order_a8)(int bits, int8_t* q, int64_t count);
+  void (*sum_a8)(const Packed& w, const int8_t* q, float* sums);
+
+  // A panel's codes over k0..k1, multiples of 32, of weight rows n0..n1, at most kPanel.
+  void (*panel_a8)(const Packed& w, int64_t n0, int64_t n1, int64_t k0, int64_t k1, uint8_t* codes);
+  // A panel's scales and zeros, all groups. `scratch` holds kPanel * groups floats.
+  void (*grid_a8)(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zeros, float* scratch);
+
+  // y[m * kPanel + j] (+)= sum over spans s0..s1 of scale * a_scale * (sum of code * q - zero * sum of q), m < rows;
+  // `first` overwrites y. The panel's codes begin with span s0. Sums of a span are exact; then fp32, in order.
+  void (*gemm_a8)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, int64_t s0, int64_t s1, float* y,
+                  bool first);
 
   // x[i] . x[j] over `depth` (a multiple of kWidest) for j <= i < n, a multiple of gram_tile, are added to tiles of
   // so many rows and columns, gram_sums numbers each. Meanwhile the same piece of the rows `next` is fetched.

@@ -15,6 +15,10 @@ using mpq::Packed;
 constexpr int kVecs = kBlock / Isa::kWidth;  // vectors that hold a block's 32 weights
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline bool finite(float v) { return v <= FLT_MAX && v >= -FLT_MAX; }
+
+// Adding and taking away 1.5 * 2^23 rounds |v| < 2^22 to the nearest even integer, on every processor.
+constexpr float kRound = 12582912.0f;
 
 // ---- floating point types ---------------------------------------------------------------------
 
@@ -239,108 +243,17 @@ void transpose(const float* in, int64_t in_ld, int64_t rows, int64_t columns, fl
     }
 }
 
-// ---- 8-bit activations ------------------------------------------------------------------------------
-
-// Adding and taking away 1.5 * 2^23 rounds |v| < 2^22 to the nearest even integer, on every processor.
-constexpr float kRound = 12582912.0f;
-inline float round_even(float v) { return (v + kRound) - kRound; }
-inline float clamp(float v, float lo, float hi) { return v < lo ? lo : v > hi ? hi : v; }
-inline bool finite(float v) { return v <= FLT_MAX && v >= -FLT_MAX; }
-
-void quantize_act(const float* x, int64_t kp, int64_t group, mpq::FixedScale fixed, int8_t* q, float* scale,
-                  int64_t* sum) {
-  for (int64_t k0 = 0; k0 < kp; k0 += group, ++scale, ++sum) {
-    const int64_t k1 = smaller(kp, k0 + group);
-    float top = 0;
-    int bad = 0;
-    for (int64_t k = k0; k < k1; ++k) {
-      const float a = x[k] < 0 ? -x[k] : x[k];
-      top = a > top ? a : top;
-      bad |= !finite(a);
-    }
-    const float known = fixed.values ? fixed.values[fixed.each ? k0 / group : 0] : top / 127.0f;
-    const float s = bad ? __builtin_nanf("") : known;  // infinities and NaN reach every result
-    int64_t total = 0;
-    for (int64_t k = k0; k < k1; ++k) {
-      const int32_t v = s > 0 ? int32_t(round_even(clamp(x[k] / s, -127.0f, 127.0f))) : 0;
-      q[k] = int8_t(v);
-      total += v;
-    }
-    *scale = s;
-    *sum = total;
-  }
-}
-
-// Codes reach 255 and activations 127: 32768 products stay below 2^31.
-constexpr int64_t kExactSpan = 32768;
-
-template <int BITS, int R, int C>
-inline void a8_tile(const Packed& w, int64_t n, const RowGrid* grid, const int8_t* q, const float* a_scale,
-                    const int64_t* a_sum, float* y, int64_t ldy) {
-  constexpr int kBytes = kBlock * BITS / 8;
-  double result[R][C] = {};
-  for (int64_t i = 0, k = 0; i < w.groups; ++i) {
-    int64_t exact[R][C] = {};
-    for (const int64_t end = smaller(w.kp, k + w.group); k < end;) {
-      typename Isa::Sum acc[R][C];
-      for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) acc[r][c] = Isa::zero_sum();
-      for (const int64_t stop = smaller(end, k + kExactSpan); k < stop; k += kBlock)
-        for (int r = 0; r < R; ++r) {
-          const typename Isa::Codes codes = Isa::template codes<BITS>(w.row(n + r) + k / kBlock * kBytes);
-          for (int c = 0; c < C; ++c) acc[r][c] = Isa::template dot<BITS>(acc[r][c], codes, q + c * w.kp + k);
-        }
-      for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) exact[r][c] += Isa::total(acc[r][c]);
-    }
-    for (int r = 0; r < R; ++r)
-      for (int c = 0; c < C; ++c) {
-        const double zero = grid[r].zero[i * grid[r].step],
-                     scale = double(grid[r].scale[i]) * a_scale[c * w.groups + i];
-        result[r][c] += scale * (double(exact[r][c]) - zero * double(a_sum[c * w.groups + i]));
-      }
-  }
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) y[c * ldy + r] = float(result[r][c]);
-}
-
-template <int BITS, int R>
-inline void a8_rows(const Packed& w, int64_t n, const int8_t* q, const float* a_scale, const int64_t* a_sum,
-                    int64_t rows, float* y, int64_t ldy, float* scratch) {
-  RowGrid grid[R];
-  for (int r = 0; r < R; ++r) grid[r] = row_grid(w, n + r, scratch + 2 * w.groups * r);
-  auto at = [&](int64_t m, auto tile) {
-    tile(q + m * w.kp, a_scale + m * w.groups, a_sum + m * w.groups, y + m * ldy);
-  };
-  int64_t m = 0;
-  for (; m + 4 <= rows; m += 4) at(m, [&](auto... p) { a8_tile<BITS, R, 4>(w, n, grid, p..., ldy); });
-  for (; m < rows; ++m) at(m, [&](auto... p) { a8_tile<BITS, R, 1>(w, n, grid, p..., ldy); });
-}
-
-template <int BITS>
-void a8_bits(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const float* a_scale, const int64_t* a_sum,
-             int64_t rows, float* y, int64_t ldy, float* scratch) {
-  int64_t n = n0;
-  for (; n + 2 <= n1; n += 2) a8_rows<BITS, 2>(w, n, q, a_scale, a_sum, rows, y + n - n0, ldy, scratch);
-  for (; n < n1; ++n) a8_rows<BITS, 1>(w, n, q, a_scale, a_sum, rows, y + n - n0, ldy, scratch);
-}
-
-void gemm_a8(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const float* a_scale, const int64_t* a_sum,
-             int64_t rows, float* y, int64_t ldy, float* scratch) {
-  if (w.bits == 2) a8_bits<2>(w, n0, n1, q, a_scale, a_sum, rows, y, ldy, scratch);
-  if (w.bits == 4) a8_bits<4>(w, n0, n1, q, a_scale, a_sum, rows, y, ldy, scratch);
-  if (w.bits == 8) a8_bits<8>(w, n0, n1, q, a_scale, a_sum, rows, y, ldy, scratch);
-}
-
 }  // namespace
 
+#include "a8.inl"
 #include "act.inl"
 #include "depthwise.inl"
 #include "gram.inl"
 #include "quantize.inl"
 
-#define MPQ_KERNELS(table, isa)                                                                               \
-  const mpq::Kernels mpq::table = {isa,     to_float,  from_float,   unpack,       dequantize,  gemv,         \
-                                   gemm,    transpose, every,        filter_plane, filter_row,  spread,       \
-                                   largest, round_act, quantize_act, gemm_a8,      gram<false>, gram_pairs(), \
-                                   T,       kTileSums, load_rows,    quantize,     probe_errors}
+#define MPQ_KERNELS(table, isa)                                                                              \
+  const mpq::Kernels mpq::table = {isa,     to_float,  from_float,  unpack,       dequantize,  gemv,         \
+                                   gemm,    transpose, every,       filter_plane, filter_row,  spread,       \
+                                   largest, round_act, round_bytes, quantize_act, arrange_a8,  order_a8,     \
+                                   sum_a8,  panel_a8,  grid_a8,     gemm_a8,      gram<false>, gram_pairs(), \
+                                   T,       kTileSums, load_rows,   quantize,     probe_errors}

@@ -87,9 +87,49 @@ struct Avx512 : Avx2 {
     return _mm512_mul_ps(set1(s), _mm512_sub_ps(_mm512_load_ps(v), set1(z)));
   }
 
+  using Bytes = __m512i;
+  using Ints = __m512i;
   template <int BITS>
-  static Sum dot(Sum s, Codes c, const int8_t* q) {
-    return _mm256_dpbusd_epi32(s, c, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q)));
+  static constexpr int act_rows() {
+    return 12;
+  }
+  static Bytes load_bytes(const void* p) { return _mm512_loadu_si512(p); }
+  static void store_bytes(void* p, Bytes v) { _mm512_storeu_si512(p, v); }
+  static Ints no_ints() { return _mm512_setzero_si512(); }
+  static Vec to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
+  static __m512i word(const void* p) {
+    int32_t w;
+    std::memcpy(&w, p, 4);
+    return _mm512_set1_epi32(w);
+  }
+  template <int BITS>
+  static void fields(Bytes v, Bytes out[8 / BITS]) {
+    const __m512i mask = _mm512_set1_epi8(char((1 << BITS) - 1));
+    out[0] = BITS == 8 ? v : _mm512_and_si512(v, mask);
+    if constexpr (BITS < 8) out[1] = _mm512_and_si512(_mm512_srli_epi32(v, BITS), mask);
+    if constexpr (BITS == 2) {
+      out[2] = _mm512_and_si512(_mm512_srli_epi32(v, 4), mask);
+      out[3] = _mm512_and_si512(_mm512_srli_epi32(v, 6), mask);
+    }
+  }
+  template <int BITS>
+  static constexpr bool kNarrow = false;
+  template <int BITS>
+  static Ints dot(Ints sum, Bytes c, Bytes x) {
+    return _mm512_dpbusd_epi32(sum, c, x);
+  }
+  template <int BITS>
+  static Ints joined(Ints, Ints part) {
+    return part;
+  }
+  static void transpose_words(const uint8_t* in, int64_t ld, uint8_t* out) {  // 16 x 16
+    for (int i = 0; i < 16; i += 8)
+      for (int j = 0; j < 16; j += 8)
+        transpose8(reinterpret_cast<const float*>(in + i * ld + 4 * j), ld / 4,
+                   reinterpret_cast<float*>(out + 64 * j + 4 * i), 16);
+  }
+  static void store_rounded(int8_t* p, Vec v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
   }
 };
 
