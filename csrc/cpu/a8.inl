@@ -53,28 +53,30 @@ void order_a8(int bits, int8_t* q, int64_t count) {
   if (bits == 4) order<4>(q, count);
 }
 
-void sum_a8(const Packed& w, const int8_t* q, float* sums) {
+void sum_a8(const Packed& w, const int8_t* q, int64_t ld, int64_t rows, float* sums) {
   const Spans spans(w);
   const int64_t step = 4 * Isa::kWidth;
   uint8_t one[4 * Isa::kWidth];
   std::memset(one, 1, sizeof one);
   const typename Isa::Bytes ones = Isa::load_bytes(one);
-  for (int64_t s = 0; s < spans.count; ++s) {
-    int64_t k = spans.begin(s);
-    typename Isa::Ints sum = Isa::no_ints();
-    for (; k + step <= spans.end(s); k += step) sum = Isa::template dot<8>(sum, ones, Isa::load_bytes(q + k));
-    if (k < spans.end(s)) {
-      int8_t rest[4 * Isa::kWidth] = {};
-      std::memcpy(rest, q + k, spans.end(s) - k);
-      sum = Isa::template dot<8>(sum, ones, Isa::load_bytes(rest));
+  for (; rows > 0; --rows, q += ld)
+    for (int64_t s = 0, k = 0; s < spans.count; ++s) {
+      const int64_t end = spans.end(s);
+      typename Isa::Ints sum = Isa::no_ints();
+      for (; k + step <= end; k += step) sum = Isa::template dot<8>(sum, ones, Isa::load_bytes(q + k));
+      if (k < end) {
+        int8_t rest[4 * Isa::kWidth] = {};
+        std::memcpy(rest, q + k, end - k);
+        sum = Isa::template dot<8>(sum, ones, Isa::load_bytes(rest));
+        k = end;
+      }
+      *sums++ = Isa::sum(Isa::to_floats(sum));  // exact: below 2^24
     }
-    sums[s] = Isa::sum(Isa::to_floats(sum));  // exact: below 2^24
-  }
 }
 
 void arrange_a8(const Packed& w, int8_t* q, float* sums) {
   order_a8(w.bits, q, w.kp);
-  sum_a8(w, q, sums);
+  sum_a8(w, q, w.kp, 1, sums);
 }
 
 // ---- panels of codes --------------------------------------------------------------------------------

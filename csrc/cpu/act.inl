@@ -53,20 +53,23 @@ void round_act(const float* x, int64_t count, float scale, float* out) {
   std::memcpy(out + i, rest, (count - i) * sizeof(float));
 }
 
-void round_bytes(const float* x, int64_t count, float scale, int8_t* q) {
-  if (!(scale > 0)) {
-    std::memset(q, 0, count);
-    return;
+void round_bytes(const float* x, int64_t x_ld, int64_t rows, int64_t count, float scale, int8_t* out, int64_t ld) {
+  if (x_ld == count && ld == count) count *= rows, rows = 1;
+  const Rounder round(scale > 0 ? scale : 1);
+  for (; rows > 0; --rows, x += x_ld, out += ld) {
+    if (!(scale > 0)) {
+      std::memset(out, 0, count);
+      continue;
+    }
+    int64_t i = 0;
+    for (; i + Isa::kWidth <= count; i += Isa::kWidth) Isa::store_rounded(out + i, round(Isa::load(x + i)));
+    if (i == count) continue;
+    float rest[Isa::kWidth] = {};
+    int8_t bytes[Isa::kWidth];
+    std::memcpy(rest, x + i, (count - i) * sizeof(float));
+    Isa::store_rounded(bytes, round(Isa::load(rest)));
+    std::memcpy(out + i, bytes, count - i);
   }
-  const Rounder round(scale);
-  int64_t i = 0;
-  for (; i + Isa::kWidth <= count; i += Isa::kWidth) Isa::store_rounded(q + i, round(Isa::load(x + i)));
-  if (i == count) return;
-  float rest[Isa::kWidth] = {};
-  int8_t bytes[Isa::kWidth];
-  std::memcpy(rest, x + i, (count - i) * sizeof(float));
-  Isa::store_rounded(bytes, round(Isa::load(rest)));
-  std::memcpy(q + i, bytes, count - i);
 }
 
 }  // namespace

@@ -71,10 +71,9 @@ struct Image8 {
   // Pixels p0..p1 of sample b from x, `gap` floats apart.
   void round(const ConvArgs& a, int64_t b, int64_t p0, int64_t p1, const float* x, int64_t gap) {
     for (int64_t p = p0, stop; p < p1; x += (stop - p) * gap, p = stop) {
-      const bool dense = gap == a.in_channels && pixel == a.in_channels;
-      stop = dense ? std::min(p1, (p / a.width + 1) * a.width) : p + 1;
-      kernels().round_bytes(x, (stop - p) * a.in_channels, scales[b],
-                            data + at(b, p / a.width + a.padding[0], p % a.width + a.padding[1]));
+      stop = std::min(p1, (p / a.width + 1) * a.width);
+      kernels().round_bytes(x, gap, stop - p, a.in_channels, scales[b],
+                            data + at(b, p / a.width + a.padding[0], p % a.width + a.padding[1]), pixel);
     }
   }
 };
@@ -92,42 +91,56 @@ struct Patches {
         scales(pixels * a.weight.groups),
         sums(pixels * spans) {}
 
-  Acts8 gather(const ConvArgs& a, const Image8& image, int64_t group, int64_t p0, int64_t p1, bool direct) {
+  Acts8 gather(const ConvArgs& a, const Image8& image, int64_t group, int64_t p0, int64_t p1, const Run* runs,
+               int64_t count, bool direct) {
     const Packed& w = a.weight;
-    const int64_t channels = a.in_channels / a.groups, plane = a.out_height * a.out_width;
+    for (int64_t i = 0; i < count; ++i)
+      std::fill_n(scales + runs[i].lane * w.groups, runs[i].length * w.groups, image.scales[runs[i].batch]);
+    const int8_t* rows = direct ? image.data + p0 * image.pixel : room;
+    const int64_t step = direct ? image.pixel : ld;
+    if (!direct) {
+      for (int64_t i = 0; i < count; ++i) copy(a, image, group, runs[i]);
+      if (!image.ordered) kernels().order_a8(w.bits, room, (p1 - p0) * ld);
+    }
+    kernels().sum_a8(w, rows, step, p1 - p0, sums);
+    return {rows, step, scales, sums};
+  }
+
+  void copy(const ConvArgs& a, const Image8& image, int64_t group, const Run& run) {
+    const int64_t channels = a.in_channels / a.groups, kp = a.weight.kp;
     // Taps that lie side by side are copied together, in whole lines: what is too much is overwritten by the next.
     const bool joined = a.groups == 1 && a.dilation[1] == 1;
     const int64_t copies = joined ? 1 : a.kernel[1], bytes = joined ? a.kernel[1] * channels : channels;
-    const int8_t* rows = direct ? image.data + p0 * image.pixel : room;
-    for (int64_t p = p0; p < p1; ++p) {
-      const int64_t m = p - p0, b = p / plane, y = p % plane / a.out_width * a.stride[0];
-      const int64_t x = p % a.out_width * a.stride[1];
-      for (int64_t g = 0; g < w.groups; ++g) scales[m * w.groups + g] = image.scales[b];
-      if (direct) {
-        kernels().sum_a8(w, rows + m * image.pixel, sums + m * spans);
-        continue;
-      }
-      int8_t* out = room + m * ld;
+    const int8_t* first = image.data + image.at(run.batch, run.y * a.stride[0], run.x * a.stride[1]) + group * channels;
+    for (int64_t j = 0; j < run.length; ++j, first += a.stride[1] * image.pixel) {
+      int8_t *row = room + (run.lane + j) * ld, *out = row;
       for (int64_t ky = 0; ky < a.kernel[0]; ++ky) {
-        const int8_t* in = image.data + image.at(b, y + ky * a.dilation[0], x) + group * channels;
+        const int8_t* in = first + ky * a.dilation[0] * image.width * image.pixel;
         for (int64_t kx = 0; kx < copies; ++kx, in += a.dilation[1] * image.pixel, out += bytes)
           for (int64_t i = 0; i < bytes; i += kSlack) std::memcpy(out + i, in + i, kSlack);
       }
-      std::memset(out, 0, room + m * ld + w.kp - out);
-      if (image.ordered)
-        kernels().sum_a8(w, room + m * ld, sums + m * spans);
-      else
-        kernels().arrange_a8(w, room + m * ld, sums + m * spans);
+      std::memset(out, 0, row + kp - out);
     }
-    return {rows, direct ? image.pixel : ld, scales, sums};
   }
 };
 
-// sums[pixel][kPanel] of weight rows n0..n1 -> y, whose channels run fastest.
-void store_last(const ConvArgs& a, int64_t n0, int64_t n1, int64_t p0, int64_t p1, const float* sums) {
-  for (int64_t p = p0; p < p1; ++p, sums += kPanel) {
-    float* y = a.y + p * a.weight.n;
-    for (int64_t n = n0; n < n1; ++n) y[n] = sums[n - n0] + (a.bias ? a.bias[n] : 0);
+// sums[pixel][kPanel] of weight rows n0..n1 at the pixels p0..p1 -> y, with the bias.
+void store(const ConvArgs& a, int64_t n0, int64_t n1, int64_t p0, int64_t p1, float* sums) {
+  float bias[kPanel] = {};
+  for (int64_t n = n0; a.bias && n < n1; ++n) bias[n - n0] = a.bias[n];
+  const bool last = a.y_stride[1] == 1;
+  const int64_t plane = a.out_height * a.out_width, columns = n1 - n0;
+  for (int64_t p = p0; p < p1; ++p) {
+    float *from = sums + (p - p0) * kPanel, *to = last ? a.y + p * a.weight.n + n0 : from;
+    if (columns == kPanel)
+      for (int64_t j = 0; j < kPanel; ++j) to[j] = from[j] + bias[j];
+    else
+      for (int64_t j = 0; j < columns; ++j) to[j] = from[j] + bias[j];
+  }
+  for (int64_t p = p0, stop; !last && p < p1; p = stop) {  // sample by sample
+    stop = std::min(p1, (p / plane + 1) * plane);
+    kernels().transpose(sums + (p - p0) * kPanel, kPanel, stop - p, columns,
+                        a.y + p / plane * a.y_stride[0] + n0 * a.y_stride[1] + p % plane, a.y_stride[1]);
   }
 }
 
@@ -183,34 +196,28 @@ void conv_a8(const ConvArgs& a) {
   const Spans spans(w);
   const int64_t rows = w.n / a.groups, pixels = a.pixels();
   const int64_t wanted = std::min(pixels, std::clamp(kTileBytes / w.kp, kMinPixels, kMaxPixels));
-  const int64_t per_group = ceil_div(pixels, wanted), tile_pixels = ceil_div(pixels, per_group);
+  const int64_t per_group = ceil_div(pixels, wanted), tile_pixels = ceil_div(ceil_div(pixels, per_group), 8) * 8;
   const int64_t tiles = per_group * a.groups, panels = ceil_div(rows, kPanel);
   // With fewer tiles than threads the output channels are shared out too, and patches gathered twice.
   const int64_t parts = std::min(panels, std::max<int64_t>(1, ceil_div(2 * thread_count(), tiles)));
-  const bool last = a.y_stride[1] == 1;
   parallel_for(tiles * parts, 1, [&](int64_t begin, int64_t end) {
     Patches patches(a, tile_pixels, direct);
     Buffer<uint8_t> codes(kPanel * w.kp);
-    Buffer<float> sums(tile_pixels * kPanel), turned(last ? 0 : kPanel * tile_pixels), w_scales(kPanel * w.groups),
-        w_zeros(kPanel * w.groups), scratch(kPanel * w.groups);
+    Buffer<float> sums(tile_pixels * kPanel), w_scales(kPanel * w.groups), w_zeros(kPanel * w.groups),
+        scratch(kPanel * w.groups);
     Buffer<Run> runs(tile_pixels);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t tile = i / parts / a.groups, group = i / parts % a.groups, part = i % parts;
       const int64_t p0 = tile * tile_pixels, p1 = std::min(pixels, p0 + tile_pixels), first = group * rows;
       if (p0 >= p1) continue;
-      const Acts8 acts = patches.gather(a, image, group, p0, p1, direct);
       const int64_t count = split(a, p0, p1, runs);
+      const Acts8 acts = patches.gather(a, image, group, p0, p1, runs, count, direct);
       for (int64_t panel = panels * part / parts; panel < panels * (part + 1) / parts; ++panel) {
         const int64_t n0 = first + panel * kPanel, n1 = std::min(first + rows, n0 + kPanel);
         kernels().grid_a8(w, n0, n1, w_scales, w_zeros, scratch);
         kernels().panel_a8(w, n0, n1, 0, w.kp, codes);
         kernels().gemm_a8(w, {codes, w_scales, w_zeros}, acts, p1 - p0, 0, spans.count, sums, true);
-        if (last) {
-          store_last(a, n0, n1, p0, p1, sums);
-          continue;
-        }
-        kernels().transpose(sums, kPanel, p1 - p0, n1 - n0, turned, tile_pixels);
-        for (int64_t n = n0; n < n1; ++n) scatter(a, n, runs, count, turned + (n - n0) * tile_pixels, 1);
+        store(a, n0, n1, p0, p1, sums);
       }
     }
   });

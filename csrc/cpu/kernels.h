@@ -148,7 +148,8 @@ struct Kernels {
   float (*largest)(const float* x, int64_t count);
   // out[i] = round(x[i] / scale) within -127..127, all 0 where scale is not above 0; out may be x.
   void (*round_act)(const float* x, int64_t count, float scale, float* out);
-  void (*round_bytes)(const float* x, int64_t count, float scale, int8_t* out);
+  // The same as bytes, of rows that are x_ld and ld apart.
+  void (*round_bytes)(const float* x, int64_t x_ld, int64_t rows, int64_t count, float scale, int8_t* out, int64_t ld);
 
   // q[k] = round(x[k] / scale) over each group, within -127..127. scale is the fixed one, else max|x| / 127; NaN where
   // x is not finite. A scale that is not above 0 makes every q 0. kp is a multiple of kWidest.
@@ -159,7 +160,7 @@ struct Kernels {
   void (*arrange_a8)(const Packed& w, int8_t* q, float* sums);
   // Its two halves. The order is one within each 16 bytes; count is a multiple of 32.
   void (*order_a8)(int bits, int8_t* q, int64_t count);
-  void (*sum_a8)(const Packed& w, const int8_t* q, float* sums);
+  void (*sum_a8)(const Packed& w, const int8_t* q, int64_t ld, int64_t rows, float* sums);
 
   // A panel's codes over k0..k1, multiples of 32, of weight rows n0..n1, at most kPanel.
   void (*panel_a8)(const Packed& w, int64_t n0, int64_t n1, int64_t k0, int64_t k1, uint8_t* codes);
