@@ -53,25 +53,37 @@ void order_a8(int bits, int8_t* q, int64_t count) {
   if (bits == 4) order<4>(q, count);
 }
 
+// The sums of up to kWidth rows over count bytes, a multiple of 32; up to a vector is read in any case.
+inline typename Isa::Vec byte_sums(const int8_t* q, int64_t ld, int64_t rows, int64_t count) {
+  constexpr int64_t kStep = 4 * Isa::kWidth;
+  alignas(64) uint8_t bytes[2 * kStep];
+  std::memset(bytes, 1, kStep);
+  std::memset(bytes + kStep, 0, kStep);
+  const int64_t whole = count / kStep * kStep;
+  const typename Isa::Bytes ones = Isa::load_bytes(bytes), rest = Isa::load_bytes(bytes + kStep - (count - whole));
+  typename Isa::Vec sums[Isa::kWidth];
+  for (typename Isa::Vec& sum : sums) sum = Isa::zero();
+  for (int64_t r = 0; r < rows; ++r) {
+    const int8_t* row = q + r * ld;
+    typename Isa::Ints sum = Isa::no_ints();
+    for (int64_t k = 0; k < whole; k += kStep) sum = Isa::template dot<8>(sum, ones, Isa::load_bytes(row + k));
+    if (whole < count) sum = Isa::template dot<8>(sum, rest, Isa::load_bytes(row + whole));
+    sums[r] = Isa::to_floats(sum);
+  }
+  return Isa::sums(sums);  // exact: below 2^24
+}
+
 void sum_a8(const Packed& w, const int8_t* q, int64_t ld, int64_t rows, float* sums) {
   const Spans spans(w);
-  const int64_t step = 4 * Isa::kWidth;
-  uint8_t one[4 * Isa::kWidth];
-  std::memset(one, 1, sizeof one);
-  const typename Isa::Bytes ones = Isa::load_bytes(one);
-  for (; rows > 0; --rows, q += ld)
-    for (int64_t s = 0, k = 0; s < spans.count; ++s) {
-      const int64_t end = spans.end(s);
-      typename Isa::Ints sum = Isa::no_ints();
-      for (; k + step <= end; k += step) sum = Isa::template dot<8>(sum, ones, Isa::load_bytes(q + k));
-      if (k < end) {
-        int8_t rest[4 * Isa::kWidth] = {};
-        std::memcpy(rest, q + k, end - k);
-        sum = Isa::template dot<8>(sum, ones, Isa::load_bytes(rest));
-        k = end;
-      }
-      *sums++ = Isa::sum(Isa::to_floats(sum));  // exact: below 2^24
+  for (int64_t s = 0; s < spans.count; ++s) {
+    const int64_t k = spans.begin(s), count = spans.end(s) - k;
+    for (int64_t r = 0; r < rows; r += Isa::kWidth) {
+      float found[Isa::kWidth];
+      const int64_t used = smaller(Isa::kWidth, rows - r);
+      Isa::store(found, byte_sums(q + r * ld + k, ld, used, count));
+      for (int64_t i = 0; i < used; ++i) sums[(r + i) * spans.count + s] = found[i];
     }
+  }
 }
 
 void arrange_a8(const Packed& w, int8_t* q, float* sums) {

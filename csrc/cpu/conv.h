@@ -36,17 +36,6 @@ struct Target {
   float bias(const ConvArgs& a) const { return a.bias ? a.bias[channel] : 0; }
 };
 
-// sums[j] of weight row n at the pixels of `runs` -> y, with the bias.
-inline void scatter(const ConvArgs& a, int64_t n, const Run* runs, int64_t count, const float* sums, int64_t step) {
-  const Target target(a, n);
-  const float bias = target.bias(a);
-  for (int64_t i = 0; i < count; ++i) {
-    const Run& r = runs[i];
-    float* y = target.in(a) + r.batch * a.y_stride[0] + r.y * a.y_stride[2] + r.x * a.y_stride[3];
-    for (int64_t j = 0; j < r.length; ++j) y[j * a.y_stride[3]] = sums[(r.lane + j) * step] + bias;
-  }
-}
-
 // Scales and zeros of weight rows n0..n1 as fp32 [rows][groups].
 void load_grids(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zeros);
 

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kTileBytes = 256 * 1024;  // patches of a tile, part of a level 2 cache
 constexpr int64_t kMinPixels = 128;         // that share each unpacked weight
-constexpr int64_t kMaxPixels = 1024;
+constexpr int64_t kMaxPixels = 256;
 constexpr int64_t kTurned = 64;  // pixels turned at once
 constexpr int64_t kSlack = 64;   // bytes that may be read or written past what is needed
 

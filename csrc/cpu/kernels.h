@@ -99,6 +99,11 @@ struct Acts8 {
   }
 };
 
+// Columns of a panel that lie side by side where they come from, too.
+struct Piece {
+  int64_t lane, length, from;
+};
+
 // Where tile (i, j <= i) of a Gram matrix lies among the others.
 constexpr int64_t gram_tile_index(int64_t i, int64_t j) { return i * (i + 1) / 2 + j; }
 
@@ -126,6 +131,11 @@ struct Kernels {
   // (rounded up to whole vectors); `first` overwrites c. a is dequantized weight that fits the cache.
   void (*gemm)(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t columns, int64_t depth, float* c,
                int64_t ldc, bool first);
+
+  // panel[t * kPanel + lane + j] = x[taps[t] + from + j] for t < count and each piece's j < length, x up to `end`. May
+  // write up to kWidest floats past the last piece.
+  void (*gather)(const float* x, const float* end, const int64_t* taps, int64_t count, const Piece* pieces,
+                 int64_t piece_count, float* panel);
 
   // out[j * out_ld + i] = in[i * in_ld + j] for i < rows, j < columns.
   void (*transpose)(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld);
@@ -156,9 +166,9 @@ struct Kernels {
   void (*quantize_act)(const float* x, int64_t kp, int64_t group, FixedScale fixed, int8_t* q, float* scale);
 
   // Makes a row q[Kp] what `gemm_a8` takes: brought from the order of k into that of a panel's codes, and
-  // sums[s] = the sum over span s.
+  // sums[s] = the sum over span s. Up to 32 bytes more are read.
   void (*arrange_a8)(const Packed& w, int8_t* q, float* sums);
-  // Its two halves. The order is one within each 16 bytes; count is a multiple of 32.
+  // Its two halves, the sums of many rows at once. The order is one within each 16 bytes; count is a multiple of 32.
   void (*order_a8)(int bits, int8_t* q, int64_t count);
   void (*sum_a8)(const Packed& w, const int8_t* q, int64_t ld, int64_t rows, float* sums);
 

@@ -210,14 +210,24 @@ inline void gemm_tile(const float* a, int64_t lda, const float* panel, int64_t d
     for (int j = 0; j < WIDE; ++j) Isa::store(c + r * ldc + j * Isa::kWidth, acc[r][j]);
 }
 
+template <int R, int WIDE>
+void gemm_rows(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t depth, float* c, int64_t ldc,
+               bool first) {
+  if (rows == R)
+    gemm_tile<R, WIDE>(a, lda, panel, depth, c, ldc, first);
+  else if constexpr (R > 1)
+    gemm_rows<R - 1, WIDE>(a, lda, rows, panel, depth, c, ldc, first);
+}
+
 template <int WIDE>
 void gemm_wide(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t depth, float* c, int64_t ldc,
                bool first) {
   constexpr int kTile = Isa::tile_rows(WIDE);
-  int64_t n = 0;
-  for (; n + kTile <= rows; n += kTile) gemm_tile<kTile, WIDE>(a + n * lda, lda, panel, depth, c + n * ldc, ldc, first);
-  for (; n + 2 <= rows; n += 2) gemm_tile<2, WIDE>(a + n * lda, lda, panel, depth, c + n * ldc, ldc, first);
-  for (; n < rows; ++n) gemm_tile<1, WIDE>(a + n * lda, lda, panel, depth, c + n * ldc, ldc, first);
+  const int64_t tiles = mpq::ceil_div(rows, kTile);  // as even as can be: a tile of few rows is slow
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t n = rows * t / tiles, n1 = rows * (t + 1) / tiles;
+    gemm_rows<kTile, WIDE>(a + n * lda, lda, n1 - n, panel, depth, c + n * ldc, ldc, first);
+  }
 }
 
 void gemm(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t columns, int64_t depth, float* c,
@@ -243,6 +253,19 @@ void transpose(const float* in, int64_t in_ld, int64_t rows, int64_t columns, fl
     }
 }
 
+void gather(const float* x, const float* end, const int64_t* taps, int64_t count, const mpq::Piece* pieces,
+            int64_t pieces_count, float* panel) {
+  for (int64_t t = 0; t < count; ++t, panel += kPanel)
+    for (int64_t i = 0; i < pieces_count; ++i) {  // whole vectors: what is too much is overwritten by the next
+      const float* from = x + taps[t] + pieces[i].from;
+      float* to = panel + pieces[i].lane;
+      int64_t j = 0;
+      for (; j < pieces[i].length && from + j + Isa::kWidth <= end; j += Isa::kWidth)
+        Isa::store(to + j, Isa::load(from + j));
+      for (; j < pieces[i].length; ++j) to[j] = from[j];
+    }
+}
+
 }  // namespace
 
 #include "a8.inl"
@@ -251,9 +274,9 @@ void transpose(const float* in, int64_t in_ld, int64_t rows, int64_t columns, fl
 #include "gram.inl"
 #include "quantize.inl"
 
-#define MPQ_KERNELS(table, isa)                                                                              \
-  const mpq::Kernels mpq::table = {isa,     to_float,  from_float,  unpack,       dequantize,  gemv,         \
-                                   gemm,    transpose, every,       filter_plane, filter_row,  spread,       \
-                                   largest, round_act, round_bytes, quantize_act, arrange_a8,  order_a8,     \
-                                   sum_a8,  panel_a8,  grid_a8,     gemm_a8,      gram<false>, gram_pairs(), \
-                                   T,       kTileSums, load_rows,   quantize,     probe_errors}
+#define MPQ_KERNELS(table, isa)                                                                                \
+  const mpq::Kernels mpq::table = {isa,          to_float, from_float, unpack,      dequantize,   gemv,        \
+                                   gemm,         gather,   transpose,  every,       filter_plane, filter_row,  \
+                                   spread,       largest,  round_act,  round_bytes, quantize_act, arrange_a8,  \
+                                   order_a8,     sum_a8,   panel_a8,   grid_a8,     gemm_a8,      gram<false>, \
+                                   gram_pairs(), T,        kTileSums,  load_rows,   quantize,     probe_errors}
