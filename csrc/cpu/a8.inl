@@ -39,27 +39,25 @@ template <int BITS>
 constexpr int kFields = 8 / BITS;
 
 template <int BITS>
-void arrange(const Spans& spans, int8_t* q, float* sums) {
-  if constexpr (BITS < 8) {
-    uint8_t from[16];  // a word or two
-    for (int j = 0; j < 16; ++j) {
-      const int word = j / (4 * kFields<BITS>), quad = j / 4 % kFields<BITS>;
-      from[j] = uint8_t(word * 4 * kFields<BITS> + j % 4 * kFields<BITS> + quad);
-    }
-    for (int64_t k = 0; k < spans.kp; k += kBlock) Isa::shuffle16(q + k, from);
+void put_in_order(int8_t* q, int64_t kp) {
+  if (BITS == 8) return;
+  uint8_t from[16];  // a word or two
+  for (int j = 0; j < 16; ++j) {
+    const int word = j / (4 * kFields<BITS>), quad = j / 4 % kFields<BITS>;
+    from[j] = uint8_t(word * 4 * kFields<BITS> + j % 4 * kFields<BITS> + quad);
   }
+  for (int64_t k = 0; k < kp; k += kBlock) Isa::shuffle16(q + k, from);
+}
+
+void arrange_a8(const Packed& w, int8_t* q, float* sums) {
+  const Spans spans(w);
+  if (w.bits == 2) put_in_order<2>(q, w.kp);
+  if (w.bits == 4) put_in_order<4>(q, w.kp);
   for (int64_t s = 0; s < spans.count; ++s) {
     int32_t sum = 0;
     for (int64_t k = spans.begin(s); k < spans.end(s); ++k) sum += q[k];
     sums[s] = float(sum);
   }
-}
-
-void arrange_a8(const Packed& w, int8_t* q, float* sums) {
-  const Spans spans(w);
-  if (w.bits == 2) arrange<2>(spans, q, sums);
-  if (w.bits == 4) arrange<4>(spans, q, sums);
-  if (w.bits == 8) arrange<8>(spans, q, sums);
 }
 
 // ---- panels of codes --------------------------------------------------------------------------------

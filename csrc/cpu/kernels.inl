@@ -250,11 +250,12 @@ void axpy(float a, const float* x, float* y, int64_t count) {
 }  // namespace
 
 #include "a8.inl"
+#include "a8_few.inl"
 #include "gram.inl"
 #include "quantize.inl"
 
-#define MPQ_KERNELS(table, isa)                                                                            \
-  const mpq::Kernels mpq::table = {isa,       to_float,  from_float,  unpack,       dequantize, gemv,      \
-                                   gemm,      transpose, axpy,        quantize_act, arrange_a8, panel_a8,  \
-                                   grid_a8,   gemm_a8,   gram<false>, gram_pairs(), T,          kTileSums, \
-                                   load_rows, quantize,  probe_errors}
+#define MPQ_KERNELS(table, isa)                                                                             \
+  const mpq::Kernels mpq::table = {isa,     to_float,  from_float, unpack,       dequantize,  gemv,         \
+                                   gemm,    transpose, axpy,       quantize_act, arrange_a8,  panel_a8,     \
+                                   grid_a8, gemm_a8,   spread_a8,  gemv_a8,      gram<false>, gram_pairs(), \
+                                   T,       kTileSums, load_rows,  quantize,     probe_errors}

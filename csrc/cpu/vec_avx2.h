@@ -154,6 +154,11 @@ struct Avx2 {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
   }
 
+  static constexpr int kStreams = 4;  // rows that are walked along at once for one row of activations
+  using Lanes = __m256i;
+  static Lanes load_lanes(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static Vec picked(const float* p, Lanes from) { return _mm256_permutevar8x32_ps(load(p), from); }  // p[from], 0..7
+
   // Word i of out[j] = word j of row i, for as many rows as words in a vector; rows are ld bytes apart.
   static void transpose_words(const uint8_t* in, int64_t ld, Bytes out[8]) {
     transpose8(reinterpret_cast<const float*>(in), ld / 4, reinterpret_cast<float*>(out), 8);

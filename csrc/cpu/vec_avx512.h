@@ -118,6 +118,11 @@ struct Avx512 : Avx2 {
   static Ints dot(Ints sum, Bytes c, Bytes x) {
     return _mm512_dpbusd_epi32(sum, c, x);
   }
+  static Ints widened(Ints sum, Ints) { return sum; }  // nothing is narrow here
+  static constexpr int kStreams = 8;
+  using Lanes = __m512i;
+  static Lanes load_lanes(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static Vec picked(const float* p, Lanes from) { return _mm512_permutexvar_ps(from, load(p)); }
   static void transpose_words(const uint8_t* in, int64_t ld, Bytes out[16]) {
     __m512 r[16];
     for (int i = 0; i < 16; i += 4) {  // within blocks of 4 x 4

@@ -148,6 +148,18 @@ struct Isa {
     return sum;
   }
   static Ints widened(const Ints& sum, const Ints&) { return sum; }  // nothing is narrow here
+  static constexpr int kStreams = 1;
+  using Lanes = Ints;
+  static Lanes load_lanes(const int32_t* p) {
+    Lanes r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
+  static Vec picked(const float* p, const Lanes& from) {
+    Vec r;
+    for (int i = 0; i < kWidth; ++i) r.v[i] = p[from.v[i]];
+    return r;
+  }
   static void transpose_words(const uint8_t* in, int64_t ld, Bytes out[kWidth]) {
     for (int i = 0; i < kWidth; ++i)
       for (int j = 0; j < kWidth; ++j) std::memcpy(out[j].v + 4 * i, in + i * ld + 4 * j, 4);
