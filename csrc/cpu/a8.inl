@@ -39,7 +39,8 @@ template <int BITS>
 constexpr int kFields = 8 / BITS;
 
 template <int BITS>
-void order(int8_t* q, int64_t count) {
+void put_in_order(int8_t* q, int64_t count) {
+  if (BITS == 8) return;
   uint8_t from[16];  // a word or two
   for (int j = 0; j < 16; ++j) {
     const int word = j / (4 * kFields<BITS>), quad = j / 4 % kFields<BITS>;
@@ -49,8 +50,18 @@ void order(int8_t* q, int64_t count) {
 }
 
 void order_a8(int bits, int8_t* q, int64_t count) {
-  if (bits == 2) order<2>(q, count);
-  if (bits == 4) order<4>(q, count);
+  if (bits == 2) put_in_order<2>(q, count);
+  if (bits == 4) put_in_order<4>(q, count);
+}
+
+void arrange_a8(const Packed& w, int8_t* q, float* sums) {
+  const Spans spans(w);
+  order_a8(w.bits, q, w.kp);
+  for (int64_t s = 0; s < spans.count; ++s) {
+    int32_t sum = 0;
+    for (int64_t k = spans.begin(s); k < spans.end(s); ++k) sum += q[k];
+    sums[s] = float(sum);
+  }
 }
 
 // The sums of up to kWidth rows over count bytes, a multiple of 32; up to a vector is read in any case.
@@ -86,32 +97,35 @@ void sum_a8(const Packed& w, const int8_t* q, int64_t ld, int64_t rows, float* s
   }
 }
 
-void arrange_a8(const Packed& w, int8_t* q, float* sums) {
-  order_a8(w.bits, q, w.kp);
-  sum_a8(w, q, w.kp, 1, sums);
-}
-
 // ---- panels of codes --------------------------------------------------------------------------------
+
+inline void fetch_ahead(const uint8_t* p, int64_t ld, int rows) {
+  for (int r = 0; r < rows; ++r) __builtin_prefetch(p + r * ld);
+}
 
 // Squares of packed words are transposed, then taken apart: fewer codes move than if they came apart first.
 template <int BITS>
 void panel_codes(const Packed& w, int64_t n0, int64_t n1, int64_t k0, int64_t k1, uint8_t* out) {
   constexpr int kWords = Isa::kWidth, kBytes = 4 * kWords, kCodes = kBytes * kFields<BITS>;
-  const int64_t row_bytes = mpq::packed_bytes(w.kp, BITS);
+  const int64_t row_bytes = mpq::packed_bytes(w.kp, BITS), depth = mpq::packed_bytes(k1 - k0, BITS);
+  // what the next call is likely to want: the codes that follow, after the last ones the next rows' first
+  const int64_t ahead = k1 < w.kp ? depth : kPanel * row_bytes - mpq::packed_bytes(k0, BITS);
   for (int64_t n = 0; n < kPanel; n += kWords)
     for (int64_t k = k0; k < k1; k += kCodes) {
       const int64_t bytes = smaller(kBytes, mpq::packed_bytes(k1 - k, BITS)), at = mpq::packed_bytes(k, BITS);
-      alignas(64) uint8_t square[kWords][kBytes], edge[kWords][kBytes];
+      fetch_ahead(w.row(n0 + n) + at + ahead, row_bytes, kWords);
+      typename Isa::Bytes square[kWords];
       if (n0 + n + kWords <= n1 && bytes == kBytes) {
-        Isa::transpose_words(w.row(n0 + n) + at, row_bytes, square[0]);
+        Isa::transpose_words(w.row(n0 + n) + at, row_bytes, square);
       } else {  // the last row stands for those past it
+        uint8_t edge[kWords][kBytes];
         for (int r = 0; r < kWords; ++r) std::memcpy(edge[r], w.row(smaller(n0 + n + r, n1 - 1)) + at, bytes);
-        Isa::transpose_words(edge[0], kBytes, square[0]);
+        Isa::transpose_words(edge[0], kBytes, square);
       }
       uint8_t* to = out + (k - k0) * kPanel + 4 * n;
       for (int64_t t = 0; t < bytes / 4; ++t) {
         typename Isa::Bytes quad[kFields<BITS>];
-        Isa::template fields<BITS>(Isa::load_bytes(square[t]), quad);
+        Isa::template fields<BITS>(square[t], quad);
         for (int i = 0; i < kFields<BITS>; ++i, to += 4 * kPanel) Isa::store_bytes(to, quad[i]);
       }
     }
@@ -144,42 +158,67 @@ void grid_a8(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zero
 // C rows of activations by kTileVecs vectors of weight rows, all sums in registers.
 constexpr int kTileVecs = 2;
 
+template <int C>
+struct Sums8 {
+  typename Isa::Ints v[C][kTileVecs];
+};
+
+// Over k codes, above 0, from 0 on.
 template <int BITS, int C>
-inline void a8_tile(const Packed& w, const Panel8& panel, const Acts8& a, int64_t s0, int64_t s1, float* y,
-                    bool first) {
-  using Ints = typename Isa::Ints;
-  const Spans spans(w);
-  const uint8_t* codes = panel.codes;
-  for (int64_t s = s0; s < s1; ++s) {
-    Ints sum[C][kTileVecs];
-    for (auto& row : sum)
-      for (Ints& v : row) v = Isa::no_ints();
-    for (int64_t k = spans.begin(s); k < spans.end(s); k += kBlock) {
-      Ints part[C][kTileVecs];  // of 16 bits on some: 8 steps do not overflow
-      for (int c = 0; c < C; ++c)
-        for (int v = 0; v < kTileVecs; ++v) part[c][v] = Isa::template kNarrow<BITS> ? Isa::no_ints() : sum[c][v];
-      for (int i = 0; i < kBlock; i += 4, codes += 4 * kPanel) {
-        typename Isa::Bytes b[kTileVecs];
-        for (int v = 0; v < kTileVecs; ++v) b[v] = Isa::load_bytes(codes + 4 * Isa::kWidth * v);
-        for (int c = 0; c < C; ++c) {
-          const typename Isa::Bytes x = Isa::word(a.q + c * a.ld + k + i);
-          for (int v = 0; v < kTileVecs; ++v) part[c][v] = Isa::template dot<BITS>(part[c][v], b[v], x);
-        }
-      }
-      for (int c = 0; c < C; ++c)
-        for (int v = 0; v < kTileVecs; ++v) sum[c][v] = Isa::template joined<BITS>(sum[c][v], part[c][v]);
+inline Sums8<C> a8_steps(const uint8_t* codes, const int8_t* q, int64_t ld, int64_t k) {
+  typename Isa::Ints sum[C][kTileVecs];
+  for (int c = 0; c < C; ++c)
+    for (int v = 0; v < kTileVecs; ++v) sum[c][v] = Isa::no_ints();
+  for (int64_t i = 0; i < k; i += 4, codes += 4 * kPanel) {
+    typename Isa::Bytes b[kTileVecs];
+    for (int v = 0; v < kTileVecs; ++v) b[v] = Isa::load_bytes(codes + 4 * Isa::kWidth * v);
+    for (int c = 0; c < C; ++c) {
+      const typename Isa::Bytes x = Isa::word(q + c * ld + i);
+      for (int v = 0; v < kTileVecs; ++v) sum[c][v] = Isa::template dot<BITS>(sum[c][v], b[v], x);
     }
-    const int64_t g = s / spans.per_group;
-    const float *scales = panel.scales + g * kPanel, *zeros = panel.zeros + (w.zero_each ? g * kPanel : 0);
+  }
+  Sums8<C> result;
+  for (int c = 0; c < C; ++c)
+    for (int v = 0; v < kTileVecs; ++v) result.v[c][v] = sum[c][v];
+  return result;
+}
+
+// Of the codes of one span.
+template <int BITS, int C>
+inline Sums8<C> a8_span(const uint8_t* codes, const int8_t* q, int64_t ld, int64_t k) {
+  if constexpr (!Isa::template kNarrow<BITS>) {
+    return a8_steps<BITS, C>(codes, q, ld, k);
+  } else {
+    Sums8<C> sum = {};
+    for (int64_t i = 0; i < k; i += kBlock) {
+      const Sums8<C> part = a8_steps<BITS, C>(codes + i * kPanel, q + i, ld, kBlock);
+      for (int c = 0; c < C; ++c)
+        for (int v = 0; v < kTileVecs; ++v) sum.v[c][v] = Isa::widened(sum.v[c][v], part.v[c][v]);
+    }
+    return sum;
+  }
+}
+
+template <int BITS, int C>
+inline void a8_tile(const Packed& w, const Panel8 panel, const Acts8 a, int64_t s0, int64_t s1, float* y, bool first) {
+  const Spans spans(w);
+  const int64_t groups = w.groups, origin = spans.begin(s0), zero_step = w.zero_each ? kPanel : 0;
+  if (first)
+    for (int c = 0; c < C; ++c)
+      for (int v = 0; v < kTileVecs; ++v) Isa::store(y + c * kPanel + v * Isa::kWidth, Isa::zero());
+  for (int64_t s = s0; s < s1; ++s) {
+    const int64_t k0 = spans.begin(s), k1 = spans.end(s), g = s / spans.per_group;
+    const Sums8<C> sum = a8_span<BITS, C>(panel.codes + (k0 - origin) * kPanel, a.q + k0, a.ld, k1 - k0);
+    const float *a_sum = a.sums + s, *a_scale = a.scales + g;
     for (int v = 0; v < kTileVecs; ++v) {
-      const typename Isa::Vec scale = Isa::load(scales + v * Isa::kWidth),
-                              minus = Isa::sub(Isa::zero(), Isa::load(zeros + v * Isa::kWidth));
+      const typename Isa::Vec scale = Isa::load(panel.scales + g * kPanel + v * Isa::kWidth),
+                              zero = Isa::load(panel.zeros + g * zero_step + v * Isa::kWidth),
+                              minus = Isa::sub(Isa::zero(), zero);
       for (int c = 0; c < C; ++c) {
         float* to = y + c * kPanel + v * Isa::kWidth;
         const typename Isa::Vec centred =
-            Isa::fused(minus, Isa::set1(a.sums[c * spans.count + s]), Isa::to_floats(sum[c][v]));
-        Isa::store(to, Isa::fused(Isa::mul(centred, scale), Isa::set1(a.scales[c * w.groups + g]),
-                                  first && s == s0 ? Isa::zero() : Isa::load(to)));
+            Isa::fused(minus, Isa::set1(a_sum[c * spans.count]), Isa::to_floats(sum.v[c][v]));
+        Isa::store(to, Isa::fused(Isa::mul(centred, scale), Isa::set1(a_scale[c * groups]), Isa::load(to)));
       }
     }
   }

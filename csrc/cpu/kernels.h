@@ -39,6 +39,38 @@ struct Rows {
   const char* row(int64_t i) const { return static_cast<const char*>(data) + i * stride * size(); }
 };
 
+// How `gemv_a8` walks along a packed row: by chunks of kWidest words, each word in a lane of its own and in one group.
+// A stretch is a chunk, or several that lie in one group: what lanes sum as integers, below 2^24 as in a span.
+struct Chunks {
+  int64_t kp, group, word, codes, count, per_stretch, stretches;  // codes in a word and in a chunk; chunks; ...
+
+  explicit Chunks(const Packed& w)
+      : kp(w.kp), group(w.group < w.kp ? w.group : w.kp), word(32 / w.bits), codes(kWidest * word) {
+    constexpr int64_t kMost = 128;  // chunks: a lane sums 4 * 255 * 127 in each at the most
+    count = ceil_div(kp, codes);
+    const int64_t within = group == kp ? count : group % codes == 0 ? group / codes : 1;
+    per_stretch = within < kMost ? within : kMost;
+    while (group < kp && within % per_stretch) --per_stretch;
+    stretches = ceil_div(count, per_stretch);
+  }
+  int64_t begin(int64_t s) const { return s * per_stretch; }
+  int64_t end(int64_t s) const { return s + 1 < stretches ? begin(s + 1) : count; }
+  int64_t group_of(int64_t s, int64_t lane) const {  // lanes past Kp count as the last group's
+    const int64_t k = begin(s) * codes + lane * word;
+    return (k < kp ? k : kp - 1) / group;
+  }
+};
+
+// Rows of 8-bit activations as `spread_a8` leaves them, `ld` bytes apart.
+struct Few8 {
+  const int8_t* q;
+  int64_t ld;
+  const float* lanes;    // [rows][stretches][2][kWidest]: scales, and sums of q
+  const int32_t* group;  // [stretches][kWidest]: the group of each lane, counted from that of the first
+};
+constexpr int64_t kFewRows = 4;  // of activations that gemv_a8 takes
+constexpr int64_t kStreams = 8;  // weight rows that it walks along at once, at the most
+
 // Which grids `probe_errors` tries: every width with every fraction of a group's range.
 struct ProbeOptions {
   const int64_t* bits;
@@ -166,9 +198,10 @@ struct Kernels {
   void (*quantize_act)(const float* x, int64_t kp, int64_t group, FixedScale fixed, int8_t* q, float* scale);
 
   // Makes a row q[Kp] what `gemm_a8` takes: brought from the order of k into that of a panel's codes, and
-  // sums[s] = the sum over span s. Up to 32 bytes more are read.
+  // sums[s] = the sum over span s.
   void (*arrange_a8)(const Packed& w, int8_t* q, float* sums);
-  // Its two halves, the sums of many rows at once. The order is one within each 16 bytes; count is a multiple of 32.
+  // Its halves: bytes in the order of codes, one within each 16, count being a multiple of 32; and the sums of many
+  // rows ld bytes apart, past which up to 32 bytes more are read.
   void (*order_a8)(int bits, int8_t* q, int64_t count);
   void (*sum_a8)(const Packed& w, const int8_t* q, int64_t ld, int64_t rows, float* sums);
 
@@ -181,6 +214,14 @@ struct Kernels {
   // `first` overwrites y. The panel's codes begin with span s0. Sums of a span are exact; then fp32, in order.
   void (*gemm_a8)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, int64_t s0, int64_t s1, float* y,
                   bool first);
+
+  // A row q[Kp] as `quantize_act` leaves it, which is overwritten, with its groups' scales -> a row of Few8's q, filled
+  // up with zeros to whole chunks, and of its lanes.
+  void (*spread_a8)(const Packed& w, int8_t* q, const float* scales, int8_t* out, float* lanes);
+  // As gemm_a8 over all of K, for up to kFewRows rows: y[m * ldy + n - n0] for weight rows n0..n1, straight from their
+  // packed codes. `scratch` holds kStreams * (2 * groups + kWidest) floats.
+  void (*gemv_a8)(const Packed& w, int64_t n0, int64_t n1, const Few8& a, int64_t rows, float* y, int64_t ldy,
+                  float* scratch);
 
   // x[i] . x[j] over `depth` (a multiple of kWidest) for j <= i < n, a multiple of gram_tile, are added to tiles of
   // so many rows and columns, gram_sums numbers each. Meanwhile the same piece of the rows `next` is fetched.

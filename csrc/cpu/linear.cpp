@@ -1,6 +1,6 @@
 // linear: few rows of activations go through `gemv`, many through panels and `gemm`, 8-bit ones through
-// panels of codes and `gemm_a8`. The choice depends on shapes alone, so a result never depends on the number of
-// threads.
+// `gemv_a8`, or panels of codes and `gemm_a8`. The choice depends on shapes alone, so a result never depends on the
+// number of threads.
 #include <algorithm>
 #include <cstring>
 
@@ -50,10 +50,10 @@ template <class F>
 void by_rows(const LinearArgs& a, const F& kernel) {
   const Packed& w = a.weight;
   const bool direct = a.type == Float::f32;
-  const int64_t grain = ceil_div(ceil_div(kGrainMacs, a.m * w.kp), 4) * 4;
-  parallel_for(ceil_div(w.n, 4), std::max<int64_t>(1, grain / 4), [&](int64_t begin, int64_t end) {
-    const int64_t n0 = begin * 4, n1 = std::min(w.n, end * 4), ld = direct ? w.n : n1 - n0;
-    Buffer<float> scratch(8 * w.groups), room(direct ? 0 : a.m * ld);
+  const int64_t grain = ceil_div(kGrainMacs, a.m * w.kp * kStreams);
+  parallel_for(ceil_div(w.n, kStreams), grain, [&](int64_t begin, int64_t end) {
+    const int64_t n0 = begin * kStreams, n1 = std::min(w.n, end * kStreams), ld = direct ? w.n : n1 - n0;
+    Buffer<float> scratch(kStreams * (2 * w.groups + kWidest)), room(direct ? 0 : a.m * ld);
     float* sums = direct ? static_cast<float*>(a.y) + n0 : room;
     kernel(n0, n1, sums, ld, scratch);
     for (int64_t m = 0; m < a.m; ++m) finish(a, m, n0, n1, sums + m * ld);
@@ -124,6 +124,25 @@ struct Rounded {
   }
 };
 
+void by_rows8(const LinearArgs& a, const float* x) {
+  const Packed& w = a.weight;
+  const Chunks chunks(w);
+  const int64_t ld = chunks.count * chunks.codes, lanes = chunks.stretches * kWidest;
+  Buffer<int8_t> rounded(w.kp), q(a.m * ld);
+  Buffer<float> scales(w.groups), sums(a.m * 2 * lanes);
+  Buffer<int32_t> group(lanes);
+  for (int64_t i = 0; i < lanes; ++i)
+    group[i] = int32_t(chunks.group_of(i / kWidest, i % kWidest) - chunks.group_of(i / kWidest, 0));
+  for (int64_t m = 0; m < a.m; ++m) {
+    kernels().quantize_act(x + m * w.kp, w.kp, w.group, a.act_scale, rounded, scales);
+    kernels().spread_a8(w, rounded, scales, q + m * ld, sums + m * 2 * lanes);
+  }
+  const Few8 acts{q, ld, sums, group};
+  by_rows(a, [&](int64_t n0, int64_t n1, float* y, int64_t ldy, float* scratch) {
+    kernels().gemv_a8(w, n0, n1, acts, a.m, y, ldy, scratch);
+  });
+}
+
 void by_panels8(const LinearArgs& a, const float* x) {
   const Packed& w = a.weight;
   const Spans spans(w);
@@ -158,7 +177,9 @@ void linear(const LinearArgs& a) {
   const bool in_place = a.type == Float::f32 && w.k == w.kp;
   Buffer<float> room(in_place ? 0 : a.m * w.kp);
   const float* x = padded_rows(a, room);
-  if (a.act8) {
+  if (a.act8 && a.m <= kFewRows) {
+    by_rows8(a, x);
+  } else if (a.act8) {
     by_panels8(a, x);
   } else if (a.m < kGemmFrom) {
     by_rows(a, [&](int64_t n0, int64_t n1, float* y, int64_t ld, float* grid) {

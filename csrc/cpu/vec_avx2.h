@@ -139,8 +139,7 @@ struct Avx2 {
       out[3] = _mm256_and_si256(_mm256_srli_epi16(v, 6), mask);
     }
   }
-  // Whether `dot` sums from 0 in 16 bits, which `joined` adds to a sum of 32: 8 steps of 15 * 127 * 2 = 3810 fit.
-  // Elsewhere it goes on from the sum.
+  // Whether `dot` sums in 16 bits, which `widened` adds to a sum of 32: 8 steps of 15 * 127 * 2 = 3810 fit.
   template <int BITS>
   static constexpr bool kNarrow = BITS < 8;
   template <int BITS>
@@ -151,13 +150,17 @@ struct Avx2 {
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_and_si256(c, _mm256_set1_epi16(255)), x_even));
     return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_srli_epi16(c, 8), x_odd));
   }
-  template <int BITS>
-  static Ints joined(Ints sum, Ints part) {  // after at most 8 steps of `dot`
-    return kNarrow<BITS> ? _mm256_add_epi32(sum, _mm256_madd_epi16(part, _mm256_set1_epi16(1))) : part;
+  static Ints widened(Ints sum, Ints narrow) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
   }
 
-  // out[j][i] = in[i][j] for 8 x 8 words; rows of `in` are ld bytes apart, those of `out` follow each other.
-  static void transpose_words(const uint8_t* in, int64_t ld, uint8_t* out) {
+  static constexpr int kStreams = 4;  // rows that are walked along at once for one row of activations
+  using Lanes = __m256i;
+  static Lanes load_lanes(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static Vec picked(const float* p, Lanes from) { return _mm256_permutevar8x32_ps(load(p), from); }  // p[from], 0..7
+
+  // Word i of out[j] = word j of row i, for as many rows as words in a vector; rows are ld bytes apart.
+  static void transpose_words(const uint8_t* in, int64_t ld, Bytes out[8]) {
     transpose8(reinterpret_cast<const float*>(in), ld / 4, reinterpret_cast<float*>(out), 8);
   }
   // Of each half of 32 bytes: byte j becomes what byte from[j] was.

@@ -118,15 +118,33 @@ struct Avx512 : Avx2 {
   static Ints dot(Ints sum, Bytes c, Bytes x) {
     return _mm512_dpbusd_epi32(sum, c, x);
   }
-  template <int BITS>
-  static Ints joined(Ints, Ints part) {
-    return part;
-  }
-  static void transpose_words(const uint8_t* in, int64_t ld, uint8_t* out) {  // 16 x 16
-    for (int i = 0; i < 16; i += 8)
-      for (int j = 0; j < 16; j += 8)
-        transpose8(reinterpret_cast<const float*>(in + i * ld + 4 * j), ld / 4,
-                   reinterpret_cast<float*>(out + 64 * j + 4 * i), 16);
+  static Ints widened(Ints sum, Ints) { return sum; }  // nothing is narrow here
+  static constexpr int kStreams = 8;
+  using Lanes = __m512i;
+  static Lanes load_lanes(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static Vec picked(const float* p, Lanes from) { return _mm512_permutexvar_ps(from, load(p)); }
+  static void transpose_words(const uint8_t* in, int64_t ld, Bytes out[16]) {
+    __m512 r[16];
+    for (int i = 0; i < 16; i += 4) {  // within blocks of 4 x 4
+      __m512 a[4];
+      for (int j = 0; j < 4; ++j) a[j] = _mm512_castsi512_ps(load_bytes(in + (i + j) * ld));
+      const __m512 ab[2] = {_mm512_unpacklo_ps(a[0], a[1]), _mm512_unpackhi_ps(a[0], a[1])};
+      const __m512 cd[2] = {_mm512_unpacklo_ps(a[2], a[3]), _mm512_unpackhi_ps(a[2], a[3])};
+      for (int j = 0; j < 2; ++j) {
+        r[i + 2 * j] = _mm512_shuffle_ps(ab[j], cd[j], 0x44);
+        r[i + 2 * j + 1] = _mm512_shuffle_ps(ab[j], cd[j], 0xee);
+      }
+    }
+    for (int j = 0; j < 4; ++j) {  // and the blocks
+      const __m512 even[2] = {_mm512_shuffle_f32x4(r[j], r[4 + j], 0x88),
+                              _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0x88)};
+      const __m512 odd[2] = {_mm512_shuffle_f32x4(r[j], r[4 + j], 0xdd),
+                             _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0xdd)};
+      out[j] = _mm512_castps_si512(_mm512_shuffle_f32x4(even[0], even[1], 0x88));
+      out[4 + j] = _mm512_castps_si512(_mm512_shuffle_f32x4(odd[0], odd[1], 0x88));
+      out[8 + j] = _mm512_castps_si512(_mm512_shuffle_f32x4(even[0], even[1], 0xdd));
+      out[12 + j] = _mm512_castps_si512(_mm512_shuffle_f32x4(odd[0], odd[1], 0xdd));
+    }
   }
   static void store_rounded(int8_t* p, Vec v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));

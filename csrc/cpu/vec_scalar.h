@@ -147,13 +147,22 @@ struct Isa {
     for (int j = 0; j < 4 * kWidth; ++j) sum.v[j / 4] += int32_t(c.v[j]) * int8_t(x.v[j]);
     return sum;
   }
-  template <int BITS>
-  static Ints joined(const Ints&, const Ints& part) {
-    return part;
+  static Ints widened(const Ints& sum, const Ints&) { return sum; }  // nothing is narrow here
+  static constexpr int kStreams = 1;
+  using Lanes = Ints;
+  static Lanes load_lanes(const int32_t* p) {
+    Lanes r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
   }
-  static void transpose_words(const uint8_t* in, int64_t ld, uint8_t* out) {
+  static Vec picked(const float* p, const Lanes& from) {
+    Vec r;
+    for (int i = 0; i < kWidth; ++i) r.v[i] = p[from.v[i]];
+    return r;
+  }
+  static void transpose_words(const uint8_t* in, int64_t ld, Bytes out[kWidth]) {
     for (int i = 0; i < kWidth; ++i)
-      for (int j = 0; j < kWidth; ++j) std::memcpy(out + 4 * (j * kWidth + i), in + i * ld + 4 * j, 4);
+      for (int j = 0; j < kWidth; ++j) std::memcpy(out[j].v + 4 * i, in + i * ld + 4 * j, 4);
   }
   static void shuffle16(int8_t* p, const uint8_t* from) {
     int8_t old[32];
