@@ -1,4 +1,4 @@
-"""conv2d at the borders of its ways: tails of vectors, bands, tiles; the largest integers; samples that are not finite."""
+"""conv2d where its ways end: tails of vectors, bands, tiles; the largest integers; samples that are not finite."""
 
 from __future__ import annotations
 
