@@ -75,6 +75,7 @@ def test_kernels_under_sanitizers_and_emulation(sanitized: Path, tmp_path: Path)
         "tests/test_packed.py",
         "tests/test_quantize.py",
         "tests/test_linear.py",
+        "tests/test_linear_a8.py",
         "tests/test_conv.py",
         "tests/test_conv_paths.py",
         "tests/test_static_activations.py",

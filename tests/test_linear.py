@@ -10,8 +10,8 @@ import torch
 from . import reference
 
 BITS = (2, 4, 8)
-# Rows around the kernels' 4-row tiles, the step from register decoding to panels at 12, and a panel of 32.
-ROWS = (0, 1, 2, 3, 4, 5, 11, 12, 13, 31, 32, 33, 65)
+# Rows around the kernels' 4-row tiles, the step from register decoding to panels at 12 or 24, and a panel of 32.
+ROWS = (0, 1, 2, 3, 4, 5, 11, 12, 23, 24, 25, 31, 32, 33, 65)
 KS = (1, 31, 32, 33, 64, 96, 127, 130, 545)
 NS = (1, 2, 3, 5, 49, 97)
 

@@ -230,6 +230,9 @@ struct Kernels {
   // be called only if multiplies_bf16().
   void (*gram_pairs)(const float* x, int64_t n, int64_t ld, int64_t depth, double* sums, const Rows& next);
   int64_t gram_tile, gram_sums;
+  // Rows of activations from which on decoding once into the cache, for `gemm`, beats `gemv`, which decodes for
+  // every 4.
+  int64_t gemm_from;
 
   // out[i * ld + k] = x[i][k], less x[0][k] with `shift`, for k < columns, and 0 up to a multiple of kWidest.
   // `first` holds as many floats of scratch.

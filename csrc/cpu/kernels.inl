@@ -146,13 +146,16 @@ inline void gemv_tile(const Packed& w, int64_t n, const RowGrid* grid, const flo
     for (int c = 0; c < C; ++c) acc[r][c] = Isa::zero();
   const uint8_t* row[R];
   for (int r = 0; r < R; ++r) row[r] = w.row(n + r);
+  const int64_t next = R * mpq::packed_bytes(w.kp, BITS);  // rows end too soon for the processor to fetch ahead itself
   for (int64_t i = 0, k = 0; i < w.groups; ++i) {
     typename Isa::template Decoder<BITS> decode[R];
     for (int r = 0; r < R; ++r) decode[r] = {grid[r].scale[i], grid[r].zero[i * grid[r].step]};
     for (const int64_t end = smaller(w.kp, k + w.group); k < end; k += kBlock) {
+      const int64_t at = k / kBlock * kBytes;
       for (int r = 0; r < R; ++r) {
+        if (at % 64 == 0) __builtin_prefetch(row[r] + next + at);
         typename Isa::Vec v[kVecs];
-        decode[r](row[r] + k / kBlock * kBytes, v);
+        decode[r](row[r] + at, v);
         for (int c = 0; c < C; ++c)
           for (int b = 0; b < kVecs; ++b)
             acc[r][c] = Isa::fma(v[b], Isa::load(x + c * w.kp + k + b * Isa::kWidth), acc[r][c]);
@@ -169,14 +172,17 @@ inline void gemv_rows(const Packed& w, int64_t n, const float* x, int64_t rows, 
   for (int r = 0; r < R; ++r) grid[r] = row_grid(w, n + r, scratch + 2 * w.groups * r);
   int64_t m = 0;
   for (; m + 4 <= rows; m += 4) gemv_tile<BITS, R, 4>(w, n, grid, x + m * w.kp, y + m * ldy, ldy);
-  for (; m < rows; ++m) gemv_tile<BITS, R, 1>(w, n, grid, x + m * w.kp, y + m * ldy, ldy);
+  x += m * w.kp, y += m * ldy;
+  if (rows - m == 3) gemv_tile<BITS, R, 3>(w, n, grid, x, y, ldy);
+  if (rows - m == 2) gemv_tile<BITS, R, 2>(w, n, grid, x, y, ldy);
+  if (rows - m == 1) gemv_tile<BITS, R, 1>(w, n, grid, x, y, ldy);
 }
 
 template <int BITS>
 void gemv_bits(const Packed& w, int64_t n0, int64_t n1, const float* x, int64_t rows, float* y, int64_t ldy,
                float* scratch) {
   int64_t n = n0;
-  if (rows < 4)  // one activation row: 4 streams hide the latency of the sums
+  if (rows < 3)  // then there are few sums to hide each other's latency: 4 streams
     for (; n + 4 <= n1; n += 4) gemv_rows<BITS, 4>(w, n, x, rows, y + n - n0, ldy, scratch);
   for (; n + 2 <= n1; n += 2) gemv_rows<BITS, 2>(w, n, x, rows, y + n - n0, ldy, scratch);
   for (; n < n1; ++n) gemv_rows<BITS, 1>(w, n, x, rows, y + n - n0, ldy, scratch);
@@ -275,9 +281,10 @@ void gather(const float* x, const float* end, const int64_t* taps, int64_t count
 #include "gram.inl"
 #include "quantize.inl"
 
-#define MPQ_KERNELS(table, isa)                                                                           \
-  const mpq::Kernels mpq::table = {                                                                       \
-      isa,          to_float,    from_float,   unpack,     dequantize, gemv,      gemm,      gather,      \
-      transpose,    every,       filter_plane, filter_row, spread,     largest,   round_act, round_bytes, \
-      quantize_act, arrange_a8,  order_a8,     sum_a8,     panel_a8,   grid_a8,   gemm_a8,   spread_a8,   \
-      gemv_a8,      gram<false>, gram_pairs(), T,          kTileSums,  load_rows, quantize,  probe_errors}
+#define MPQ_KERNELS(table, isa)                                                                                     \
+  const mpq::Kernels mpq::table = {isa,       to_float,    from_float,   unpack,      dequantize,   gemv,           \
+                                   gemm,      gather,      transpose,    every,       filter_plane, filter_row,     \
+                                   spread,    largest,     round_act,    round_bytes, quantize_act, arrange_a8,     \
+                                   order_a8,  sum_a8,      panel_a8,     grid_a8,     gemm_a8,      spread_a8,      \
+                                   gemv_a8,   gram<false>, gram_pairs(), T,           kTileSums,    Isa::kGemmFrom, \
+                                   load_rows, quantize,    probe_errors}

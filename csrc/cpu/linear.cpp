@@ -12,8 +12,6 @@
 namespace mpq {
 namespace {
 
-// From here on, decoding once into the cache beats decoding in registers for every 4 rows.
-constexpr int64_t kGemmFrom = 12;
 constexpr int64_t kDepth = 512;           // k's of a dequantized block: kRows * kDepth floats stay in L2
 constexpr int64_t kRows = 48;             // a multiple of every ISA's tile height
 constexpr int64_t kMaxColumns = 512;      // activation rows staged at once
@@ -181,7 +179,7 @@ void linear(const LinearArgs& a) {
     by_rows8(a, x);
   } else if (a.act8) {
     by_panels8(a, x);
-  } else if (a.m < kGemmFrom) {
+  } else if (a.m < kernels().gemm_from) {
     by_rows(a, [&](int64_t n0, int64_t n1, float* y, int64_t ld, float* grid) {
       kernels().gemv(w, n0, n1, x, a.m, y, ld, grid);
     });

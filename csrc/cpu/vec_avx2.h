@@ -17,6 +17,8 @@ struct Avx2 {
   // for the operands among 16 registers.
   static constexpr int tile_rows(int wide) { return wide == 4 ? 3 : wide == 3 ? 4 : wide == 2 ? 6 : 8; }
 
+  static constexpr int kGemmFrom = 12;
+
   static constexpr int kGramTile = 3;    // 9 sums, enough to hide the latency, 3 rows and a column
   static constexpr bool kPairs = false;  // whether add_pairs multiplies bf16
 

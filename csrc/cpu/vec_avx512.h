@@ -9,6 +9,8 @@ struct Avx512 : Avx2 {
   using Vec = __m512;
   static constexpr int tile_rows(int) { return 12; }  // of the 32 registers, 24 sums
 
+  static constexpr int kGemmFrom = 24;
+
   static constexpr int kGramTile = 5;
   static constexpr bool kPairs = true;
 

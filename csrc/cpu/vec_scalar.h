@@ -11,6 +11,8 @@ struct Isa {
   };
   static constexpr int tile_rows(int) { return 2; }
 
+  static constexpr int kGemmFrom = 12;
+
   static constexpr int kGramTile = 2;
   static constexpr bool kPairs = false;
 
