@@ -7,12 +7,14 @@ products; summed in fp32 in any order its error is, with u = 2^-24, at most
                                         probability below 2 K exp(-18))
 
 to which come 3 u sum |x| |w| for rounding each weight (difference, product) and the sum, and the rounding of
-the result to its own type. Integer products (act_bits=8) are exact, so there the first term falls away. Where
-activations are bf16 or fp16, weights may be rounded to that type first.
+the result to its own type. Where activations are bf16 or fp16, weights may be rounded to that type first. With
+act_bits=8, products and their sums over a group, or over spans of 256 and more of it, are exact integers: K is then
+the number of these spans.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +30,7 @@ from .ledger import table
 from .nn import PackedConv2d, PackedLinear, PackedModule
 
 CONFIDENCE = 6  # of the probabilistic bound
+EXACT_SPAN = 256  # products with 8-bit activations that are summed exactly at least, if the group is as long
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ def reference(module: PackedModule, x: Tensor, dtype: torch.dtype) -> tuple[Tens
     bias = None if module.bias is None else module.bias.double()
     u, u_out = 2.0**-24, torch.finfo(dtype).eps / 2
     if module.scheme.act_bits:
-        values, factor = module.rounded_input(x), 3 * u
+        spans = math.ceil(module.k / min(module.group_size or module.k, EXACT_SPAN))
+        values, factor = module.rounded_input(x), (CONFIDENCE * spans**0.5 + 3) * u
     else:  # a kernel may round weights to the type of the result
         values = x.double()
         factor = (CONFIDENCE * module.k**0.5 + 3) * u + (0.0 if dtype == torch.float32 else u_out)

@@ -39,6 +39,38 @@ struct Rows {
   const char* row(int64_t i) const { return static_cast<const char*>(data) + i * stride * size(); }
 };
 
+// How `gemv_a8` walks along a packed row: by chunks of kWidest words, each word in a lane of its own and in one group.
+// A stretch is a chunk, or several that lie in one group: what lanes sum as integers, below 2^24 as in a span.
+struct Chunks {
+  int64_t kp, group, word, codes, count, per_stretch, stretches;  // codes in a word and in a chunk; chunks; ...
+
+  explicit Chunks(const Packed& w)
+      : kp(w.kp), group(w.group < w.kp ? w.group : w.kp), word(32 / w.bits), codes(kWidest * word) {
+    constexpr int64_t kMost = 128;  // chunks: a lane sums 4 * 255 * 127 in each at the most
+    count = ceil_div(kp, codes);
+    const int64_t within = group == kp ? count : group % codes == 0 ? group / codes : 1;
+    per_stretch = within < kMost ? within : kMost;
+    while (group < kp && within % per_stretch) --per_stretch;
+    stretches = ceil_div(count, per_stretch);
+  }
+  int64_t begin(int64_t s) const { return s * per_stretch; }
+  int64_t end(int64_t s) const { return s + 1 < stretches ? begin(s + 1) : count; }
+  int64_t group_of(int64_t s, int64_t lane) const {  // lanes past Kp count as the last group's
+    const int64_t k = begin(s) * codes + lane * word;
+    return (k < kp ? k : kp - 1) / group;
+  }
+};
+
+// Rows of 8-bit activations as `spread_a8` leaves them, `ld` bytes apart.
+struct Few8 {
+  const int8_t* q;
+  int64_t ld;
+  const float* lanes;    // [rows][stretches][2][kWidest]: scales, and sums of q
+  const int32_t* group;  // [stretches][kWidest]: the group of each lane, counted from that of the first
+};
+constexpr int64_t kFewRows = 4;  // of activations that gemv_a8 takes
+constexpr int64_t kStreams = 8;  // weight rows that it walks along at once, at the most
+
 // Which grids `probe_errors` tries: every width with every fraction of a group's range.
 struct ProbeOptions {
   const int64_t* bits;
@@ -48,8 +80,61 @@ struct ProbeOptions {
   bool symmetric, half_scales;
 };
 
+// One row of a depthwise convolution's results for channels that lie side by side, at least in blocks of kWidest.
+// Taps outside the row count nothing. Distances are in floats.
+struct FilterRow {
+  const float* x = nullptr;                       // the first pixel of the row that the first taps meet
+  int64_t x_row = 0, x_pixel = 0, x_block = 0;    // from tap row to tap row, pixel to pixel, block to block of channels
+  int64_t width = 0;                              // of the input
+  const float* weights = nullptr;                 // [block][rows * columns][kWidest]
+  int64_t rows = 0, columns = 0, w_block = 0;     // w_block: from block to block
+  int64_t step = 1, padding = 0, dilation = 1;    // along the row, in pixels
+  const float *scale = nullptr, *bias = nullptr;  // y = scale * sum + bias, for each channel
+  float* y = nullptr;
+  int64_t y_pixel = 0, out_width = 0, channels = 0;  // channels: a multiple of kWidest
+};
+
 // Columns that one call of `gemm` works on together; its panels are this wide.
 constexpr int64_t kPanel = 32;
+
+// Stretches of k over which codes times 8-bit activations are summed as integers: a group, or an even part of one, so
+// short that the sums stay below 2^24 and are exact as floats, too (and far below the 2^31 of an int32).
+struct Spans {
+  int64_t group, kp, per_group, length, count;
+
+  explicit Spans(const Packed& w) : group(w.group < w.kp ? w.group : w.kp), kp(w.kp) {
+    const int64_t most = (int64_t(1) << 24) / (max_code(w.bits) * 127) / kBlock * kBlock;  // 8 bits: 512
+    per_group = ceil_div(group, most);
+    length = padded(ceil_div(group, per_group));
+    per_group = ceil_div(group, length);
+    count = kp / group * per_group + ceil_div(kp % group, length);
+  }
+  int64_t begin(int64_t s) const { return s / per_group * group + s % per_group * length; }
+  int64_t end(int64_t s) const { return s + 1 < count ? begin(s + 1) : kp; }
+};
+
+// Up to kPanel rows of a weight as `gemm_a8` reads them. Columns past the last row hold anything.
+struct Panel8 {
+  const uint8_t* codes;  // [k / 4][kPanel][4]
+  const float* scales;   // [groups][kPanel]
+  const float* zeros;    // like scales, or [kPanel] for a weight with one zero
+};
+
+// Rows of 8-bit activations, `ld` bytes apart, as `arrange_a8` leaves them.
+struct Acts8 {
+  const int8_t* q;
+  int64_t ld;
+  const float *scales, *sums;  // [rows][groups], [rows][spans]
+
+  Acts8 from(int64_t row, int64_t groups, int64_t spans) const {
+    return {q + row * ld, ld, scales + row * groups, sums + row * spans};
+  }
+};
+
+// Columns of a panel that lie side by side where they come from, too.
+struct Piece {
+  int64_t lane, length, from;
+};
 
 // Where tile (i, j <= i) of a Gram matrix lies among the others.
 constexpr int64_t gram_tile_index(int64_t i, int64_t j) { return i * (i + 1) / 2 + j; }
@@ -79,21 +164,64 @@ struct Kernels {
   void (*gemm)(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t columns, int64_t depth, float* c,
                int64_t ldc, bool first);
 
+  // panel[t * kPanel + lane + j] = x[taps[t] + from + j] for t < count and each piece's j < length, x up to `end`. May
+  // write up to kWidest floats past the last piece.
+  void (*gather)(const float* x, const float* end, const int64_t* taps, int64_t count, const Piece* pieces,
+                 int64_t piece_count, float* panel);
+
   // out[j * out_ld + i] = in[i * in_ld + j] for i < rows, j < columns.
   void (*transpose)(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld);
 
-  // y[i] += a * x[i], the depthwise convolution's inner loop.
-  void (*axpy)(float a, const float* x, float* y, int64_t count);
+  // out[i] = in[i * gap]
+  void (*every)(const float* in, int64_t gap, int64_t count, float* out);
 
-  // q[k] = round(x[k] / scale) over each group, within -127..127; sum = sum of q. scale is the fixed one, else
-  // max|x| / 127; NaN where x is not finite. A scale that is not above 0 makes every q 0.
-  void (*quantize_act)(const float* x, int64_t kp, int64_t group, FixedScale fixed, int8_t* q, float* scale,
-                       int64_t* sum);
+  // A depthwise convolution, pixels along vectors: y[i] = scale * (sum over t of weights[t] * x[offsets[t] + i]) + bias
+  // for i < count rounded up to a multiple of kWidest, each sum one chain of multiply-adds over t.
+  void (*filter_plane)(const float* x, const int64_t* offsets, const float* weights, int64_t taps, float scale,
+                       float bias, float* y, int64_t count);
+  // The same with channels along vectors.
+  void (*filter_row)(const FilterRow& row);
+  // out[c / kWidest * block + i * kWidest + c % kWidest] = x[i * pixel + c] for i < pixels, c < channels, zeros after
+  // the last channel; with a scale, rounded by it as in `round_act`.
+  void (*spread)(const float* x, int64_t pixel, int64_t pixels, int64_t channels, const float* scale, float* out,
+                 int64_t block);
 
-  // y[m * ldy + n - n0] = sum over groups of sw * sa * (sum of code * q - zero * sum of q): integers
-  // exactly, the rest in fp64. q is int8 [rows][Kp]; a_scale and a_sum are [rows][groups].
-  void (*gemm_a8)(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const float* a_scale, const int64_t* a_sum,
-                  int64_t rows, float* y, int64_t ldy, float* grid);
+  // max|x|, NaN where an x is not finite.
+  float (*largest)(const float* x, int64_t count);
+  // out[i] = round(x[i] / scale) within -127..127, all 0 where scale is not above 0; out may be x.
+  void (*round_act)(const float* x, int64_t count, float scale, float* out);
+  // The same as bytes, of rows that are x_ld and ld apart.
+  void (*round_bytes)(const float* x, int64_t x_ld, int64_t rows, int64_t count, float scale, int8_t* out, int64_t ld);
+
+  // q[k] = round(x[k] / scale) over each group, within -127..127. scale is the fixed one, else max|x| / 127; NaN where
+  // x is not finite. A scale that is not above 0 makes every q 0. kp is a multiple of kWidest.
+  void (*quantize_act)(const float* x, int64_t kp, int64_t group, FixedScale fixed, int8_t* q, float* scale);
+
+  // Makes a row q[Kp] what `gemm_a8` takes: brought from the order of k into that of a panel's codes, and
+  // sums[s] = the sum over span s.
+  void (*arrange_a8)(const Packed& w, int8_t* q, float* sums);
+  // Its halves: bytes in the order of codes, one within each 16, count being a multiple of 32; and the sums of many
+  // rows ld bytes apart, past which up to 32 bytes more are read.
+  void (*order_a8)(int bits, int8_t* q, int64_t count);
+  void (*sum_a8)(const Packed& w, const int8_t* q, int64_t ld, int64_t rows, float* sums);
+
+  // A panel's codes over k0..k1, multiples of 32, of weight rows n0..n1, at most kPanel.
+  void (*panel_a8)(const Packed& w, int64_t n0, int64_t n1, int64_t k0, int64_t k1, uint8_t* codes);
+  // A panel's scales and zeros, all groups. `scratch` holds kPanel * groups floats.
+  void (*grid_a8)(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zeros, float* scratch);
+
+  // y[m * kPanel + j] (+)= sum over spans s0..s1 of scale * a_scale * (sum of code * q - zero * sum of q), m < rows;
+  // `first` overwrites y. The panel's codes begin with span s0. Sums of a span are exact; then fp32, in order.
+  void (*gemm_a8)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, int64_t s0, int64_t s1, float* y,
+                  bool first);
+
+  // A row q[Kp] as `quantize_act` leaves it, which is overwritten, with its groups' scales -> a row of Few8's q, filled
+  // up with zeros to whole chunks, and of its lanes.
+  void (*spread_a8)(const Packed& w, int8_t* q, const float* scales, int8_t* out, float* lanes);
+  // As gemm_a8 over all of K, for up to kFewRows rows: y[m * ldy + n - n0] for weight rows n0..n1, straight from their
+  // packed codes. `scratch` holds kStreams * (2 * groups + kWidest) floats.
+  void (*gemv_a8)(const Packed& w, int64_t n0, int64_t n1, const Few8& a, int64_t rows, float* y, int64_t ldy,
+                  float* scratch);
 
   // x[i] . x[j] over `depth` (a multiple of kWidest) for j <= i < n, a multiple of gram_tile, are added to tiles of
   // so many rows and columns, gram_sums numbers each. Meanwhile the same piece of the rows `next` is fetched.
@@ -102,6 +230,9 @@ struct Kernels {
   // be called only if multiplies_bf16().
   void (*gram_pairs)(const float* x, int64_t n, int64_t ld, int64_t depth, double* sums, const Rows& next);
   int64_t gram_tile, gram_sums;
+  // Rows of activations from which on decoding once into the cache, for `gemm`, beats `gemv`, which decodes for
+  // every 4.
+  int64_t gemm_from;
 
   // out[i * ld + k] = x[i][k], less x[0][k] with `shift`, for k < columns, and 0 up to a multiple of kWidest.
   // `first` holds as many floats of scratch.

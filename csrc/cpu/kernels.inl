@@ -15,6 +15,10 @@ using mpq::Packed;
 constexpr int kVecs = kBlock / Isa::kWidth;  // vectors that hold a block's 32 weights
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline bool finite(float v) { return v <= FLT_MAX && v >= -FLT_MAX; }
+
+// Adding and taking away 1.5 * 2^23 rounds |v| < 2^22 to the nearest even integer, on every processor.
+constexpr float kRound = 12582912.0f;
 
 // ---- floating point types ---------------------------------------------------------------------
 
@@ -142,13 +146,16 @@ inline void gemv_tile(const Packed& w, int64_t n, const RowGrid* grid, const flo
     for (int c = 0; c < C; ++c) acc[r][c] = Isa::zero();
   const uint8_t* row[R];
   for (int r = 0; r < R; ++r) row[r] = w.row(n + r);
+  const int64_t next = R * mpq::packed_bytes(w.kp, BITS);  // rows end too soon for the processor to fetch ahead itself
   for (int64_t i = 0, k = 0; i < w.groups; ++i) {
     typename Isa::template Decoder<BITS> decode[R];
     for (int r = 0; r < R; ++r) decode[r] = {grid[r].scale[i], grid[r].zero[i * grid[r].step]};
     for (const int64_t end = smaller(w.kp, k + w.group); k < end; k += kBlock) {
+      const int64_t at = k / kBlock * kBytes;
       for (int r = 0; r < R; ++r) {
+        if (at % 64 == 0) __builtin_prefetch(row[r] + next + at);
         typename Isa::Vec v[kVecs];
-        decode[r](row[r] + k / kBlock * kBytes, v);
+        decode[r](row[r] + at, v);
         for (int c = 0; c < C; ++c)
           for (int b = 0; b < kVecs; ++b)
             acc[r][c] = Isa::fma(v[b], Isa::load(x + c * w.kp + k + b * Isa::kWidth), acc[r][c]);
@@ -165,14 +172,17 @@ inline void gemv_rows(const Packed& w, int64_t n, const float* x, int64_t rows, 
   for (int r = 0; r < R; ++r) grid[r] = row_grid(w, n + r, scratch + 2 * w.groups * r);
   int64_t m = 0;
   for (; m + 4 <= rows; m += 4) gemv_tile<BITS, R, 4>(w, n, grid, x + m * w.kp, y + m * ldy, ldy);
-  for (; m < rows; ++m) gemv_tile<BITS, R, 1>(w, n, grid, x + m * w.kp, y + m * ldy, ldy);
+  x += m * w.kp, y += m * ldy;
+  if (rows - m == 3) gemv_tile<BITS, R, 3>(w, n, grid, x, y, ldy);
+  if (rows - m == 2) gemv_tile<BITS, R, 2>(w, n, grid, x, y, ldy);
+  if (rows - m == 1) gemv_tile<BITS, R, 1>(w, n, grid, x, y, ldy);
 }
 
 template <int BITS>
 void gemv_bits(const Packed& w, int64_t n0, int64_t n1, const float* x, int64_t rows, float* y, int64_t ldy,
                float* scratch) {
   int64_t n = n0;
-  if (rows < 4)  // one activation row: 4 streams hide the latency of the sums
+  if (rows < 3)  // then there are few sums to hide each other's latency: 4 streams
     for (; n + 4 <= n1; n += 4) gemv_rows<BITS, 4>(w, n, x, rows, y + n - n0, ldy, scratch);
   for (; n + 2 <= n1; n += 2) gemv_rows<BITS, 2>(w, n, x, rows, y + n - n0, ldy, scratch);
   for (; n < n1; ++n) gemv_rows<BITS, 1>(w, n, x, rows, y + n - n0, ldy, scratch);
@@ -206,14 +216,24 @@ inline void gemm_tile(const float* a, int64_t lda, const float* panel, int64_t d
     for (int j = 0; j < WIDE; ++j) Isa::store(c + r * ldc + j * Isa::kWidth, acc[r][j]);
 }
 
+template <int R, int WIDE>
+void gemm_rows(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t depth, float* c, int64_t ldc,
+               bool first) {
+  if (rows == R)
+    gemm_tile<R, WIDE>(a, lda, panel, depth, c, ldc, first);
+  else if constexpr (R > 1)
+    gemm_rows<R - 1, WIDE>(a, lda, rows, panel, depth, c, ldc, first);
+}
+
 template <int WIDE>
 void gemm_wide(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t depth, float* c, int64_t ldc,
                bool first) {
   constexpr int kTile = Isa::tile_rows(WIDE);
-  int64_t n = 0;
-  for (; n + kTile <= rows; n += kTile) gemm_tile<kTile, WIDE>(a + n * lda, lda, panel, depth, c + n * ldc, ldc, first);
-  for (; n + 2 <= rows; n += 2) gemm_tile<2, WIDE>(a + n * lda, lda, panel, depth, c + n * ldc, ldc, first);
-  for (; n < rows; ++n) gemm_tile<1, WIDE>(a + n * lda, lda, panel, depth, c + n * ldc, ldc, first);
+  const int64_t tiles = mpq::ceil_div(rows, kTile);  // as even as can be: a tile of few rows is slow
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t n = rows * t / tiles, n1 = rows * (t + 1) / tiles;
+    gemm_rows<kTile, WIDE>(a + n * lda, lda, n1 - n, panel, depth, c + n * ldc, ldc, first);
+  }
 }
 
 void gemm(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t columns, int64_t depth, float* c,
@@ -239,109 +259,32 @@ void transpose(const float* in, int64_t in_ld, int64_t rows, int64_t columns, fl
     }
 }
 
-void axpy(float a, const float* x, float* y, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) y[i] += a * x[i];
-}
-
-// ---- 8-bit activations ------------------------------------------------------------------------------
-
-// Adding and taking away 1.5 * 2^23 rounds |v| < 2^22 to the nearest even integer, on every processor.
-constexpr float kRound = 12582912.0f;
-inline float round_even(float v) { return (v + kRound) - kRound; }
-inline float clamp(float v, float lo, float hi) { return v < lo ? lo : v > hi ? hi : v; }
-inline bool finite(float v) { return v <= FLT_MAX && v >= -FLT_MAX; }
-
-void quantize_act(const float* x, int64_t kp, int64_t group, mpq::FixedScale fixed, int8_t* q, float* scale,
-                  int64_t* sum) {
-  for (int64_t k0 = 0; k0 < kp; k0 += group, ++scale, ++sum) {
-    const int64_t k1 = smaller(kp, k0 + group);
-    float top = 0;
-    int bad = 0;
-    for (int64_t k = k0; k < k1; ++k) {
-      const float a = x[k] < 0 ? -x[k] : x[k];
-      top = a > top ? a : top;
-      bad |= !finite(a);
+void gather(const float* x, const float* end, const int64_t* taps, int64_t count, const mpq::Piece* pieces,
+            int64_t pieces_count, float* panel) {
+  for (int64_t t = 0; t < count; ++t, panel += kPanel)
+    for (int64_t i = 0; i < pieces_count; ++i) {  // whole vectors: what is too much is overwritten by the next
+      const float* from = x + taps[t] + pieces[i].from;
+      float* to = panel + pieces[i].lane;
+      int64_t j = 0;
+      for (; j < pieces[i].length && from + j + Isa::kWidth <= end; j += Isa::kWidth)
+        Isa::store(to + j, Isa::load(from + j));
+      for (; j < pieces[i].length; ++j) to[j] = from[j];
     }
-    const float known = fixed.values ? fixed.values[fixed.each ? k0 / group : 0] : top / 127.0f;
-    const float s = bad ? __builtin_nanf("") : known;  // infinities and NaN reach every result
-    int64_t total = 0;
-    for (int64_t k = k0; k < k1; ++k) {
-      const int32_t v = s > 0 ? int32_t(round_even(clamp(x[k] / s, -127.0f, 127.0f))) : 0;
-      q[k] = int8_t(v);
-      total += v;
-    }
-    *scale = s;
-    *sum = total;
-  }
-}
-
-// Codes reach 255 and activations 127: 32768 products stay below 2^31.
-constexpr int64_t kExactSpan = 32768;
-
-template <int BITS, int R, int C>
-inline void a8_tile(const Packed& w, int64_t n, const RowGrid* grid, const int8_t* q, const float* a_scale,
-                    const int64_t* a_sum, float* y, int64_t ldy) {
-  constexpr int kBytes = kBlock * BITS / 8;
-  double result[R][C] = {};
-  for (int64_t i = 0, k = 0; i < w.groups; ++i) {
-    int64_t exact[R][C] = {};
-    for (const int64_t end = smaller(w.kp, k + w.group); k < end;) {
-      typename Isa::Sum acc[R][C];
-      for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) acc[r][c] = Isa::zero_sum();
-      for (const int64_t stop = smaller(end, k + kExactSpan); k < stop; k += kBlock)
-        for (int r = 0; r < R; ++r) {
-          const typename Isa::Codes codes = Isa::template codes<BITS>(w.row(n + r) + k / kBlock * kBytes);
-          for (int c = 0; c < C; ++c) acc[r][c] = Isa::template dot<BITS>(acc[r][c], codes, q + c * w.kp + k);
-        }
-      for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) exact[r][c] += Isa::total(acc[r][c]);
-    }
-    for (int r = 0; r < R; ++r)
-      for (int c = 0; c < C; ++c) {
-        const double zero = grid[r].zero[i * grid[r].step],
-                     scale = double(grid[r].scale[i]) * a_scale[c * w.groups + i];
-        result[r][c] += scale * (double(exact[r][c]) - zero * double(a_sum[c * w.groups + i]));
-      }
-  }
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) y[c * ldy + r] = float(result[r][c]);
-}
-
-template <int BITS, int R>
-inline void a8_rows(const Packed& w, int64_t n, const int8_t* q, const float* a_scale, const int64_t* a_sum,
-                    int64_t rows, float* y, int64_t ldy, float* scratch) {
-  RowGrid grid[R];
-  for (int r = 0; r < R; ++r) grid[r] = row_grid(w, n + r, scratch + 2 * w.groups * r);
-  auto at = [&](int64_t m, auto tile) {
-    tile(q + m * w.kp, a_scale + m * w.groups, a_sum + m * w.groups, y + m * ldy);
-  };
-  int64_t m = 0;
-  for (; m + 4 <= rows; m += 4) at(m, [&](auto... p) { a8_tile<BITS, R, 4>(w, n, grid, p..., ldy); });
-  for (; m < rows; ++m) at(m, [&](auto... p) { a8_tile<BITS, R, 1>(w, n, grid, p..., ldy); });
-}
-
-template <int BITS>
-void a8_bits(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const float* a_scale, const int64_t* a_sum,
-             int64_t rows, float* y, int64_t ldy, float* scratch) {
-  int64_t n = n0;
-  for (; n + 2 <= n1; n += 2) a8_rows<BITS, 2>(w, n, q, a_scale, a_sum, rows, y + n - n0, ldy, scratch);
-  for (; n < n1; ++n) a8_rows<BITS, 1>(w, n, q, a_scale, a_sum, rows, y + n - n0, ldy, scratch);
-}
-
-void gemm_a8(const Packed& w, int64_t n0, int64_t n1, const int8_t* q, const float* a_scale, const int64_t* a_sum,
-             int64_t rows, float* y, int64_t ldy, float* scratch) {
-  if (w.bits == 2) a8_bits<2>(w, n0, n1, q, a_scale, a_sum, rows, y, ldy, scratch);
-  if (w.bits == 4) a8_bits<4>(w, n0, n1, q, a_scale, a_sum, rows, y, ldy, scratch);
-  if (w.bits == 8) a8_bits<8>(w, n0, n1, q, a_scale, a_sum, rows, y, ldy, scratch);
 }
 
 }  // namespace
 
+#include "a8.inl"
+#include "a8_few.inl"
+#include "act.inl"
+#include "depthwise.inl"
 #include "gram.inl"
 #include "quantize.inl"
 
-#define MPQ_KERNELS(table, isa)                                                                                \
-  const mpq::Kernels mpq::table = {isa,          to_float,  from_float, unpack,       dequantize, gemv,        \
-                                   gemm,         transpose, axpy,       quantize_act, gemm_a8,    gram<false>, \
-                                   gram_pairs(), T,         kTileSums,  load_rows,    quantize,   probe_errors}
+#define MPQ_KERNELS(table, isa)                                                                                     \
+  const mpq::Kernels mpq::table = {isa,       to_float,    from_float,   unpack,      dequantize,   gemv,           \
+                                   gemm,      gather,      transpose,    every,       filter_plane, filter_row,     \
+                                   spread,    largest,     round_act,    round_bytes, quantize_act, arrange_a8,     \
+                                   order_a8,  sum_a8,      panel_a8,     grid_a8,     gemm_a8,      spread_a8,      \
+                                   gemv_a8,   gram<false>, gram_pairs(), T,           kTileSums,    Isa::kGemmFrom, \
+                                   load_rows, quantize,    probe_errors}

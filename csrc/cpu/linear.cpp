@@ -1,5 +1,6 @@
 // linear: few rows of activations go through `gemv`, many through panels and `gemm`, 8-bit ones through
-// `gemm_a8`. The choice depends on shapes alone, so a result never depends on the number of threads.
+// `gemv_a8`, or panels of codes and `gemm_a8`. The choice depends on shapes alone, so a result never depends on the
+// number of threads.
 #include <algorithm>
 #include <cstring>
 
@@ -11,12 +12,11 @@
 namespace mpq {
 namespace {
 
-// From here on, decoding once into the cache beats decoding in registers for every 4 rows.
-constexpr int64_t kGemmFrom = 12;
-constexpr int64_t kDepth = 512;          // k's of a dequantized block: kRows * kDepth floats stay in L2
-constexpr int64_t kRows = 48;            // a multiple of every ISA's tile height
-constexpr int64_t kMaxColumns = 512;     // activation rows staged at once
-constexpr int64_t kGrainMacs = 1 << 16;  // below this a second thread costs more than it saves
+constexpr int64_t kDepth = 512;           // k's of a dequantized block: kRows * kDepth floats stay in L2
+constexpr int64_t kRows = 48;             // a multiple of every ISA's tile height
+constexpr int64_t kMaxColumns = 512;      // activation rows staged at once
+constexpr int64_t kGrainMacs = 1 << 16;   // below this a second thread costs more than it saves
+constexpr int64_t kGrainMacs8 = 1 << 19;  // and with 8-bit activations
 
 // Rows of x as fp32 [m][Kp], zero past K; the caller's own memory when that is what it holds.
 const float* padded_rows(const LinearArgs& a, Buffer<float>& room) {
@@ -48,10 +48,10 @@ template <class F>
 void by_rows(const LinearArgs& a, const F& kernel) {
   const Packed& w = a.weight;
   const bool direct = a.type == Float::f32;
-  const int64_t grain = ceil_div(ceil_div(kGrainMacs, a.m * w.kp), 4) * 4;
-  parallel_for(ceil_div(w.n, 4), std::max<int64_t>(1, grain / 4), [&](int64_t begin, int64_t end) {
-    const int64_t n0 = begin * 4, n1 = std::min(w.n, end * 4), ld = direct ? w.n : n1 - n0;
-    Buffer<float> scratch(8 * w.groups), room(direct ? 0 : a.m * ld);
+  const int64_t grain = ceil_div(kGrainMacs, a.m * w.kp * kStreams);
+  parallel_for(ceil_div(w.n, kStreams), grain, [&](int64_t begin, int64_t end) {
+    const int64_t n0 = begin * kStreams, n1 = std::min(w.n, end * kStreams), ld = direct ? w.n : n1 - n0;
+    Buffer<float> scratch(kStreams * (2 * w.groups + kWidest)), room(direct ? 0 : a.m * ld);
     float* sums = direct ? static_cast<float*>(a.y) + n0 : room;
     kernel(n0, n1, sums, ld, scratch);
     for (int64_t m = 0; m < a.m; ++m) finish(a, m, n0, n1, sums + m * ld);
@@ -103,6 +103,70 @@ void by_panels(const LinearArgs& a, const float* x) {
   }
 }
 
+// Rows of activations rounded to 8 bits, as the kernels take them.
+struct Rounded {
+  int64_t ld;  // a line more than Kp: where Kp is a power of two, rows would fall on each other in the cache
+  Buffer<int8_t> q;
+  Buffer<float> scales, sums;
+
+  Rounded(const LinearArgs& a, const float* x)
+      : ld(a.weight.kp + 64), q(a.m * ld), scales(a.m * a.weight.groups), sums(a.m * Spans(a.weight).count) {
+    const Packed& w = a.weight;
+    const int64_t spans = Spans(w).count;
+    parallel_for(a.m, ceil_div(kGrainMacs, w.kp), [&](int64_t begin, int64_t end) {
+      for (int64_t m = begin; m < end; ++m) {
+        kernels().quantize_act(x + m * w.kp, w.kp, w.group, a.act_scale, q + m * ld, scales + m * w.groups);
+        kernels().arrange_a8(w, q + m * ld, sums + m * spans);
+      }
+    });
+  }
+};
+
+void by_rows8(const LinearArgs& a, const float* x) {
+  const Packed& w = a.weight;
+  const Chunks chunks(w);
+  const int64_t ld = chunks.count * chunks.codes, lanes = chunks.stretches * kWidest;
+  Buffer<int8_t> rounded(w.kp), q(a.m * ld);
+  Buffer<float> scales(w.groups), sums(a.m * 2 * lanes);
+  Buffer<int32_t> group(lanes);
+  for (int64_t i = 0; i < lanes; ++i)
+    group[i] = int32_t(chunks.group_of(i / kWidest, i % kWidest) - chunks.group_of(i / kWidest, 0));
+  for (int64_t m = 0; m < a.m; ++m) {
+    kernels().quantize_act(x + m * w.kp, w.kp, w.group, a.act_scale, rounded, scales);
+    kernels().spread_a8(w, rounded, scales, q + m * ld, sums + m * 2 * lanes);
+  }
+  const Few8 acts{q, ld, sums, group};
+  by_rows(a, [&](int64_t n0, int64_t n1, float* y, int64_t ldy, float* scratch) {
+    kernels().gemv_a8(w, n0, n1, acts, a.m, y, ldy, scratch);
+  });
+}
+
+void by_panels8(const LinearArgs& a, const float* x) {
+  const Packed& w = a.weight;
+  const Spans spans(w);
+  const Rounded acts(a, x);
+  const int64_t most = std::min(kMaxColumns, a.m), step = std::max<int64_t>(1, kDepth / spans.length);
+  const int64_t depth = std::min(w.kp, step * spans.length);
+  parallel_for(ceil_div(w.n, kPanel), ceil_div(kGrainMacs8, kPanel * w.kp * a.m), [&](int64_t begin, int64_t end) {
+    Buffer<uint8_t> codes(depth * kPanel);
+    Buffer<float> scales(w.groups * kPanel), zeros(w.groups * kPanel), scratch(w.groups * kPanel), y(most * kPanel);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t n0 = i * kPanel, n1 = std::min(w.n, n0 + kPanel);
+      kernels().grid_a8(w, n0, n1, scales, zeros, scratch);
+      for (int64_t m0 = 0; m0 < a.m; m0 += most) {
+        const int64_t rows = std::min(most, a.m - m0);
+        const Acts8 part = Acts8{acts.q, acts.ld, acts.scales, acts.sums}.from(m0, w.groups, spans.count);
+        for (int64_t s0 = 0; s0 < spans.count; s0 += step) {
+          const int64_t s1 = std::min(spans.count, s0 + step);
+          kernels().panel_a8(w, n0, n1, spans.begin(s0), spans.end(s1 - 1), codes);
+          kernels().gemm_a8(w, {codes, scales, zeros}, part, rows, s0, s1, y, s0 == 0);
+        }
+        for (int64_t m = 0; m < rows; ++m) finish(a, m0 + m, n0, n1, y + m * kPanel);
+      }
+    }
+  });
+}
+
 }  // namespace
 
 void linear(const LinearArgs& a) {
@@ -111,19 +175,11 @@ void linear(const LinearArgs& a) {
   const bool in_place = a.type == Float::f32 && w.k == w.kp;
   Buffer<float> room(in_place ? 0 : a.m * w.kp);
   const float* x = padded_rows(a, room);
-  if (a.act8) {
-    Buffer<int8_t> q(a.m * w.kp);
-    Buffer<float> scale(a.m * w.groups);
-    Buffer<int64_t> sum(a.m * w.groups);
-    parallel_for(a.m, ceil_div(kGrainMacs, w.kp), [&](int64_t begin, int64_t end) {
-      for (int64_t m = begin; m < end; ++m)
-        kernels().quantize_act(x + m * w.kp, w.kp, w.group, a.act_scale, q + m * w.kp, scale + m * w.groups,
-                               sum + m * w.groups);
-    });
-    by_rows(a, [&](int64_t n0, int64_t n1, float* y, int64_t ld, float* grid) {
-      kernels().gemm_a8(w, n0, n1, q, scale, sum, a.m, y, ld, grid);
-    });
-  } else if (a.m < kGemmFrom) {
+  if (a.act8 && a.m <= kFewRows) {
+    by_rows8(a, x);
+  } else if (a.act8) {
+    by_panels8(a, x);
+  } else if (a.m < kernels().gemm_from) {
     by_rows(a, [&](int64_t n0, int64_t n1, float* y, int64_t ld, float* grid) {
       kernels().gemv(w, n0, n1, x, a.m, y, ld, grid);
     });

@@ -29,8 +29,24 @@ static inline __m512d mpq_cvtps_pd(__m256 a) {
   for (int i = 0; i < 8; ++i) out[i] = in[i];
   return _mm512_load_pd(out);
 }
+static inline __m512i mpq_cvtps_epi32(__m512 a) {
+  alignas(64) float in[16];
+  alignas(64) int32_t out[16];
+  _mm512_store_ps(in, a);
+  for (int i = 0; i < 16; ++i) out[i] = int32_t(__builtin_nearbyintf(in[i]));
+  return _mm512_load_si512(out);
+}
+static inline __m128i mpq_cvtepi32_epi8(__m512i a) {
+  alignas(64) int32_t in[16];
+  alignas(16) int8_t out[16];
+  _mm512_store_si512(in, a);
+  for (int i = 0; i < 16; ++i) out[i] = int8_t(in[i]);
+  return _mm_load_si128(reinterpret_cast<const __m128i*>(out));
+}
+#define _mm512_cvtepi32_epi8 mpq_cvtepi32_epi8
 #define _mm512_cvtepi32_ps mpq_cvtepi32_ps
 #define _mm512_cvtepu8_epi32 mpq_cvtepu8_epi32
+#define _mm512_cvtps_epi32 mpq_cvtps_epi32
 #define _mm512_cvtps_pd mpq_cvtps_pd
 static inline __m512 mpq_shuffle_f32x4(__m512 a, __m512 b, int pick) {
   alignas(64) float from[32], out[16];

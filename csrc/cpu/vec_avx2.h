@@ -17,6 +17,8 @@ struct Avx2 {
   // for the operands among 16 registers.
   static constexpr int tile_rows(int wide) { return wide == 4 ? 3 : wide == 3 ? 4 : wide == 2 ? 6 : 8; }
 
+  static constexpr int kGemmFrom = 12;
+
   static constexpr int kGramTile = 3;    // 9 sums, enough to hide the latency, 3 rows and a column
   static constexpr bool kPairs = false;  // whether add_pairs multiplies bf16
 
@@ -74,7 +76,7 @@ struct Avx2 {
     }
   }
 
-  static __m256i word(const uint8_t* p) {  // 4 bytes in every lane
+  static __m256i word(const void* p) {  // 4 bytes in every lane
     int32_t w;
     std::memcpy(&w, p, 4);
     return _mm256_set1_epi32(w);
@@ -98,10 +100,8 @@ struct Avx2 {
     }
   };
 
-  // 32 codes as bytes, and their exact dot product with 32 signed bytes.
+  // 32 codes as bytes, in the order of k.
   using Codes = __m256i;
-  using Sum = __m256i;
-  static Sum zero_sum() { return _mm256_setzero_si256(); }
   template <int BITS>
   static Codes codes(const uint8_t* p) {
     if constexpr (BITS == 2) {  // a byte to each 32-bit lane, its fields spread to the lane's bytes
@@ -116,24 +116,65 @@ struct Avx2 {
       return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     }
   }
+  static void store_codes(uint8_t* out, Codes c) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), c); }
+
+  // Integer products: bytes of codes by signed bytes, 4 neighbours summed into a lane.
+  using Bytes = __m256i;
+  using Ints = __m256i;
   template <int BITS>
-  static Sum dot(Sum s, Codes c, const int8_t* q) {
-    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q));
-    if constexpr (BITS == 8) {  // 255 * 127 * 2 overflows the 16 bits of maddubs: widen first
-      const __m256i even = _mm256_set1_epi16(255);
-      const __m256i x_even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), x_odd = _mm256_srai_epi16(x, 8);
-      s = _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_and_si256(c, even), x_even));
-      return _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_srli_epi16(c, 8), x_odd));
-    } else {  // 15 * 127 * 2 = 3810 fits
-      return _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_maddubs_epi16(c, x), _mm256_set1_epi16(1)));
+  static constexpr int act_rows() {
+    return BITS == 8 ? 4 : 6;
+  }  // of a tile two vectors wide
+  static Bytes load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static void store_bytes(void* p, Bytes v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+  static Ints no_ints() { return _mm256_setzero_si256(); }
+  static Vec to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
+
+  // out[i]: field i of every byte
+  template <int BITS>
+  static void fields(Bytes v, Bytes out[8 / BITS]) {
+    const __m256i mask = _mm256_set1_epi8(char((1 << BITS) - 1));
+    out[0] = BITS == 8 ? v : _mm256_and_si256(v, mask);
+    if constexpr (BITS < 8) out[1] = _mm256_and_si256(_mm256_srli_epi16(v, BITS), mask);
+    if constexpr (BITS == 2) {
+      out[2] = _mm256_and_si256(_mm256_srli_epi16(v, 4), mask);
+      out[3] = _mm256_and_si256(_mm256_srli_epi16(v, 6), mask);
     }
   }
-  static int32_t total(Sum s) {
-    __m128i t = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
-    t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1)));
+  // Whether `dot` sums in 16 bits, which `widened` adds to a sum of 32: 8 steps of 15 * 127 * 2 = 3810 fit.
+  template <int BITS>
+  static constexpr bool kNarrow = BITS < 8;
+  template <int BITS>
+  static Ints dot(Ints sum, Bytes c, Bytes x) {
+    if constexpr (BITS < 8) return _mm256_add_epi16(sum, _mm256_maddubs_epi16(c, x));
+    // 255 * 127 * 2 would overflow the 16 bits of maddubs: widen first
+    const __m256i x_even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), x_odd = _mm256_srai_epi16(x, 8);
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_and_si256(c, _mm256_set1_epi16(255)), x_even));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_srli_epi16(c, 8), x_odd));
   }
-  static void store_codes(uint8_t* out, Codes c) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), c); }
+  static Ints widened(Ints sum, Ints narrow) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
+  }
+
+  static constexpr int kStreams = 4;  // rows that are walked along at once for one row of activations
+  using Lanes = __m256i;
+  static Lanes load_lanes(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static Vec picked(const float* p, Lanes from) { return _mm256_permutevar8x32_ps(load(p), from); }  // p[from], 0..7
+
+  // Word i of out[j] = word j of row i, for as many rows as words in a vector; rows are ld bytes apart.
+  static void transpose_words(const uint8_t* in, int64_t ld, Bytes out[8]) {
+    transpose8(reinterpret_cast<const float*>(in), ld / 4, reinterpret_cast<float*>(out), 8);
+  }
+  // Of each half of 32 bytes: byte j becomes what byte from[j] was.
+  static void shuffle16(int8_t* p, const uint8_t* from) {
+    const __m256i order = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    store_bytes(p, _mm256_shuffle_epi8(load_bytes(p), order));
+  }
+  static void store_rounded(int8_t* p, Vec v) {  // to nearest even; within -127..127
+    const __m256i i = _mm256_cvtps_epi32(v);
+    const __m128i s = _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(s, s));
+  }
 
   static void halves_to_floats(const uint16_t* src, float* dst, int64_t count) {
     int64_t i = 0;

@@ -9,6 +9,8 @@ struct Avx512 : Avx2 {
   using Vec = __m512;
   static constexpr int tile_rows(int) { return 12; }  // of the 32 registers, 24 sums
 
+  static constexpr int kGemmFrom = 24;
+
   static constexpr int kGramTile = 5;
   static constexpr bool kPairs = true;
 
@@ -87,9 +89,67 @@ struct Avx512 : Avx2 {
     return _mm512_mul_ps(set1(s), _mm512_sub_ps(_mm512_load_ps(v), set1(z)));
   }
 
+  using Bytes = __m512i;
+  using Ints = __m512i;
   template <int BITS>
-  static Sum dot(Sum s, Codes c, const int8_t* q) {
-    return _mm256_dpbusd_epi32(s, c, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q)));
+  static constexpr int act_rows() {
+    return 12;
+  }
+  static Bytes load_bytes(const void* p) { return _mm512_loadu_si512(p); }
+  static void store_bytes(void* p, Bytes v) { _mm512_storeu_si512(p, v); }
+  static Ints no_ints() { return _mm512_setzero_si512(); }
+  static Vec to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
+  static __m512i word(const void* p) {
+    int32_t w;
+    std::memcpy(&w, p, 4);
+    return _mm512_set1_epi32(w);
+  }
+  template <int BITS>
+  static void fields(Bytes v, Bytes out[8 / BITS]) {
+    const __m512i mask = _mm512_set1_epi8(char((1 << BITS) - 1));
+    out[0] = BITS == 8 ? v : _mm512_and_si512(v, mask);
+    if constexpr (BITS < 8) out[1] = _mm512_and_si512(_mm512_srli_epi32(v, BITS), mask);
+    if constexpr (BITS == 2) {
+      out[2] = _mm512_and_si512(_mm512_srli_epi32(v, 4), mask);
+      out[3] = _mm512_and_si512(_mm512_srli_epi32(v, 6), mask);
+    }
+  }
+  template <int BITS>
+  static constexpr bool kNarrow = false;
+  template <int BITS>
+  static Ints dot(Ints sum, Bytes c, Bytes x) {
+    return _mm512_dpbusd_epi32(sum, c, x);
+  }
+  static Ints widened(Ints sum, Ints) { return sum; }  // nothing is narrow here
+  static constexpr int kStreams = 8;
+  using Lanes = __m512i;
+  static Lanes load_lanes(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static Vec picked(const float* p, Lanes from) { return _mm512_permutexvar_ps(from, load(p)); }
+  static void transpose_words(const uint8_t* in, int64_t ld, Bytes out[16]) {
+    __m512 r[16];
+    for (int i = 0; i < 16; i += 4) {  // within blocks of 4 x 4
+      __m512 a[4];
+      for (int j = 0; j < 4; ++j) a[j] = _mm512_castsi512_ps(load_bytes(in + (i + j) * ld));
+      const __m512 ab[2] = {_mm512_unpacklo_ps(a[0], a[1]), _mm512_unpackhi_ps(a[0], a[1])};
+      const __m512 cd[2] = {_mm512_unpacklo_ps(a[2], a[3]), _mm512_unpackhi_ps(a[2], a[3])};
+      for (int j = 0; j < 2; ++j) {
+        r[i + 2 * j] = _mm512_shuffle_ps(ab[j], cd[j], 0x44);
+        r[i + 2 * j + 1] = _mm512_shuffle_ps(ab[j], cd[j], 0xee);
+      }
+    }
+    for (int j = 0; j < 4; ++j) {  // and the blocks
+      const __m512 even[2] = {_mm512_shuffle_f32x4(r[j], r[4 + j], 0x88),
+                              _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0x88)};
+      const __m512 odd[2] = {_mm512_shuffle_f32x4(r[j], r[4 + j], 0xdd),
+                             _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0xdd)};
+      out[j] = _mm512_castps_si512(_mm512_shuffle_f32x4(even[0], even[1], 0x88));
+      out[4 + j] = _mm512_castps_si512(_mm512_shuffle_f32x4(odd[0], odd[1], 0x88));
+      out[8 + j] = _mm512_castps_si512(_mm512_shuffle_f32x4(even[0], even[1], 0xdd));
+      out[12 + j] = _mm512_castps_si512(_mm512_shuffle_f32x4(odd[0], odd[1], 0xdd));
+    }
+  }
+  static void store_rounded(int8_t* p, Vec v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
   }
 };
 

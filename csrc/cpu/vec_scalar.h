@@ -11,6 +11,8 @@ struct Isa {
   };
   static constexpr int tile_rows(int) { return 2; }
 
+  static constexpr int kGemmFrom = 12;
+
   static constexpr int kGramTile = 2;
   static constexpr bool kPairs = false;
 
@@ -95,27 +97,83 @@ struct Isa {
     }
   };
 
-  // 32 codes as bytes, and their exact dot product with 32 signed bytes.
+  // 32 codes as bytes, in the order of k.
   struct Codes {
     uint8_t v[mpq::kBlock];
   };
-  struct Sum {
-    int32_t v;
-  };
-  static Sum zero_sum() { return {0}; }
   template <int BITS>
   static Codes codes(const uint8_t* p) {
     Codes c;
     for (int i = 0; i < mpq::kBlock; ++i) c.v[i] = mpq::get_code(p, i, BITS);
     return c;
   }
-  template <int BITS>
-  static Sum dot(Sum s, const Codes& c, const int8_t* q) {
-    for (int i = 0; i < mpq::kBlock; ++i) s.v += int32_t(c.v[i]) * q[i];
-    return s;
-  }
-  static int32_t total(Sum s) { return s.v; }
   static void store_codes(uint8_t* out, const Codes& c) { std::memcpy(out, c.v, sizeof c.v); }
+
+  // Integer products: bytes of codes by signed bytes, 4 neighbours summed into a lane.
+  struct Bytes {
+    uint8_t v[4 * kWidth];
+  };
+  struct Ints {
+    int32_t v[kWidth];
+  };
+  template <int BITS>
+  static constexpr int act_rows() {
+    return 2;
+  }
+  static Bytes load_bytes(const void* p) {
+    Bytes r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
+  static void store_bytes(void* p, const Bytes& b) { std::memcpy(p, b.v, sizeof b.v); }
+  static Ints no_ints() { return Ints{}; }
+  static Vec to_floats(const Ints& a) {
+    Vec r;
+    for (int i = 0; i < kWidth; ++i) r.v[i] = float(a.v[i]);
+    return r;
+  }
+  static Bytes word(const void* p) {  // 4 bytes in every lane
+    Bytes r;
+    for (int i = 0; i < kWidth; ++i) std::memcpy(r.v + 4 * i, p, 4);
+    return r;
+  }
+  template <int BITS>
+  static void fields(const Bytes& b, Bytes out[8 / BITS]) {  // out[i]: field i of every byte
+    for (int i = 0; i < 8 / BITS; ++i)
+      for (int j = 0; j < 4 * kWidth; ++j) out[i].v[j] = b.v[j] >> (BITS * i) & mpq::max_code(BITS);
+  }
+  template <int BITS>
+  static constexpr bool kNarrow = false;
+  template <int BITS>
+  static Ints dot(Ints sum, const Bytes& c, const Bytes& x) {
+    for (int j = 0; j < 4 * kWidth; ++j) sum.v[j / 4] += int32_t(c.v[j]) * int8_t(x.v[j]);
+    return sum;
+  }
+  static Ints widened(const Ints& sum, const Ints&) { return sum; }  // nothing is narrow here
+  static constexpr int kStreams = 1;
+  using Lanes = Ints;
+  static Lanes load_lanes(const int32_t* p) {
+    Lanes r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
+  static Vec picked(const float* p, const Lanes& from) {
+    Vec r;
+    for (int i = 0; i < kWidth; ++i) r.v[i] = p[from.v[i]];
+    return r;
+  }
+  static void transpose_words(const uint8_t* in, int64_t ld, Bytes out[kWidth]) {
+    for (int i = 0; i < kWidth; ++i)
+      for (int j = 0; j < kWidth; ++j) std::memcpy(out[j].v + 4 * i, in + i * ld + 4 * j, 4);
+  }
+  static void shuffle16(int8_t* p, const uint8_t* from) {
+    int8_t old[32];
+    std::memcpy(old, p, 32);
+    for (int j = 0; j < 32; ++j) p[j] = old[j / 16 * 16 + from[j % 16]];
+  }
+  static void store_rounded(int8_t* p, const Vec& a) {  // to nearest even; adding 1.5 * 2^23 leaves no fraction
+    for (int i = 0; i < kWidth; ++i) p[i] = int8_t((a.v[i] + 12582912.0f) - 12582912.0f);
+  }
 
   static float half_to_float(uint16_t h) {
     const uint32_t sign = uint32_t(h & 0x8000) << 16, rest = h & 0x7fff;

@@ -96,6 +96,13 @@ def sum_bound(x: Tensor, w: Tensor, k: int) -> Tensor:
     return 6 * k**0.5 * U * F.linear(x.double().abs(), w.double().abs())
 
 
+def a8_factor(k: int, group: int) -> float:
+    """Error of a product with 8-bit activations over sum |x| |w|: integer sums are exact over a group, or 256 and more
+    of it; fp32 joins these spans, with 3 roundings each."""
+    spans = -(-k // min(group or k, 256))
+    return (6 * spans**0.5 + 3) * U
+
+
 def assert_within(got: Tensor, want: Tensor, bound: Tensor, dtype: torch.dtype = torch.float32) -> None:
     """|got - want| <= bound + the rounding of the result (and of adding a bias) to its type."""
     assert got.shape == want.shape and got.dtype == dtype

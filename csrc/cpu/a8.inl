@@ -1,0 +1,259 @@
+// 8-bit activations: integer sums over spans of k, exact, joined in fp32. Written over `Isa` like kernels.inl, which
+// includes this. Results are the same on every instruction set, to the bit: one order, one rounding for each step.
+namespace {
+
+using mpq::Acts8;
+using mpq::Panel8;
+using mpq::Spans;
+
+// ---- rounding activations ---------------------------------------------------------------------------
+
+void quantize_act(const float* x, int64_t kp, int64_t group, mpq::FixedScale fixed, int8_t* q, float* scale) {
+  constexpr int kWidth = Isa::kWidth;
+  const typename Isa::Vec top = Isa::set1(127), low = Isa::set1(-127);
+  for (int64_t k0 = 0; k0 < kp; k0 += group, ++scale) {
+    const int64_t k1 = smaller(kp, k0 + group);
+    typename Isa::Vec most = Isa::zero(), strange = Isa::zero();
+    for (int64_t k = k0; k < k1; k += kWidth) {
+      const typename Isa::Vec v = Isa::load(x + k);
+      most = Isa::max(most, Isa::absolute(v));
+      strange = Isa::multiply_add(v, Isa::zero(), strange);  // NaN once there is an infinity or NaN
+    }
+    const float known = fixed.values ? fixed.values[fixed.each ? k0 / group : 0] : Isa::highest(most) / 127.0f;
+    const float s = known + Isa::sum(strange);  // infinities and NaN reach every result
+    *scale = s;
+    if (!(s > 0)) {
+      std::memset(q + k0, 0, k1 - k0);
+      continue;
+    }
+    for (int64_t k = k0; k < k1; k += kWidth)
+      Isa::store_rounded(q + k, Isa::min(Isa::max(Isa::div(Isa::load(x + k), Isa::set1(s)), low), top));
+  }
+}
+
+// ---- in which order codes and activations meet ------------------------------------------------------
+
+// A 4-byte word of packed codes holds 4 * kFields of them, and its i-th field of each byte is taken out at once: codes
+// i, i + kFields, ... of the word make the i-th quad. Panels are in this order, and activations are put into it.
+template <int BITS>
+constexpr int kFields = 8 / BITS;
+
+template <int BITS>
+void put_in_order(int8_t* q, int64_t count) {
+  if (BITS == 8) return;
+  uint8_t from[16];  // a word or two
+  for (int j = 0; j < 16; ++j) {
+    const int word = j / (4 * kFields<BITS>), quad = j / 4 % kFields<BITS>;
+    from[j] = uint8_t(word * 4 * kFields<BITS> + j % 4 * kFields<BITS> + quad);
+  }
+  for (int64_t k = 0; k < count; k += kBlock) Isa::shuffle16(q + k, from);
+}
+
+void order_a8(int bits, int8_t* q, int64_t count) {
+  if (bits == 2) put_in_order<2>(q, count);
+  if (bits == 4) put_in_order<4>(q, count);
+}
+
+void arrange_a8(const Packed& w, int8_t* q, float* sums) {
+  const Spans spans(w);
+  order_a8(w.bits, q, w.kp);
+  for (int64_t s = 0; s < spans.count; ++s) {
+    int32_t sum = 0;
+    for (int64_t k = spans.begin(s); k < spans.end(s); ++k) sum += q[k];
+    sums[s] = float(sum);
+  }
+}
+
+// The sums of up to kWidth rows over count bytes, a multiple of 32; up to a vector is read in any case.
+inline typename Isa::Vec byte_sums(const int8_t* q, int64_t ld, int64_t rows, int64_t count) {
+  constexpr int64_t kStep = 4 * Isa::kWidth;
+  alignas(64) uint8_t bytes[2 * kStep];
+  std::memset(bytes, 1, kStep);
+  std::memset(bytes + kStep, 0, kStep);
+  const int64_t whole = count / kStep * kStep;
+  const typename Isa::Bytes ones = Isa::load_bytes(bytes), rest = Isa::load_bytes(bytes + kStep - (count - whole));
+  typename Isa::Vec sums[Isa::kWidth];
+  for (typename Isa::Vec& sum : sums) sum = Isa::zero();
+  for (int64_t r = 0; r < rows; ++r) {
+    const int8_t* row = q + r * ld;
+    typename Isa::Ints sum = Isa::no_ints();
+    for (int64_t k = 0; k < whole; k += kStep) sum = Isa::template dot<8>(sum, ones, Isa::load_bytes(row + k));
+    if (whole < count) sum = Isa::template dot<8>(sum, rest, Isa::load_bytes(row + whole));
+    sums[r] = Isa::to_floats(sum);
+  }
+  return Isa::sums(sums);  // exact: below 2^24
+}
+
+void sum_a8(const Packed& w, const int8_t* q, int64_t ld, int64_t rows, float* sums) {
+  const Spans spans(w);
+  for (int64_t s = 0; s < spans.count; ++s) {
+    const int64_t k = spans.begin(s), count = spans.end(s) - k;
+    for (int64_t r = 0; r < rows; r += Isa::kWidth) {
+      float found[Isa::kWidth];
+      const int64_t used = smaller(Isa::kWidth, rows - r);
+      Isa::store(found, byte_sums(q + r * ld + k, ld, used, count));
+      for (int64_t i = 0; i < used; ++i) sums[(r + i) * spans.count + s] = found[i];
+    }
+  }
+}
+
+// ---- panels of codes --------------------------------------------------------------------------------
+
+inline void fetch_ahead(const uint8_t* p, int64_t ld, int rows) {
+  for (int r = 0; r < rows; ++r) __builtin_prefetch(p + r * ld);
+}
+
+// Squares of packed words are transposed, then taken apart: fewer codes move than if they came apart first.
+template <int BITS>
+void panel_codes(const Packed& w, int64_t n0, int64_t n1, int64_t k0, int64_t k1, uint8_t* out) {
+  constexpr int kWords = Isa::kWidth, kBytes = 4 * kWords, kCodes = kBytes * kFields<BITS>;
+  const int64_t row_bytes = mpq::packed_bytes(w.kp, BITS), depth = mpq::packed_bytes(k1 - k0, BITS);
+  // what the next call is likely to want: the codes that follow, after the last ones the next rows' first
+  const int64_t ahead = k1 < w.kp ? depth : kPanel * row_bytes - mpq::packed_bytes(k0, BITS);
+  for (int64_t n = 0; n < kPanel; n += kWords)
+    for (int64_t k = k0; k < k1; k += kCodes) {
+      const int64_t bytes = smaller(kBytes, mpq::packed_bytes(k1 - k, BITS)), at = mpq::packed_bytes(k, BITS);
+      fetch_ahead(w.row(n0 + n) + at + ahead, row_bytes, kWords);
+      typename Isa::Bytes square[kWords];
+      if (n0 + n + kWords <= n1 && bytes == kBytes) {
+        Isa::transpose_words(w.row(n0 + n) + at, row_bytes, square);
+      } else {  // the last row stands for those past it
+        uint8_t edge[kWords][kBytes];
+        for (int r = 0; r < kWords; ++r) std::memcpy(edge[r], w.row(smaller(n0 + n + r, n1 - 1)) + at, bytes);
+        Isa::transpose_words(edge[0], kBytes, square);
+      }
+      uint8_t* to = out + (k - k0) * kPanel + 4 * n;
+      for (int64_t t = 0; t < bytes / 4; ++t) {
+        typename Isa::Bytes quad[kFields<BITS>];
+        Isa::template fields<BITS>(square[t], quad);
+        for (int i = 0; i < kFields<BITS>; ++i, to += 4 * kPanel) Isa::store_bytes(to, quad[i]);
+      }
+    }
+}
+
+void panel_a8(const Packed& w, int64_t n0, int64_t n1, int64_t k0, int64_t k1, uint8_t* out) {
+  if (w.bits == 2) panel_codes<2>(w, n0, n1, k0, k1, out);
+  if (w.bits == 4) panel_codes<4>(w, n0, n1, k0, k1, out);
+  if (w.bits == 8) panel_codes<8>(w, n0, n1, k0, k1, out);
+}
+
+void grid_a8(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zeros, float* scratch) {
+  auto turned = [&](const void* from, float* to) {
+    const float* floats = static_cast<const float*>(from) + n0 * w.groups;
+    if (w.half) {
+      Isa::halves_to_floats(static_cast<const uint16_t*>(from) + n0 * w.groups, scratch, (n1 - n0) * w.groups);
+      floats = scratch;
+    }
+    transpose(floats, w.groups, n1 - n0, w.groups, to, kPanel);
+  };
+  turned(w.scales, scales);
+  if (w.zero_each) return turned(w.zeros, zeros);
+  float zero = mpq::mid_zero(w.bits);
+  if (w.zeros) to_float(w.zeros, w.half ? Float::f16 : Float::f32, &zero, 1);
+  for (int64_t j = 0; j < kPanel; ++j) zeros[j] = zero;
+}
+
+// ---- a panel of codes against many rows of activations ----------------------------------------------
+
+// C rows of activations by kTileVecs vectors of weight rows, all sums in registers.
+constexpr int kTileVecs = 2;
+
+template <int C>
+struct Sums8 {
+  typename Isa::Ints v[C][kTileVecs];
+};
+
+// Over k codes, above 0, from 0 on.
+template <int BITS, int C>
+inline Sums8<C> a8_steps(const uint8_t* codes, const int8_t* q, int64_t ld, int64_t k) {
+  typename Isa::Ints sum[C][kTileVecs];
+  for (int c = 0; c < C; ++c)
+    for (int v = 0; v < kTileVecs; ++v) sum[c][v] = Isa::no_ints();
+  for (int64_t i = 0; i < k; i += 4, codes += 4 * kPanel) {
+    typename Isa::Bytes b[kTileVecs];
+    for (int v = 0; v < kTileVecs; ++v) b[v] = Isa::load_bytes(codes + 4 * Isa::kWidth * v);
+    for (int c = 0; c < C; ++c) {
+      const typename Isa::Bytes x = Isa::word(q + c * ld + i);
+      for (int v = 0; v < kTileVecs; ++v) sum[c][v] = Isa::template dot<BITS>(sum[c][v], b[v], x);
+    }
+  }
+  Sums8<C> result;
+  for (int c = 0; c < C; ++c)
+    for (int v = 0; v < kTileVecs; ++v) result.v[c][v] = sum[c][v];
+  return result;
+}
+
+// Of the codes of one span.
+template <int BITS, int C>
+inline Sums8<C> a8_span(const uint8_t* codes, const int8_t* q, int64_t ld, int64_t k) {
+  if constexpr (!Isa::template kNarrow<BITS>) {
+    return a8_steps<BITS, C>(codes, q, ld, k);
+  } else {
+    Sums8<C> sum = {};
+    for (int64_t i = 0; i < k; i += kBlock) {
+      const Sums8<C> part = a8_steps<BITS, C>(codes + i * kPanel, q + i, ld, kBlock);
+      for (int c = 0; c < C; ++c)
+        for (int v = 0; v < kTileVecs; ++v) sum.v[c][v] = Isa::widened(sum.v[c][v], part.v[c][v]);
+    }
+    return sum;
+  }
+}
+
+template <int BITS, int C>
+inline void a8_tile(const Packed& w, const Panel8 panel, const Acts8 a, int64_t s0, int64_t s1, float* y, bool first) {
+  const Spans spans(w);
+  const int64_t groups = w.groups, origin = spans.begin(s0), zero_step = w.zero_each ? kPanel : 0;
+  if (first)
+    for (int c = 0; c < C; ++c)
+      for (int v = 0; v < kTileVecs; ++v) Isa::store(y + c * kPanel + v * Isa::kWidth, Isa::zero());
+  for (int64_t s = s0; s < s1; ++s) {
+    const int64_t k0 = spans.begin(s), k1 = spans.end(s), g = s / spans.per_group;
+    const Sums8<C> sum = a8_span<BITS, C>(panel.codes + (k0 - origin) * kPanel, a.q + k0, a.ld, k1 - k0);
+    const float *a_sum = a.sums + s, *a_scale = a.scales + g;
+    for (int v = 0; v < kTileVecs; ++v) {
+      const typename Isa::Vec scale = Isa::load(panel.scales + g * kPanel + v * Isa::kWidth),
+                              zero = Isa::load(panel.zeros + g * zero_step + v * Isa::kWidth),
+                              minus = Isa::sub(Isa::zero(), zero);
+      for (int c = 0; c < C; ++c) {
+        float* to = y + c * kPanel + v * Isa::kWidth;
+        const typename Isa::Vec centred =
+            Isa::fused(minus, Isa::set1(a_sum[c * spans.count]), Isa::to_floats(sum.v[c][v]));
+        Isa::store(to, Isa::fused(Isa::mul(centred, scale), Isa::set1(a_scale[c * groups]), Isa::load(to)));
+      }
+    }
+  }
+}
+
+template <int BITS, int C>
+void a8_rows(const Packed& w, Panel8 panel, const Acts8& a, int64_t rows, int64_t s0, int64_t s1, float* y,
+             bool first) {
+  if (rows == C) {
+    constexpr int64_t kStep = kTileVecs * Isa::kWidth;
+    for (int64_t j = 0; j < kPanel; j += kStep) {
+      a8_tile<BITS, C>(w, panel, a, s0, s1, y + j, first);
+      panel.codes += 4 * kStep, panel.scales += kStep, panel.zeros += kStep;
+    }
+  } else if constexpr (C > 1) {
+    a8_rows<BITS, C - 1>(w, panel, a, rows, s0, s1, y, first);
+  }
+}
+
+template <int BITS>
+void a8_panel(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, int64_t s0, int64_t s1, float* y,
+              bool first) {
+  constexpr int kMost = Isa::template act_rows<BITS>();
+  const int64_t tiles = mpq::ceil_div(rows, kMost);  // as even as can be
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t m = rows * t / tiles, m1 = rows * (t + 1) / tiles;
+    a8_rows<BITS, kMost>(w, panel, a.from(m, w.groups, Spans(w).count), m1 - m, s0, s1, y + m * kPanel, first);
+  }
+}
+
+void gemm_a8(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, int64_t s0, int64_t s1, float* y,
+             bool first) {
+  if (w.bits == 2) a8_panel<2>(w, panel, a, rows, s0, s1, y, first);
+  if (w.bits == 4) a8_panel<4>(w, panel, a, rows, s0, s1, y, first);
+  if (w.bits == 8) a8_panel<8>(w, panel, a, rows, s0, s1, y, first);
+}
+
+}  // namespace

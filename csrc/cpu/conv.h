@@ -1,0 +1,51 @@
+// What the ways to convolve share: where results go, and how an input is rounded to 8 bits.
+#pragma once
+#include "drivers.h"
+
+namespace mpq {
+
+constexpr int64_t kConvGrain = 1 << 15;  // elements below which a second thread costs more than it saves
+
+// A stretch of output pixels in one output row, at `lane` of its tile.
+struct Run {
+  int64_t lane, length, batch, y, x;
+};
+
+// Output pixels p0..p1, numbered over (batch, row, column), as runs; returns how many.
+inline int64_t split(const ConvArgs& a, int64_t p0, int64_t p1, Run* runs) {
+  int64_t count = 0;
+  for (int64_t p = p0; p < p1;) {
+    const int64_t x = p % a.out_width, row = p / a.out_width, left = a.out_width - x;
+    const int64_t length = p1 - p < left ? p1 - p : left;
+    runs[count++] = {p - p0, length, row / a.out_height, row % a.out_height, x};
+    p += length;
+  }
+  return count;
+}
+
+// Where the results of a weight row go: within a channel group the rows of one variant follow those of another.
+struct Target {
+  int64_t variant, channel;
+
+  Target(const ConvArgs& a, int64_t n) {
+    const int64_t rows = a.weight.n / (a.groups * a.variants);
+    variant = n / rows % a.variants;
+    channel = n / (rows * a.variants) * rows + n % rows;
+  }
+  float* in(const ConvArgs& a) const { return a.y + variant * a.batch * a.y_stride[0] + channel * a.y_stride[1]; }
+  float bias(const ConvArgs& a) const { return a.bias ? a.bias[channel] : 0; }
+};
+
+// Scales and zeros of weight rows n0..n1 as fp32 [rows][groups].
+void load_grids(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zeros);
+
+// The scale of each sample: the fixed one, else max|x| / 127; NaN for a sample that is not finite.
+void sample_scales(const ConvArgs& a, float* scales);
+
+// The three ways: patches against dequantized weights, the same in integers, and each channel on its own.
+void conv_dense(const ConvArgs& a);
+void conv_a8(const ConvArgs& a);
+void conv_depthwise(const ConvArgs& a);
+bool takes_depthwise(const ConvArgs& a);
+
+}  // namespace mpq

@@ -1,0 +1,109 @@
+// Depthwise convolution with vectors along pixels: over a zero-padded band of one channel's plane that stays in the
+// cache.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "depthwise.h"
+#include "parallel.h"
+
+namespace mpq {
+namespace {
+
+constexpr int64_t kBandFloats = 8 * 1024;  // of a plane: 32 KiB, most of a level 1 cache
+
+// Some rows of one plane, padded with zeros and taken apart into phases: every stride-th row and column from each
+// start. What a tap meets at neighbouring results is then contiguous, and every row of results follows the one before
+// at the same distance, `span`: a tap is one offset.
+struct Band {
+  const int64_t out_rows, rows_in, width, steps[2], span, height;
+  std::vector<int64_t> offsets;
+  Buffer<float> data, line;
+
+  Band(const ConvArgs& a, int64_t wanted)
+      : out_rows(wanted),
+        rows_in((wanted - 1) * a.stride[0] + (a.kernel[0] - 1) * a.dilation[0] + 1),
+        width(a.width + 2 * a.padding[1]),
+        steps{std::min(a.stride[0], rows_in), std::min(a.stride[1], width)},
+        span(ceil_div(width, a.stride[1])),
+        height(ceil_div(rows_in, a.stride[0])),
+        data(size() + 2 * kWidest),
+        line(a.width) {
+    std::memset(data, 0, (size() + 2 * kWidest) * sizeof(float));
+    for (int64_t ky = 0; ky < a.kernel[0]; ++ky)
+      for (int64_t kx = 0; kx < a.kernel[1]; ++kx)
+        offsets.push_back(row_at(a, ky * a.dilation[0]) + column_at(a, kx * a.dilation[1]));
+  }
+  int64_t size() const { return steps[0] * steps[1] * height * span; }
+  int64_t row_at(const ConvArgs& a, int64_t v) const {
+    return (v % a.stride[0] * steps[1] * height + v / a.stride[0]) * span;
+  }
+  int64_t column_at(const ConvArgs& a, int64_t u) const { return u % a.stride[1] * height * span + u / a.stride[1]; }
+
+  // Input rows that results from row y0 on meet; `scale` is that of 8-bit activations.
+  void fill(const ConvArgs& a, const float* plane, int64_t y0, int64_t rows, const float* scale) {
+    const int64_t top = y0 * a.stride[0] - a.padding[0];
+    const int64_t used = (rows - 1) * a.stride[0] + (a.kernel[0] - 1) * a.dilation[0] + 1;
+    for (int64_t v = 0; v < used; ++v) {
+      const int64_t y = top + v;
+      const bool outside = y < 0 || y >= a.height;
+      const float* in = plane + y * a.x_stride[2];
+      int64_t gap = a.x_stride[3];
+      if (scale && !outside) {
+        if (gap != 1) kernels().every(in, gap, a.width, line);
+        kernels().round_act(gap == 1 ? in : line, a.width, *scale, line);
+        in = line, gap = 1;
+      }
+      for (int64_t x = 0; x < std::min(a.stride[1], a.width); ++x) {
+        const int64_t count = ceil_div(a.width - x, a.stride[1]);
+        float* out = data + row_at(a, v) + column_at(a, x + a.padding[1]);
+        if (outside)
+          std::memset(out, 0, count * sizeof(float));
+        else
+          kernels().every(in + x * gap, gap * a.stride[1], count, out);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+void depthwise_planes(const ConvArgs& a, const Filters& f, const float* scales) {
+  const Packed& w = a.weight;
+  const int64_t multiplier = w.n / a.groups, row_floats = a.stride[0] * (a.width + 2 * a.padding[1]);
+  const int64_t wanted =
+      std::clamp<int64_t>(kBandFloats / row_floats, std::min<int64_t>(a.out_height, a.kernel[0]), a.out_height);
+  const int64_t bands = ceil_div(a.out_height, wanted);
+  parallel_for(
+      a.batch * a.groups, ceil_div(kConvGrain, a.out_height * a.out_width * w.k), [&](int64_t begin, int64_t end) {
+        Band band(a, ceil_div(a.out_height, bands));
+        const int64_t room = ceil_div(band.out_rows * band.span, kWidest) * kWidest;
+        Buffer<float> sums(room), totals(f.centered ? 0 : room), ones(f.count);
+        std::fill_n(static_cast<float*>(ones), f.count, 1.0f);
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t b = i / a.groups, channel = i % a.groups;
+          const float *plane = a.x + b * a.x_stride[0] + channel * a.x_stride[1], *act = scales ? scales + b : nullptr;
+          for (int64_t y0 = 0; y0 < a.out_height; y0 += band.out_rows) {
+            const int64_t rows = std::min(band.out_rows, a.out_height - y0),
+                          count = (rows - 1) * band.span + a.out_width;
+            band.fill(a, plane, y0, rows, act);
+            if (!f.centered) kernels().filter_plane(band.data, band.offsets.data(), ones, f.count, 1, 0, totals, count);
+            for (int64_t n = channel * multiplier; n < (channel + 1) * multiplier; ++n) {
+              const float* taps = f.taps + n * f.count;
+              const float scale = act ? f.scale[n] * *act : 1;
+              kernels().filter_plane(band.data, band.offsets.data(), taps, f.count, f.centered ? scale : 1,
+                                     f.centered ? f.bias[n] : 0, sums, count);
+              if (!f.centered) settle(sums, totals, count, scale, f.zero[n], f.bias[n]);
+              float* y = Target(a, n).in(a) + b * a.y_stride[0] + y0 * a.y_stride[2];
+              for (int64_t r = 0; r < rows; ++r, y += a.y_stride[2])
+                if (a.y_stride[3] == 1)
+                  std::memcpy(y, sums + r * band.span, a.out_width * sizeof(float));
+                else
+                  for (int64_t x = 0; x < a.out_width; ++x) y[x * a.y_stride[3]] = sums[r * band.span + x];
+            }
+          }
+        }
+      });
+}
+
+}  // namespace mpq

@@ -1,0 +1,127 @@
+"""conv2d where its ways end: tails of vectors, bands, tiles; the largest integers; samples that are not finite."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mpqkern.plain import quantize_activations
+
+from . import reference
+from .test_conv import problem
+
+# channels in, out, groups, kernel, stride, padding, dilation, height, width
+DEPTHWISE = [
+    (16, 16, 16, (3, 3), (1, 1), (1, 1), (1, 1), 7, 7),  # one vector of channels, turned planes
+    (33, 33, 33, (5, 5), (1, 1), (2, 2), (1, 1), 6, 9),  # a tail of one channel
+    (40, 40, 40, (3, 3), (2, 2), (1, 1), (1, 1), 33, 35),  # rows in place when channels run fastest
+    (32, 32, 32, (5, 5), (2, 2), (2, 2), (1, 1), 20, 41),  # rows copied
+    (17, 17, 17, (3, 3), (1, 1), (0, 1), (1, 1), 16, 16),  # planes too large to be turned
+    (16, 16, 16, (7, 3), (3, 2), (3, 4), (1, 3), 19, 23),  # no kernel of its own
+    (16, 16, 16, (2, 4), (1, 1), (5, 6), (2, 1), 3, 4),  # results that meet nothing but padding
+    (3, 3, 3, (3, 3), (1, 1), (1, 1), (1, 1), 90, 110),  # several bands of a plane
+    (64, 64, 64, (3, 3), (1, 1), (1, 1), (1, 1), 62, 50),  # several bands of rows
+    (18, 36, 18, (3, 3), (1, 1), (1, 1), (1, 1), 8, 8),  # two results a channel
+]
+DENSE = [
+    (32, 33, 1, (1, 1), (1, 1), (0, 0), (1, 1), 9, 15),  # pixels are patches
+    (24, 70, 1, (1, 1), (1, 1), (0, 0), (1, 1), 5, 31),  # and padded to whole blocks
+    (20, 65, 1, (1, 1), (2, 3), (0, 0), (1, 1), 10, 13),
+    (48, 18, 3, (1, 1), (1, 1), (0, 0), (1, 1), 6, 11),
+    (16, 13, 1, (3, 3), (1, 1), (0, 0), (1, 1), 12, 37),  # read in place
+    (48, 50, 1, (3, 3), (1, 1), (1, 1), (1, 1), 8, 8),  # several blocks of k, a tail of a tile
+    (3, 64, 1, (7, 7), (2, 2), (3, 3), (1, 1), 40, 42),
+    (64, 6, 2, (3, 3), (2, 1), (1, 2), (1, 2), 9, 14),
+]
+
+
+def orders(x: torch.Tensor) -> list[torch.Tensor]:
+    return [x, x.contiguous(memory_format=torch.channels_last)]
+
+
+def geometry(case: tuple) -> dict[str, object]:
+    return {"stride": case[4], "padding": case[5], "dilation": case[6], "groups": case[2]}
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("act_bits", [None, 8])
+@pytest.mark.parametrize("group,symmetric", [(0, True), (32, False)])
+@pytest.mark.parametrize("case", DEPTHWISE + DENSE)
+def test_tails(path: SimpleNamespace, case: tuple, group: int, symmetric: bool, act_bits: int | None) -> None:
+    cin, cout, groups, kernel, stride, padding, dilation, height, width = case
+    weight, w, k = problem(path, case, 4, group, symmetric)
+    x, bias, how = torch.randn(2, cin, height, width), torch.randn(cout), geometry(case)
+    exact = x.double()
+    if act_bits:
+        q, scale = quantize_activations(x.flatten(1), 0)
+        exact = (q.double() * scale.double()).view(x.shape)
+    want = F.conv2d(exact, w, bias.double(), **how)
+    size = F.conv2d(exact.abs(), w.abs(), bias.double().abs(), **how)
+    for y in orders(x):
+        got = path.conv2d(y, *weight, bias, 4, group, kernel, stride, padding, dilation, groups, act_bits)
+        factor = reference.a8_factor(k, group) if act_bits else (6 * k**0.5 + 2) * reference.U
+        reference.assert_within(got, want, factor * size)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("cin,cout,groups,kernel", [(16, 16, 16, (16, 16)), (4, 4, 4, (17, 17)), (128, 3, 1, (3, 3))])
+@pytest.mark.parametrize("zero", [0.0, 254.5, 100.25])
+def test_largest_integers(
+    path: SimpleNamespace, cin: int, cout: int, groups: int, kernel: tuple[int, int], zero: float
+) -> None:
+    """Every code and activation at its limit: no sum of products wraps, saturates or is rounded on its way."""
+    k = cin // groups * kernel[0] * kernel[1]
+    codes = torch.full((cout, k), 255 if zero < 128 else 0, dtype=torch.uint8)
+    codes[:, -1] = 1
+    weight = (path.pack(codes, 8), torch.ones(cout, 1), torch.tensor([zero]))
+    for sign in (1, -1):
+        x = torch.full((1, cin, kernel[0] + 1, kernel[1]), 127.0 * sign)
+        want = 127 * sign * (codes[0].double() - zero).sum()
+        for y in orders(x):
+            got = path.conv2d(y, *weight, None, 8, 0, kernel, (1, 1), (0, 0), (1, 1), groups, 8, torch.ones(1))
+            slack = 0 if groups > 1 else reference.a8_factor(k, 0) * want.abs()  # fp32 joins the spans of a long row
+            reference.assert_within(got, want.expand(got.shape), slack)
+
+
+@pytest.mark.parametrize("case", [DEPTHWISE[0], DEPTHWISE[2], DEPTHWISE[4], DEPTHWISE[9], DENSE[0], DENSE[5]])
+def test_a_sample_that_is_not_finite_spoils_only_itself(path: SimpleNamespace, case: tuple) -> None:
+    weight, _, _ = problem(path, case, 4, 0, True)
+    x = torch.randn(4, case[0], *case[7:])
+    x[1, -1, -1, -1], x[2, 0, 0, 0] = torch.nan, -torch.inf
+    for y in orders(x):
+        for scale in (None, torch.tensor([0.02])):
+            got = path.conv2d(y, *weight, None, 4, 0, case[3], *case[4:7], case[2], 8, scale)
+            assert got[1:3].isnan().all()
+            alone = path.conv2d(y[::3], *weight, None, 4, 0, case[3], *case[4:7], case[2], 8, scale)
+            assert alone.isfinite().all() and torch.equal(got[::3], alone)
+
+
+@pytest.mark.parametrize("act_bits", [None, 8])
+@pytest.mark.parametrize("case", [*DEPTHWISE[2:5], *DEPTHWISE[7:], DENSE[0], DENSE[4], DENSE[6]])
+def test_any_number_of_threads_gives_the_same_bits(path: SimpleNamespace, case: tuple, act_bits: int | None) -> None:
+    if path.name == "plain":
+        pytest.skip("torch's own products may depend on threads")
+    weight, _, _ = problem(path, case, 2, 0, False)
+    for x in orders(torch.randn(3, case[0], *case[7:])):
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(path.conv2d(x, *weight, None, 2, 0, case[3], *case[4:7], case[2], act_bits))
+        assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("act_bits", [None, 8])
+@pytest.mark.parametrize("case", [DEPTHWISE[0], DEPTHWISE[4], DENSE[0], DENSE[4]])
+def test_views_that_share_or_skip_memory(path: SimpleNamespace, case: tuple, act_bits: int | None) -> None:
+    """One sample or one channel for all, every other column, and the last rows of a larger image."""
+    weight, _, _ = problem(path, case, 4, 0, True)
+    height, width = case[7:]
+    x = torch.randn(2, case[0], height + 2, 2 * width)
+    views = [x[:1, :, 2:, width:].expand(3, -1, -1, -1), x[:, :1, 2:, width:].expand(-1, case[0], -1, -1)]
+    for view in [*views, x[..., 2:, ::2], x[..., 2:, width:]]:
+        args = (*weight, None, 4, 0, case[3], *case[4:7], case[2], act_bits)
+        assert torch.equal(path.conv2d(view, *args), path.conv2d(view.contiguous(), *args))

@@ -1,0 +1,105 @@
+"""linear with 8-bit activations: integer sums to the last one, whatever codes, groups, shapes and threads."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mpqkern import ops
+
+from . import reference
+
+BITS = (2, 4, 8)
+# Rows around the step from register decoding to panels at 5, and around tiles of up to 12.
+ROWS = (1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 25)
+# N around the 8 rows that are walked along at once and the 32 of a panel; K around blocks, chunks of packed words
+# (64, 128, 256 codes) and their squares.
+SHAPES = ((1, 1), (7, 33), (8, 64), (9, 545), (31, 130), (33, 256), (65, 96), (40, 290))
+
+
+def integers(*size: int) -> torch.Tensor:
+    """Activations that are their own 8-bit form: integers up to 127, which every row holds in every block of 32."""
+    x = torch.randint(-127, 128, size).float()
+    x[:, ::32] = 127
+    return x
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group", [32, 64, 96, 128, 0])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_integers(path: SimpleNamespace, bits: int, group: int, symmetric: bool) -> None:
+    """Scales that are powers of 2 and zeros in quarters: every step is exact in fp32, so results must be, too."""
+    for i, (n, k) in enumerate(SHAPES):
+        groups = -(-k // group) if group else 1
+        codes = torch.randint(0, 2**bits, (n, k), dtype=torch.uint8)
+        scales = 2.0 ** torch.randint(-1, 2, (n, groups))
+        zeros = torch.tensor([2**bits - 1.0]) / 2 if symmetric else torch.randint(0, 4 * 2**bits, (n, groups)) / 4
+        q, half = path.pack(codes, bits), torch.float16 if i % 2 else torch.float32
+        for m in ROWS[i % 3 :: 3]:
+            x = integers(m, k)
+            got = path.linear(x, q, scales.to(half), zeros.to(half), None, bits, group, 8)
+            assert torch.equal(got.double(), reference.linear_a8(x, codes, scales, zeros, group))
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("m", [1, 4, 5, 13])
+def test_sums_at_their_limit(path: SimpleNamespace, bits: int, m: int) -> None:
+    """Every product the largest there is. In spans a sum just stays below 2^24; over 70000 codes it leaves 32 bits."""
+    for k, group in ((512, 0), (544, 0), (8832, 0), (8832, 8832), (70000, 0), (1100, 544)):
+        codes = torch.full((9, k), 2**bits - 1, dtype=torch.uint8)
+        codes[1::2] = 0  # zeros beyond all codes then make the others as large
+        groups = -(-k // group) if group else 1
+        zeros = torch.zeros(9, groups)
+        zeros[1::2] = 2.0**bits - 1
+        x = torch.full((m, k), 127.0)
+        x[1::2] = -127
+        got = path.linear(x, path.pack(codes, bits), torch.ones(9, groups), zeros, None, bits, group, 8)
+        sign = torch.tensor([1.0, -1.0]).repeat(7)
+        want = sign[:m, None].double() * sign[None, :9] * 127 * k * (2**bits - 1)
+        assert ((got.double() - want).abs() <= reference.a8_factor(k, group) * want.abs()).all()
+
+
+@pytest.mark.parametrize("bits,k", [(2, 143360), (4, 20480), (8, 20480)])
+@pytest.mark.parametrize("m", [1, 5])
+def test_zeros_near_the_codes_do_not_cancel(path: SimpleNamespace, bits: int, k: int, m: int) -> None:
+    """Sums of codes leave 24 bits, the results, integers again, do not: they are exact if sums are kept in spans."""
+    zero = 2**bits - 2
+    codes = torch.randint(zero - 1, zero + 2, (9, k), dtype=torch.uint8)
+    x = integers(m, k).abs()
+    got = path.linear(x, path.pack(codes, bits), torch.ones(9, 1), torch.full((9, 1), zero + 0.0), None, bits, 0, 8)
+    assert torch.equal(got.double(), x.double() @ (codes.double() - zero).T)
+
+
+def test_panels_are_the_same_on_every_instruction_set() -> None:
+    """Beyond 4 rows, each step is one rounding in one order: equal to the bit."""
+    if ops.why_plain is not None:
+        pytest.skip(f"no compiled kernels: {ops.why_plain}")
+    x = torch.randn(17, 416)
+    for bits, group in itertools.product(BITS, (32, 96, 0)):
+        q, scales, zeros, _ = torch.ops.mpqkern.quantize(torch.randn(70, 416), bits, group, False)
+        results = []
+        for name in ops.ISAS[1:]:
+            try:
+                ops.isa(name)
+            except RuntimeError:
+                continue
+            results.append(torch.ops.mpqkern.linear(x, q, scales, zeros, None, bits, group, 8))
+        ops.isa("best")
+        assert all(torch.equal(results[0], r) for r in results[1:])
+
+
+@pytest.mark.parametrize("m", [1, 3, 4, 5, 40])
+def test_threads_do_not_matter(path: SimpleNamespace, m: int) -> None:
+    """Large enough that two threads do share it."""
+    if path.name == "plain":
+        pytest.skip("torch's own matmul")
+    q, scales, zeros, _ = path.quantize(torch.randn(1500, 1024), 4, 64, False)
+    x, results = torch.randn(m, 1024), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(path.linear(x, q, scales, zeros, None, 4, 64, 8))
+    assert all(torch.equal(results[0], r) for r in results[1:])
