@@ -20,6 +20,7 @@ from .latency import Latency, measure_latency
 from .ledger import Ledger
 from .measuring.meter import Unfinished
 from .nn import PackedConv2d, PackedLinear, PackedModule, swap_, unswap_
+from .reporting import report
 from .rounding import Rounded, calibrate  # the package too, as mpqkern.rounding
 from .scheme import Layer, Scheme
 from .scores.entry import methods, plan, score
@@ -62,6 +63,7 @@ __all__ = [
     "methods",
     "ops",
     "plan",
+    "report",
     "rounding",
     "save",
     "score",

@@ -1,0 +1,94 @@
+"""What pairs of layers cost together beyond what each costs alone: a triangle of signed colours."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..scores.table import widest_first
+from .axes import GLYPH, drawing, label, shortened
+from .colors import NONE, SIGNS, sign_class
+from .given import Given, text
+from .markup import coordinate, details, el, hover, number, paragraph, table
+
+TITLE = "Pairs of layers"
+HOVERED = 48  # layers up to which every cell can be pointed at
+STRONGEST = 12  # pairs in the table
+MARKED = 100  # of the pairs of more layers, so many can be pointed at
+
+
+def section(given: Given) -> str | None:
+    scores = given.scores
+    if scores is None or scores.pairwise is None or len(scores.layers) < 2:
+        return None
+    facts = {fact.name: fact for fact in given.facts}
+    schemes = [facts[n].scheme if facts[n].chosen else "" for n in scores.names]  # "": unknown, and no scheme
+    known = all(s in scores.schemes for s in schemes)
+    narrowest = scores.schemes[widest_first(scores.schemes)[-1]]
+    used = schemes if known else [narrowest] * len(schemes)
+    at = np.array([scores.schemes.index(s) for s in used])
+    layers = np.arange(len(at))
+    costs = scores.pairwise[layers, at][:, layers, at]
+    names = scores.names
+    i, j = np.tril_indices(len(at), -1)
+    strong = np.argsort(-np.abs(costs[i, j]), kind="stable")
+    order = [(int(i[k]), int(j[k])) for k in strong if costs[i[k], j[k]]]
+    rows = [
+        (names[b], text(used[b]), names[a], text(used[a]), number(float(costs[a, b]))) for a, b in order[:STRONGEST]
+    ]
+    which = "the chosen schemes" if known else f"all layers at {text(narrowest)}"
+    note = f"Pairs under {which}: red, their errors add up to more than each alone; blue, they cancel in part."
+    total = f"Together, all pairs cost {number(float(costs.sum() / 2))}."
+    return (
+        paragraph(note, total)
+        + _triangle(names, costs, order)
+        + details("The strongest pairs", table(("layer", "scheme", "and", "scheme", "cost"), rows, left=(0, 1, 2, 3)))
+    )
+
+
+def _triangle(names: list[str], costs: np.ndarray, order: list[tuple[int, int]]) -> str:
+    n, top = len(names), float(np.abs(costs).max())
+    cell = max(2, min(26, 720 // n))
+    every = math.ceil(13 / cell)
+    left = 14 + max(len(shortened(name)) for name in names[::every]) * GLYPH
+    shares = np.sign(costs) * np.sqrt(np.abs(costs) / top) if top else np.zeros_like(costs)
+    levels = np.rint(shares * NONE).astype(int)
+    parts = [_runs(levels)] if n > HOVERED else []
+    side = n * cell
+    marks = (
+        [el("g", *parts, transform=f"translate({coordinate(left)} 8) scale({cell})", class_="runs")] if parts else []
+    )
+    cells = order[:MARKED] if n > HOVERED else [(a, b) for a in range(n) for b in range(a)]
+    for a, b in cells:
+        color = sign_class(float(shares[a, b])) if n <= HOVERED else "hit"
+        title = hover(f"{names[b]} and {names[a]}: {number(float(costs[a, b]))}")
+        marks.append(el("rect", title, x=left + b * cell, y=8 + a * cell, width=cell, height=cell, class_=color))
+    diagonal = [f"M{coordinate(left)} 8"] + [f"v{cell}h{cell}"] * n
+    marks.append(el("path", d="".join(diagonal), class_="outline"))
+    for a in range(0, n, every):
+        marks.append(label(shortened(names[a]), left - 6, 8 + (a + 0.5) * cell + 4, "end"))
+    marks.append(_key(left + side - 10 - 14 * SIGNS if side > 420 else left, 8 if side > 420 else side + 24, top))
+    return drawing(max(left + side, left + 14 * SIGNS + 70) + 16, side + (16 if side > 420 else 62), "Pairs", *marks)
+
+
+def _runs(levels: np.ndarray) -> str:
+    """One path for each colour, in cells: neighbours of one colour are one stroke; what is next to nothing is left."""
+    strokes: dict[int, list[str]] = {}
+    for a in range(1, len(levels)):
+        line = levels[a, :a]
+        cuts = np.flatnonzero(np.diff(line)) + 1
+        for start, end in zip([0, *cuts.tolist()], [*cuts.tolist(), a], strict=True):
+            if level := int(line[start]):
+                strokes.setdefault(level, []).append(f"M{start} {a}.5h{end - start}")
+    return "".join(el("path", d="".join(d), class_=f"d{NONE + level}") for level, d in sorted(strokes.items()))
+
+
+def _key(x: float, y: float, top: float) -> str:
+    """Colours of -top, -top/4, 0, top/4 and top: shares are drawn by their square root."""
+    cells = [
+        el("rect", x=x + 14 * i, y=y, width=14, height=12, class_=sign_class((i - NONE) / NONE)) for i in range(SIGNS)
+    ]
+    ends = [(0, -top, "start"), (NONE, 0.0, "middle"), (SIGNS - 1, top, "end")]
+    texts = [label(number(v), x + 14 * i + {"start": 0, "middle": 7, "end": 14}[a], y + 27, a) for i, v, a in ends]
+    return "".join(cells) + "".join(texts)
