@@ -44,7 +44,7 @@ def run(args: Namespace) -> Answer:
     else:
         assignment = folder.need("assignment.json", Assignment.from_json, "solve --avg-bits 4")
     asked = args.rounding or folder.note.get("score", {}).get("rounding", "minmax")
-    rounding = as_rounding(asked, "--rounding ")
+    rounding = as_rounding(asked, "--rounding")
     looks = rounding.needs != "nothing" or args.correct_bias
     model = setup.make_model()
     if args.dry_run:

@@ -29,11 +29,11 @@ def add(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> Answer:
-    check_number("--rounds ", args.rounds, "a whole number above 0", lambda v: v > 0, whole=True)
+    check_number("--rounds", args.rounds, "a whole number above 0", lambda v: v > 0, whole=True)
     schemes = [s for s in options.schemes(args) if s is not None]
     if args.threads is None:
         return _run(args, schemes)
-    check_number("--threads ", args.threads, "a whole number above 0", lambda v: v > 0, whole=True)
+    check_number("--threads", args.threads, "a whole number above 0", lambda v: v > 0, whole=True)
     before = torch.get_num_threads()
     torch.set_num_threads(args.threads)
     try:
@@ -44,7 +44,7 @@ def run(args: Namespace) -> Answer:
 
 def _run(args: Namespace, schemes: list[Scheme]) -> Answer:
     if args.linear:
-        check_number("--m ", min(args.m), "rows above 0", lambda v: v > 0, whole=True)
+        check_number("--m", min(args.m), "rows above 0", lambda v: v > 0, whole=True)
         found = bench_linear(args.linear, m=args.m, bits=schemes, rounds=args.rounds)
         return Answer(str(found), found.to_dict())
     folder = Folder(args.run)

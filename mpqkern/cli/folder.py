@@ -83,8 +83,8 @@ class Folder:
             elif isinstance(value, str) and ":" in value:
                 value = loading.absolute(value)
             if name in FIXED and value is not None and before.get(name, value) != value:
-                was = before[name] or "none"
-                raise ValueError(f"--{name} {value}: --run {self.path} is about {was}; wanted the same, or another run")
+                given, was = loading.relative(str(value)), loading.relative(str(before[name]))
+                raise ValueError(f"--{name} {given}, but --run {self.path} is about {was}; wanted that, or another run")
             now[name] = before.get(name) if value is None else value
         return Setup(**now | {"seed": now["seed"] or 0})
 

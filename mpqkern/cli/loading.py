@@ -24,18 +24,19 @@ FORM = "module:callable or path/file.py:callable"
 def find(option: str, text: str, arguments: int = 0) -> Any:
     """The callable that `text` names; it has to take so many arguments."""
     where, colon, name = text.rpartition(":")
+    shown = relative(text)
     if not colon or not where or not name:
-        raise ValueError(f"{option} {text}: wanted {FORM}")
+        raise ValueError(f"{option} {shown}: wanted {FORM}")
     found: Any = _file(option, Path(where)) if where.endswith(".py") else _module(option, where)
     for part in name.split("."):
         if not hasattr(found, part):
             names = [n for n, value in vars(found).items() if callable(value) and not n.startswith("_")]
-            raise ValueError(f"{option} {text}: {where} has no {part!r}{_close(part, names)}")
+            raise ValueError(f"{option} {shown}: {relative(where)} has no {part!r}{_close(part, names)}")
         found = getattr(found, part)
     if not callable(found) or isinstance(found, nn.Module):
         kind = type(found).__name__
-        raise ValueError(f"{option} {text}: {name} is a {kind}; wanted a callable with {arguments} arguments")
-    _check_arguments(option, text, found, arguments)
+        raise ValueError(f"{option} {shown}: {name} is a {kind}; wanted a callable with {arguments} arguments")
+    _check_arguments(option, shown, found, arguments)
     return found
 
 
@@ -45,13 +46,19 @@ def absolute(text: str) -> str:
     return f"{Path(where).resolve()}:{name}" if where.endswith(".py") else text
 
 
+def relative(text: str) -> str:
+    """As it was written, most likely: by the way from here where that goes down only."""
+    here = f"{Path.cwd()}/"
+    return text.removeprefix(here)
+
+
 def make_model(text: str, seed: int = 0) -> nn.Module:
     """In eval mode; weights that are drawn at random are those of `seed`, so that every verb sees the same."""
     make = find("--model", text)
     torch.manual_seed(seed)
     model = make()
     if not isinstance(model, nn.Module):
-        raise TypeError(f"--model {text} returned a {type(model).__name__}; wanted a torch.nn.Module")
+        raise TypeError(f"--model {relative(text)} returned a {type(model).__name__}; wanted a torch.nn.Module")
     return model.eval()
 
 
@@ -62,8 +69,10 @@ def make_batches(text: str, model: nn.Module, most: int | None = None, seed: int
     found = make()
     if isinstance(found, (Tensor, tuple, Mapping)):
         found = [found]
-    if not isinstance(found, Iterable) or isinstance(found, (str, bytes)):
-        raise TypeError(f"--data {text} returned a {type(found).__name__}; wanted batches, or a data loader of them")
+    if not isinstance(found, Iterable) or isinstance(found, (str, bytes, nn.Module)):
+        raise TypeError(
+            f"--data {relative(text)} returned a {type(found).__name__}; wanted batches, or a data loader of them"
+        )
     return batches_of(list(islice(found, most)), model)
 
 
@@ -78,7 +87,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise ValueError(f"--checkpoint {path} lacks {missing[0]!r}{_more(missing)}{_close(missing[0], list(state))}")
     if extra:
         raise ValueError(
-            f"--checkpoint {path}: model has no {extra[0]!r}{_more(extra)}{_close(extra[0], list(wanted))}"
+            f"--checkpoint {path}: the model has no {extra[0]!r}{_more(extra)}{_close(extra[0], list(wanted))}"
         )
     for name, tensor in wanted.items():
         if state[name].shape != tensor.shape:
@@ -109,7 +118,7 @@ def _state(path: Path) -> dict[str, Tensor]:
 def _file(option: str, path: Path) -> ModuleType:
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise ValueError(f"{option}: there is no file {str(path)!r}{_close(path.name, near)}")
+        raise ValueError(f"{option}: there is no file {relative(str(path))!r}{_close(path.name, near)}")
     name = f"_mpqkern_{path.resolve().as_posix()}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
@@ -122,7 +131,7 @@ def _file(option: str, path: Path) -> ModuleType:
         except BaseException as error:
             del sys.modules[name]
             if isinstance(error, Exception):
-                raise ValueError(f"{option}: {path} fails ({type(error).__name__}: {error})") from error
+                raise ValueError(f"{option}: {relative(str(path))} fails ({type(error).__name__}: {error})") from error
             raise
     return sys.modules[name]
 

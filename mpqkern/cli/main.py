@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What a caller got wrong is an error of one of these types; any other is named, to be looked into.
         expected = isinstance(error, (ValueError, TypeError, OSError, TimeoutError))
         text = str(error) if expected else f"{type(error).__name__}: {error}; --debug shows where"
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"{error.filename}: {error.strerror}"
         return _stopped(args, text, USAGE)
     finally:
         log.removeHandler(handler)

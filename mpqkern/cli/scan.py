@@ -65,8 +65,8 @@ def _text(rows: list[dict[str, Any]], schemes: list[Scheme]) -> str:
 SCAN = Verb(
     "scan",
     "the layers of a model, and their bytes by width",
-    "Lists every layer that could be packed: shape, parameters, multiply-adds a sample (with --data), bytes as packed,\n"
-    "and the reason where one has to stay in float. Nothing is measured and nothing written.",
+    "Lists every layer that could be packed: shape, parameters, multiply-adds a sample (with --data), bytes as\n"
+    "packed, and the reason where one has to stay in float. Nothing is measured and nothing written.",
     ("mpqkern scan --model mpqkern.cli.example:net --data mpqkern.cli.example:batches --bits 2 4 w8g64",),
     add,
     run,

@@ -42,7 +42,8 @@ def run(args: Namespace) -> Answer:
         work = plan(model, batches, **asked)
         sizes = _sizes(model, schemes)
         lines = [("scheme", "bytes"), *((name, f"{size:,}") for name, size in sizes.items())]
-        text = f"{args.method}: {work}, about {(work.seconds or 0) / 60:.2g} minutes\n{table(lines)}"
+        minutes = f" (about {work.seconds / 60:.3g} minutes)" if work.seconds and work.seconds >= 60 else ""
+        text = f"{args.method}: {work}{minutes}\n{table(lines)}\nnothing is written"
         return Answer(text, {"method": args.method, **vars(work), "sizes": sizes})
     folder.keep(setup)
     limits = {"time_limit": args.time_limit, "max_evals": args.max_evals}
@@ -62,8 +63,8 @@ def _scored(folder: Folder, model: Any, batches: Any, asked: dict[str, Any]) -> 
         raise ValueError(f"{str(error).removesuffix('; wanted another folder')}; wanted another --run") from error
 
 
-def _sizes(model: Any, schemes: list[Scheme | None]) -> dict[str, int | None]:
-    """Bytes of all layers by scheme; None for a width that does not pack."""
+def _sizes(model: Any, schemes: list[Scheme | None]) -> dict[str, int]:
+    """Bytes of all layers by scheme; without scales and padding for a width that does not pack."""
     layers, found = catalog(model), {}
     for s in schemes:
         try:

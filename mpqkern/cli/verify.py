@@ -63,8 +63,8 @@ VERIFY = Verb(
     "verify",
     "the saved file: does it compute, and was it as predicted?",
     "Loads the saved model and holds each packed layer against an fp64 reference, bytes in the file and milliseconds\n"
-    "against what was predicted, and the loss against the float model's; completes ledger.json. Exit code 1 means that\n"
-    "a check failed. Other data than for scoring (--data) says what the loss is on data that was not looked at.",
+    "against what was predicted, and the loss against the float model's; completes ledger.json. Exit code 1 means\n"
+    "that a check failed. Other data than for scoring (--data) says what the loss is on data that was not looked at.",
     ("mpqkern verify --max-rise 1",),
     add,
     run,
