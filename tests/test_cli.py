@@ -66,6 +66,7 @@ def test_each_verb_reads_what_the_one_before_has_left(cli, tmp_path, monkeypatch
     assert front.kind == "bytes" and len(front) > 3 and front.states == ["optimal"] * len(front)
     page = (tmp_path / "r/report.html").read_text()
     assert "<svg" in page and all(f'id="{part}"' in page for part in ("frontier", "pairs", "sensitivity", "packed"))
+    assert "chosen: " in page  # among the points of the frontier
 
 
 def test_stdout_has_json_and_nothing_else(cli) -> None:

@@ -146,6 +146,8 @@ def test_a_file_of_it_has_the_same_points(options: dict) -> None:
     front = frontier(make(1), "bytes", count="nominal", **options)
     found = Frontier.from_json(front.to_json())
     assert (found.kind, found.use, found.objective, found.bound) == ("bytes", front.use, front.objective, front.bound)
+    assert found.to_json() == front.to_json() and found.use_of({"l0": Scheme(2)}) is None
+    assert [found.use_of(point.schemes) for point in front] == [front.use_of(p.schemes) for p in front] == front.use
     assert found.knee == front.knee and len(found) == len(front) > 1
     for point, before in zip(found, front, strict=True):
         assert dict(point.schemes) == dict(before.schemes) and point.gap == before.gap

@@ -49,14 +49,8 @@ def _chosen(given: Given) -> tuple[float, float] | None:
     front, found = given.frontier, given.assignment
     if found is None or found.objective is None or not math.isfinite(found.objective):
         return None
-    if front.problem is None:  # read from a file, which has no costs of layers: what its own budget has counted
-        use = found.costs.get(front.kind)
-        return None if use is None else (float(use), found.objective)
-    scores, row = front.problem.scores, front.problem.labels[0]
-    if set(found.schemes) != set(scores.names) or any(s not in scores.schemes for s in found.schemes.values()):
-        return None
-    total = sum(int(row.values[i, scores.schemes.index(found.schemes[name])]) for i, name in enumerate(scores.names))
-    return float(row.amount(total)), found.objective
+    use = front.use_of(found.schemes)
+    return None if use is None else (use, found.objective)
 
 
 def _gap(front: Frontier, i: int) -> float:

@@ -41,7 +41,8 @@ class Frontier:
     choices: np.ndarray = field(repr=False)  # [points, units]
     states: list[str] = field(repr=False)
     prices: list[list[float] | None] = field(repr=False)  # of the problem's rows, as `solve` found them
-    answers: list[Assignment] | None = field(default=None, repr=False)  # as they were read
+    answers: list[Assignment] | None = field(default=None, repr=False)  # as they were read, and
+    table: dict[str, dict[Scheme | None, float]] | None = field(default=None, repr=False)  # what choices spend
 
     def __len__(self) -> int:
         return len(self.use)
@@ -65,6 +66,24 @@ class Frontier:
         return (self[i] for i in range(len(self)))
 
     @property
+    def spends(self) -> dict[str, dict[Scheme | None, float]]:
+        """What each scheme spends in each layer, in the budget's unit."""
+        if self.table is not None:
+            return self.table
+        scores, row = self.problem.scores, self.problem.labels[0]
+        amounts = [[row.amount(int(v)) for v in line] for line in row.values]
+        return {
+            name: dict(zip(scores.schemes, line, strict=True)) for name, line in zip(scores.names, amounts, strict=True)
+        }
+
+    def use_of(self, schemes: Mapping[str, Scheme | None]) -> float | None:
+        """What an assignment would spend; None where it is of other layers or schemes."""
+        spends = self.spends
+        if set(schemes) != set(spends) or any(s not in spends[name] for name, s in schemes.items()):
+            return None
+        return float(sum(spends[name][s] for name, s in schemes.items()))
+
+    @property
     def knee(self) -> int:
         """Where use and objective, both as shares of their range, are farthest below the chord (Kneedle)."""
         use, value = np.array(self.use), np.array(self.objective)
@@ -75,9 +94,9 @@ class Frontier:
 
     def to_json(self) -> str:
         """One JSON object, a point a line; `choice` has each layer's scheme as a place in the list of schemes."""
-        answers = list(self)
-        layers = list(answers[0].schemes)
-        schemes = list(dict.fromkeys(scheme for answer in answers for scheme in answer.schemes.values()))
+        answers, spends = list(self), self.spends
+        layers = list(spends)
+        schemes = list(spends[layers[0]])
         points = [
             {
                 "use": self.use[i],
@@ -97,6 +116,7 @@ class Frontier:
             "knee": self.knee,
             "layers": layers,
             "schemes": [None if s is None else s.to_dict() for s in schemes],
+            "spends": [list(spends[name].values()) for name in layers],
         }
         top = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
         return f'{{\n{top}  "points": [\n' + ",\n".join(f"    {json.dumps(p)}" for p in points) + "\n  ]\n}\n"
@@ -119,12 +139,14 @@ class Frontier:
             bounds = [-math.inf if p["bound"] is None else p["bound"] for p in points]
             lists = [p["use"] for p in points], [p["objective"] for p in points], bounds
             choices = np.array([p["choice"] for p in points])
+            rows = [dict(zip(schemes, line, strict=True)) for line in values["spends"]]
+            spends = dict(zip(values["layers"], rows, strict=True))
         except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
             raise ValueError(f"text={text[:40]!r}... is no frontier ({error}); wanted what to_json wrote") from None
         if known != (FORMAT, VERSION):
             raise ValueError(f"text is {known[0]!r} version {known[1]!r}; wanted {FORMAT!r} version {VERSION}")
         states = [p["status"] for p in points]
-        return cls(values["kind"], *lists, None, choices, states, [None] * len(points), answers)
+        return cls(values["kind"], *lists, None, choices, states, [None] * len(points), answers, spends)
 
 
 def frontier(
