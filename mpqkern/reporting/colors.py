@@ -26,9 +26,8 @@ _FLOAT = {"light": "#8b929a", "dark": "#7d858e"}
 
 def css() -> str:
     """Variables for each mode, and the classes that use them; paper is light."""
-    names = (
-        [f"q{i}" for i in range(AMOUNTS)] + [f"d{i}" for i in range(SIGNS)] + [f"b{i}" for i in range(1, 9)] + ["bf"]
-    )
+    counts = {"q": range(AMOUNTS), "d": range(SIGNS), "b": (*range(1, 9), "f")}
+    names = [f"{kind}{i}" for kind, indices in counts.items() for i in indices]
     classes = "".join(f".{n}{{fill:var(--{n});stroke:var(--{n})}}" for n in names)
     dark = f"@media screen and (prefers-color-scheme:dark){{:root{{{_variables(_DARK, _FLOAT['dark'])}}}}}"
     return f":root{{{_variables(_LIGHT, _FLOAT['light'])}}}\n{dark}\n{classes}\n"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from ..solve import Frontier
-from .axes import Axis, drawing, label, posts, rules
+from .axes import PHONE, ROOM, Axis, drawing, label, posts, rules
 from .given import Given
 from .markup import coordinate, details, el, hover, number, paragraph, size, table
 
@@ -14,7 +14,7 @@ TITLE = "Frontier"
 UNITS = {"avg_bits": "bits a parameter", "bytes": "bytes", "mbytes": "MiB", "fraction": "share of float32"}
 UNITS |= {"gbops": "GBOPs", "ms": "ms", "limit": "budget"}
 MANY = 60  # points from which on they are drawn small
-WIDE, NARROW = (1000, 400), (352, 320)  # pixels: one drawing for desks and one for phones; the page shows either
+WIDE, NARROW = (ROOM, 400), (PHONE, 320)  # pixels: one drawing for desks and one for phones; the page shows either
 
 
 def section(given: Given) -> str | None:
@@ -81,14 +81,11 @@ def _plot(
     left, right, top, bottom = 68, width - 16, 24, height - 48
     bounds = [b for b, v in zip(front.bound, front.objective, strict=True) if _near(b, v)]
     values = [*front.objective, *bounds, *([chosen[1]] if chosen else [])]
-    x = Axis.over([*front.use, *([chosen[0]] if chosen else [])], left, right)
-    x = Axis(x.low, x.high, left, right)  # budgets are compared by their difference, also where they differ much
-    if x.low < 0 <= min(front.use):
-        x = Axis(0, x.high, left, right)
+    x = Axis.over([*front.use, *([chosen[0]] if chosen else [])], left, right, bent=False)
     y = Axis.over(values, bottom, top)
     tick: Callable[[float], str] = size if front.kind == "bytes" else number
     marks = [rules(y, left, right), posts(x, top, bottom, text=tick, most=max(3, int(width // 130)))]
-    marks += [label("objective" + (" (log scale)" if y.log else ""), 4, 14), label(unit, right, height - 8, "end")]
+    marks += [label("objective" + (" (log scale)" if y.bend else ""), 4, 14), label(unit, right, height - 8, "end")]
     marks.append(el("path", d=_stairs(front, x, y), class_="stairs"))
     marks += [_point(front, i, x, y, 2.5 if len(front) > MANY else 4.5) for i in range(len(front))]
     knee = front.knee if len(front) > 2 else None
@@ -122,7 +119,7 @@ def _point(front: Frontier, i: int, x: Axis, y: Axis, radius: float) -> str:
     )
     parts = [title, el("circle", cx=at[0], cy=at[1], r=12.0, class_="hit")]
     if gap > 0:
-        end = y(bound) if _near(bound, front.objective[i]) and (not y.log or bound >= y.low) else y.start
+        end = y(bound) if _near(bound, front.objective[i]) and bound >= y.low else y.start
         parts.append(el("line", x1=at[0], x2=at[0], y1=at[1], y2=end, class_="whisker"))
     parts.append(el("circle", cx=at[0], cy=at[1], r=radius, class_="point" if gap == 0 else "point open"))
     return el("g", *parts, class_="column")

@@ -10,10 +10,11 @@ from ..scores.table import widest_first
 from .axes import GLYPH, drawing, label, shortened
 from .colors import NONE, SIGNS, sign_class
 from .given import Given, text
-from .markup import coordinate, details, el, hover, number, paragraph, table
+from .markup import details, el, hover, number, paragraph, table
 
 TITLE = "Pairs of layers"
 HOVERED = 48  # layers up to which every cell can be pointed at
+LEFT = 8  # pixels
 STRONGEST = 12  # pairs in the table
 MARKED = 100  # of the pairs of more layers, so many can be pointed at
 
@@ -49,27 +50,23 @@ def section(given: Given) -> str | None:
 
 def _triangle(names: list[str], costs: np.ndarray, order: list[tuple[int, int]]) -> str:
     n, top = len(names), float(np.abs(costs).max())
-    cell = max(2, min(26, 720 // n))
-    every = math.ceil(13 / cell)
-    left = 14 + max(len(shortened(name)) for name in names[::every]) * GLYPH
+    size = max(2, min(26, 720 // n))
+    every = math.ceil(13 / size)  # names stand on the diagonal, for the cells to their left and below
     shares = np.sign(costs) * np.sqrt(np.abs(costs) / top) if top else np.zeros_like(costs)
-    levels = np.rint(shares * NONE).astype(int)
-    parts = [_runs(levels)] if n > HOVERED else []
-    side = n * cell
-    marks = (
-        [el("g", *parts, transform=f"translate({coordinate(left)} 8) scale({cell})", class_="runs")] if parts else []
-    )
-    cells = order[:MARKED] if n > HOVERED else [(a, b) for a in range(n) for b in range(a)]
-    for a, b in cells:
+    marks = []
+    if n > HOVERED:
+        runs = _runs(np.rint(shares * NONE).astype(int))
+        marks.append(el("g", runs, transform=f"translate({LEFT} 0) scale({size})", class_="runs"))
+    for a, b in order[:MARKED] if n > HOVERED else np.argwhere(np.tri(n, k=-1)).tolist():
         color = sign_class(float(shares[a, b])) if n <= HOVERED else "hit"
         title = hover(f"{names[b]} and {names[a]}: {number(float(costs[a, b]))}")
-        marks.append(el("rect", title, x=left + b * cell, y=8 + a * cell, width=cell, height=cell, class_=color))
-    diagonal = [f"M{coordinate(left)} 8"] + [f"v{cell}h{cell}"] * n
-    marks.append(el("path", d="".join(diagonal), class_="outline"))
-    for a in range(0, n, every):
-        marks.append(label(shortened(names[a]), left - 6, 8 + (a + 0.5) * cell + 4, "end"))
-    marks.append(_key(left + side - 10 - 14 * SIGNS if side > 420 else left, 8 if side > 420 else side + 24, top))
-    return drawing(max(left + side, left + 14 * SIGNS + 70) + 16, side + (16 if side > 420 else 62), "Pairs", *marks)
+        marks.append(el("rect", title, x=LEFT + b * size, y=a * size, width=size, height=size, class_=color))
+    outline = f"M{LEFT} {size}" + f"h{size}v{size}" * (n - 1) + f"H{LEFT}z"
+    marks.append(el("path", d=outline, class_="outline"))
+    shown = range(0, n, every)
+    marks += [label(shortened(names[a]), LEFT + a * size + 5, (a + 0.5) * size + 4) for a in shown]
+    right = max(LEFT + a * size + 5 + len(shortened(names[a])) * GLYPH for a in shown)
+    return drawing(max(right, LEFT + 14 * SIGNS) + 16, n * size + 50, "Pairs", *marks, _key(LEFT, n * size + 14, top))
 
 
 def _runs(levels: np.ndarray) -> str:
