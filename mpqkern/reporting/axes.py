@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from .markup import coordinate, el, esc, number
 
@@ -108,9 +110,16 @@ def drawing(width: float, height: float, name: str, *content: str, shrinks: floa
     return el("div", body, class_=f"scroll {class_}".strip(), tabindex=0)
 
 
-def shortened(name: str, most: int = 24) -> str:
-    """The end of a name tells more than its beginning."""
-    return name if len(name) <= most else "\u2026" + name[1 - most :]
+def shortened(names: Sequence[str], most: int = 24) -> list[str]:
+    """Names without the parts that all begin with; of what is still too long, the end, which tells more.
+
+    >>> shortened(["model.layers.0.q", "model.layers.1.q"]), shortened(["a.b"]), shortened(["abcdef"], 4)
+    (['\u20260.q', '\u20261.q'], ['a.b'], ['\u2026def'])
+    """
+    common = os.path.commonprefix(list(names)).rpartition(".")[0] if len(names) > 1 else ""
+    cut = len(common) + 1 if common else 0
+    short = ["\u2026" + name[cut:] if cut else name for name in names]
+    return [name if len(name) <= most else "\u2026" + name[1 - most :] for name in short]
 
 
 @dataclass(frozen=True)
@@ -134,14 +143,15 @@ class Row:
     def width(self) -> float:
         return self.right + 16
 
-    @property
-    def _shown(self) -> list[int]:
-        return list(range(0, len(self.names), math.ceil(15 / self.step)))
+    @cached_property
+    def _shown(self) -> dict[int, str]:
+        """Names that are written, by layer."""
+        return dict(list(enumerate(shortened(self.names, self.letters)))[:: math.ceil(20 / self.step)])
 
     @property
     def height(self) -> float:
         """Of the names."""
-        longest = max((len(shortened(self.names[i], self.letters)) for i in self._shown), default=0)
+        longest = max(map(len, self._shown.values()), default=0)
         return 16 + longest * GLYPH * math.sin(math.radians(60))
 
     def x(self, layer: int) -> float:
@@ -150,8 +160,7 @@ class Row:
     def labels(self, y: float) -> str:
         """Names under the row, their ends at `y`."""
         return "".join(
-            label(shortened(self.names[i], self.letters), self.x(i) + self.step / 2 + 4, y + 12, "end", angle=-60)
-            for i in self._shown
+            label(name, self.x(i) + self.step / 2 + 4, y + 12, "end", angle=-60) for i, name in self._shown.items()
         )
 
 

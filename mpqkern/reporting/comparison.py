@@ -38,7 +38,8 @@ def _order(found: Comparison, budgets: list[str]) -> list[str]:
 
 
 def _panel(found: Comparison, budget: str, order: list[str], values: list[float]) -> str:
-    left = 16 + max(len(shortened(name, 16)) for name in order) * GLYPH
+    names = dict(zip(order, shortened(order, 16), strict=True))
+    left = 16 + max(map(len, names.values())) * GLYPH
     bottom = TOP + HIGH * len(order)
     x = Axis.over(values, left, WIDE - 14)
     base = found.metrics[found.metric]
@@ -49,7 +50,7 @@ def _panel(found: Comparison, budget: str, order: list[str], values: list[float]
     outcomes = {o.method: o for o in found.outcomes if o.budget == budget}
     for k, method in enumerate(order):
         y = TOP + (k + 0.5) * HIGH
-        marks.append(label(shortened(method, 16), left - 8, y + 4, "end"))
+        marks.append(label(names[method], left - 8, y + 4, "end"))
         if method in outcomes and math.isfinite(value := outcomes[method].metrics[found.metric]):
             marks.append(el("line", x1=left, x2=x(value), y1=y, y2=y, class_="grid"))
             tone = "point open" if method in CONTROLS else "point"

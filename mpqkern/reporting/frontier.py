@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
+
 from ..solve import Frontier
 from .axes import PHONE, ROOM, Axis, drawing, label, posts, rules
 from .given import Given
@@ -14,6 +16,7 @@ TITLE = "Frontier"
 UNITS = {"avg_bits": "bits a parameter", "bytes": "bytes", "mbytes": "MiB", "fraction": "share of float32"}
 UNITS |= {"gbops": "GBOPs", "ms": "ms", "limit": "budget"}
 MANY = 60  # points from which on they are drawn small
+MOST = 120  # points that can be pointed at and are in the table; the line has all
 WIDE, NARROW = (ROOM, 400), (PHONE, 320)  # pixels: one drawing for desks and one for phones; the page shows either
 
 
@@ -25,6 +28,7 @@ def section(given: Given) -> str | None:
     proven = sum(_gap(front, i) == 0 for i in range(len(front)))
     note = f"Least cost against {unit}. {proven} of {len(front)} points are proven optimal"
     note += "." if proven == len(front) else "; the others are hollow, and a line goes down to what is proven."
+    shown = _shown(front)
     use = number if front.kind != "bytes" else lambda v: f"{v:,.0f}"
     rows = [
         (
@@ -34,13 +38,14 @@ def section(given: Given) -> str | None:
             _certificate(front, i),
             _place(front, i),
         )
-        for i in range(len(front))
+        for i in shown
     ]
+    name = "All points" if len(shown) == len(front) else f"{len(shown)} of the {len(front)} points"
     return (
         paragraph(note)
         + _plot(front, chosen, unit, *WIDE, class_="wide")
         + _plot(front, chosen, unit, *NARROW, class_="narrow")
-        + details("All points", table((unit, "objective", "bound", "certificate", ""), rows, left=(3, 4)))
+        + details(name, table((unit, "objective", "bound", "certificate", ""), rows, left=(3, 4)))
     )
 
 
@@ -54,6 +59,15 @@ def _chosen(given: Given) -> tuple[float, float] | None:
         return None
     total = sum(int(row.values[i, scores.schemes.index(found.schemes[name])]) for i, name in enumerate(scores.names))
     return float(row.amount(total)), found.objective
+
+
+def _shown(front: Frontier) -> list[int]:
+    """All points, or of very many those nearest to evenly spread budgets, with the ends and the knee."""
+    if len(front) <= MOST:
+        return list(range(len(front)))
+    spread = np.linspace(min(front.use), max(front.use), MOST - 3)
+    nearest = np.abs(np.subtract.outer(spread, front.use)).argmin(axis=1)
+    return sorted({0, front.knee, len(front) - 1, *nearest.tolist()})
 
 
 def _gap(front: Frontier, i: int) -> float:
@@ -87,7 +101,7 @@ def _plot(
     marks = [rules(y, left, right), posts(x, top, bottom, text=tick, most=max(3, int(width // 130)))]
     marks += [label("objective" + (" (log scale)" if y.bend else ""), 4, 14), label(unit, right, height - 8, "end")]
     marks.append(el("path", d=_stairs(front, x, y), class_="stairs"))
-    marks += [_point(front, i, x, y, 2.5 if len(front) > MANY else 4.5) for i in range(len(front))]
+    marks += [_point(front, i, x, y, 2.5 if len(front) > MANY else 4.5) for i in _shown(front)]
     knee = front.knee if len(front) > 2 else None
     if knee is not None:
         marks.append(_named("knee", x(front.use[knee]), y(front.objective[knee]), below=True))

@@ -14,7 +14,7 @@ from .markup import details, el, hover, number, paragraph, table
 
 TITLE = "Pairs of layers"
 HOVERED = 48  # layers up to which every cell can be pointed at
-LEFT = 8  # pixels
+LEFT, TOP = 8, 8  # pixels
 STRONGEST = 12  # pairs in the table
 MARKED = 100  # of the pairs of more layers, so many can be pointed at
 
@@ -56,17 +56,20 @@ def _triangle(names: list[str], costs: np.ndarray, order: list[tuple[int, int]])
     marks = []
     if n > HOVERED:
         runs = _runs(np.rint(shares * NONE).astype(int))
-        marks.append(el("g", runs, transform=f"translate({LEFT} 0) scale({size})", class_="runs"))
+        marks.append(el("g", runs, transform=f"translate({LEFT} {TOP}) scale({size})", class_="runs"))
     for a, b in order[:MARKED] if n > HOVERED else np.argwhere(np.tri(n, k=-1)).tolist():
         color = sign_class(float(shares[a, b])) if n <= HOVERED else "hit"
         title = hover(f"{names[b]} and {names[a]}: {number(float(costs[a, b]))}")
-        marks.append(el("rect", title, x=LEFT + b * size, y=a * size, width=size, height=size, class_=color))
-    outline = f"M{LEFT} {size}" + f"h{size}v{size}" * (n - 1) + f"H{LEFT}z"
+        marks.append(el("rect", title, x=LEFT + b * size, y=TOP + a * size, width=size, height=size, class_=color))
+    outline = f"M{LEFT} {TOP + size}" + f"h{size}v{size}" * (n - 1) + f"H{LEFT}z"
     marks.append(el("path", d=outline, class_="outline"))
-    shown = range(0, n, every)
-    marks += [label(shortened(names[a]), LEFT + a * size + 5, (a + 0.5) * size + 4) for a in shown]
-    right = max(LEFT + a * size + 5 + len(shortened(names[a])) * GLYPH for a in shown)
-    return drawing(max(right, LEFT + 14 * SIGNS) + 16, n * size + 50, "Pairs", *marks, _key(LEFT, n * size + 14, top))
+    start = LEFT + (5 if size > 12 else 12)
+    shown = dict(list(enumerate(shortened(names)))[::every])
+    marks += [label(name, start + a * size, TOP + (a + 0.5) * size + 4) for a, name in shown.items()]
+    right = max(start + a * size + len(name) * GLYPH for a, name in shown.items())
+    bottom = TOP + n * size
+    marks.append(_key(LEFT, bottom + 14, top))
+    return drawing(max(right, LEFT + 14 * SIGNS) + 16, bottom + 46, "What pairs of layers cost together", *marks)
 
 
 def _runs(levels: np.ndarray) -> str:

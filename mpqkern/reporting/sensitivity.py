@@ -25,7 +25,7 @@ def section(given: Given) -> str | None:
     facts = {fact.name: fact for fact in given.facts}
     schemes = {n: text(facts[n].scheme) for n in scores.names if facts[n].chosen}
     method = scores.provenance.get("method")
-    note = f"Cost of each scheme in each layer{f' by {method}' if method else ''}, stronger where it hurts more, on a logarithmic scale."
+    note = f"Cost of each scheme in each layer{f' by {method}' if method else ''}; colours are on a logarithmic scale."
     head = ("layer", *(text(scores.schemes[b]) for b in order), "chosen")
     lines = [
         (n, *(number(float(scores.unary[i, b])) for b in order), schemes.get(n, "")) for i, n in enumerate(scores.names)
