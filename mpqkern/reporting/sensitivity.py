@@ -8,7 +8,7 @@ import numpy as np
 
 from ..scores.table import Scores, widest_first
 from .axes import GLYPH, Row, drawing, label, rows
-from .colors import AMOUNTS, amount_class, is_deep
+from .colors import AMOUNTS, amount_class
 from .given import Given, text
 from .markup import details, el, hover, number, paragraph, table
 
@@ -58,8 +58,7 @@ def cell(row: Row, layer: int, y: float, tale: str, short: str, color: str) -> s
     rect = el("rect", hover(tale), x=row.x(layer), y=y, width=row.step, height=HIGH, class_=color)
     if row.step < 46:
         return rect
-    tone = "deep" if is_deep(color) else "pale"
-    return rect + label(short, row.x(layer) + row.step / 2, y + HIGH / 2 + 4, "middle", class_=tone)
+    return rect + label(short, row.x(layer) + row.step / 2, y + HIGH / 2 + 4, "middle", class_="on")
 
 
 def chosen_mark(row: Row, layer: int, y: float) -> str:

@@ -9,7 +9,7 @@ from ..latency.table import FLOAT
 from .axes import Row, drawing, label, rows
 from .colors import sign_class
 from .given import Given, text
-from .markup import details, number, paragraph, table
+from .markup import details, listed, number, paragraph, table
 from .sensitivity import HIGH, TOP, cell, chosen_mark
 
 TITLE = "Latency"
@@ -37,10 +37,10 @@ def _words(given: Given, chosen: dict[str, str]) -> str:
     lost = [n for n in latency if latency[n].get(chosen.get(n, FLOAT), 0.0) > latency[n][FLOAT]]
     lines = [paragraph(note)]
     if kept:
-        lines.append(paragraph(f"In float because nothing is faster: {', '.join(kept)}."))
+        lines.append(paragraph(f"In float, which is fastest there: {listed(kept)}."))
     if lost:
-        worst = ", ".join(f"{n} ({latency[n][FLOAT] / latency[n][chosen[n]]:.2f}x of float's speed)" for n in lost)
-        lines.append(paragraph(f"Smaller, but slower than float as chosen: {worst}."))
+        worst = [f"{n} ({latency[n][FLOAT] / latency[n][chosen[n]]:.2f}x of float's speed)" for n in lost]
+        lines.append(paragraph(f"Smaller, but slower than float as chosen: {listed(worst)}."))
     return "".join(lines)
 
 

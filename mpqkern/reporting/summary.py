@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .given import Given
-from .markup import el, esc, number, paragraph, size, table
+from .markup import el, esc, listed, number, paragraph, size, table
 
 TITLE = "Summary"
 CERTIFICATES = {
@@ -100,7 +100,7 @@ def _words(given: Given) -> str:
     if found is not None and found.gap and found.status in ("heuristic", "limit", "interrupted", "feasible"):
         certificate += f" No assignment that fits costs less than {number(found.bound)}: {100 * found.gap:.3g} % lower."
     left = [fact for fact in given.facts if fact.chosen and fact.scheme is None]
-    kept = f"In float: {_listed([f.name for f in left])}." if left else ""
+    kept = f"In float: {listed([f.name for f in left])}." if left else ""
     how = ""
     if given.scores is not None and "method" in given.scores.provenance:
         notes = given.scores.provenance
@@ -110,11 +110,6 @@ def _words(given: Given) -> str:
         how += f", {number(notes['evaluations'])} evaluations." if notes.get("evaluations") else "."
     sentences = (certificate, predicted(given)[1], kept, how)
     return paragraph(*sentences) if any(sentences) else ""
-
-
-def _listed(names: list[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _budgets(given: Given) -> str:
