@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
-from ..solve import Frontier
+from ..scheme import Scheme
+from ..solve import Frontier, Scores
+from ..solve.budget import Row, make_row
 from .axes import PHONE, ROOM, Axis, drawing, label, posts, rules
 from .given import Given
 from .markup import coordinate, details, el, hover, number, paragraph, size, table
@@ -51,14 +54,35 @@ def section(given: Given) -> str | None:
 
 def _chosen(given: Given) -> tuple[float, float] | None:
     """(use, objective) of the assignment, counted as the frontier counts; None where it cannot be told."""
-    front, found = given.frontier, given.assignment
-    if found is None or found.objective is None or not math.isfinite(found.objective):
+    found = given.assignment
+    counted = _counted(given)
+    if found is None or found.objective is None or not math.isfinite(found.objective) or counted is None:
         return None
-    scores, row = front.problem.scores, front.problem.labels[0]
-    if set(found.schemes) != set(scores.names) or any(s not in scores.schemes for s in found.schemes.values()):
+    use = counted(found.schemes)
+    return None if use is None else (use, found.objective)
+
+
+def _counted(given: Given) -> Callable[[Mapping[str, Scheme | None]], float | None] | None:
+    """What an assignment spends of the frontier's budget: by its own row; one that was read from a file has none, so
+    by the row that the scores give, if that agrees about the first point."""
+    front, scores = given.frontier, given.scores
+    if front.problem is not None:
+        return partial(_spent, front.problem.labels[0], front.problem.scores)
+    if scores is None or front.kind in ("ms", "limit"):
         return None
-    total = sum(int(row.values[i, scores.schemes.index(found.schemes[name])]) for i, name in enumerate(scores.names))
-    return float(row.amount(total)), found.objective
+    try:
+        row = make_row(front.kind, scores.layers, scores.schemes)
+    except ValueError:  # widths that do not pack, or no multiply-adds
+        return None
+    first = _spent(row, scores, front[0].schemes)
+    return partial(_spent, row, scores) if first is not None and math.isclose(first, front.use[0]) else None
+
+
+def _spent(row: Row, scores: Scores, plan: Mapping[str, Scheme | None]) -> float | None:
+    if set(plan) != set(scores.names) or any(s not in scores.schemes for s in plan.values()):
+        return None
+    total = sum(int(row.values[i, scores.schemes.index(plan[name])]) for i, name in enumerate(scores.names))
+    return float(row.amount(total))
 
 
 def _shown(front: Frontier) -> list[int]:

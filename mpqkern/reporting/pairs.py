@@ -56,7 +56,7 @@ def _triangle(names: list[str], costs: np.ndarray, order: list[tuple[int, int]])
     marks = []
     if n > HOVERED:
         runs = _runs(np.rint(shares * NONE).astype(int))
-        marks.append(el("g", runs, transform=f"translate({LEFT} {TOP}) scale({size})", class_="runs"))
+        marks.append(el("g", runs, transform=f"translate({LEFT} {TOP + size / 2}) scale({size})", class_="runs"))
     for a, b in order[:MARKED] if n > HOVERED else np.argwhere(np.tri(n, k=-1)).tolist():
         color = sign_class(float(shares[a, b])) if n <= HOVERED else "hit"
         title = hover(f"{names[b]} and {names[a]}: {number(float(costs[a, b]))}")
@@ -73,14 +73,19 @@ def _triangle(names: list[str], costs: np.ndarray, order: list[tuple[int, int]])
 
 
 def _runs(levels: np.ndarray) -> str:
-    """One path for each colour, in cells: neighbours of one colour are one stroke; what is next to nothing is left."""
+    """One path for each colour, in cells: neighbours of one colour are one stroke; what is next to nothing is left.
+
+    Moves are relative within a line, which halves the text.
+    """
     strokes: dict[int, list[str]] = {}
     for a in range(1, len(levels)):
-        line = levels[a, :a]
+        line, ends = levels[a, :a], {}
         cuts = np.flatnonzero(np.diff(line)) + 1
         for start, end in zip([0, *cuts.tolist()], [*cuts.tolist(), a], strict=True):
             if level := int(line[start]):
-                strokes.setdefault(level, []).append(f"M{start} {a}.5h{end - start}")
+                move = f"m{start - ends[level]} 0" if level in ends else f"M{start} {a}"
+                strokes.setdefault(level, []).append(f"{move}h{end - start}")
+                ends[level] = end
     return "".join(el("path", d="".join(d), class_=f"d{NONE + level}") for level, d in sorted(strokes.items()))
 
 
