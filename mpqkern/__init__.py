@@ -11,6 +11,7 @@ from . import ops  # first: registers torch.ops.mpqkern
 from .activations import ActivationReport, calibrate_activations_
 from .activations.gauss import gauss_quantize
 from .assign import assign
+from .audit import audit
 from .capabilities import capabilities
 from .catalog import catalog
 from .checkpoint import load, save
@@ -47,6 +48,7 @@ __all__ = [
     "Verification",
     "__version__",
     "assign",
+    "audit",
     "calibrate",
     "calibrate_activations_",
     "capabilities",

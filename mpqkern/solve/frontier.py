@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..scheme import Scheme
 from ..scores.table import Scores
 from . import hull
 from .assignment import Assignment
@@ -18,6 +21,8 @@ from .entry import make_assignment, naming, solve
 from .explain import Infeasible, explain, short
 from .linear import any_fit
 from .problem import Problem, make_problem
+
+FORMAT, VERSION = "mpqkern-frontier", 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +37,11 @@ class Frontier:
     use: list[float]  # in the budget's unit
     objective: list[float]
     bound: list[float]
-    problem: Problem = field(repr=False)
+    problem: Problem | None = field(repr=False)  # None: it was read from a file
     choices: np.ndarray = field(repr=False)  # [points, units]
     states: list[str] = field(repr=False)
     prices: list[list[float] | None] = field(repr=False)  # of the problem's rows, as `solve` found them
+    answers: list[Assignment] | None = field(default=None, repr=False)  # as they were read
 
     def __len__(self) -> int:
         return len(self.use)
@@ -43,6 +49,8 @@ class Frontier:
     def __getitem__(self, i: int | slice) -> Assignment | list[Assignment]:
         if isinstance(i, slice):
             return [self[k] for k in range(len(self))[i]]
+        if self.answers is not None:
+            return self.answers[i]
         return make_assignment(
             self.problem,
             self.choices[i],
@@ -64,6 +72,59 @@ class Frontier:
         if len(use) < 3 or wide == 0 or high == 0:
             return 0
         return int(((value.max() - value) / high - (use - use.min()) / wide).argmax())
+
+    def to_json(self) -> str:
+        """One JSON object, a point a line; `choice` has each layer's scheme as a place in the list of schemes."""
+        answers = list(self)
+        layers = list(answers[0].schemes)
+        schemes = list(dict.fromkeys(scheme for answer in answers for scheme in answer.schemes.values()))
+        points = [
+            {
+                "use": self.use[i],
+                "objective": answer.objective,
+                "bound": self.bound[i] if math.isfinite(self.bound[i]) else None,
+                "status": answer.status,
+                "costs": dict(answer.costs),
+                "prices": {name: price for name, price in answer.prices.items() if math.isfinite(price)},
+                "choice": [schemes.index(answer.schemes[name]) for name in layers],
+            }
+            for i, answer in enumerate(answers)
+        ]
+        head = {
+            "format": FORMAT,
+            "version": VERSION,
+            "kind": self.kind,
+            "knee": self.knee,
+            "layers": layers,
+            "schemes": [None if s is None else s.to_dict() for s in schemes],
+        }
+        top = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
+        return f'{{\n{top}  "points": [\n' + ",\n".join(f"    {json.dumps(p)}" for p in points) + "\n  ]\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Frontier:
+        """What `to_json` wrote; its answers have no scores to `explain` them by."""
+        try:
+            values = json.loads(text)
+            known = values["format"], values["version"]
+            points = values["points"]
+            schemes = [None if s is None else Scheme.from_dict(s) for s in values["schemes"]]
+            answers = [
+                Assignment(
+                    {name: schemes[b] for name, b in zip(values["layers"], p["choice"], strict=True)},
+                    **{key: p[key] for key in ("objective", "bound", "status", "costs", "prices")},
+                )
+                for p in points
+            ]
+            bounds = [-math.inf if p["bound"] is None else p["bound"] for p in points]
+            lists = [p["use"] for p in points], [p["objective"] for p in points], bounds
+            choices = np.array([p["choice"] for p in points])
+        except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+            raise ValueError(f"text={text[:40]!r}... is no frontier ({error}); wanted what to_json wrote") from None
+        if known != (FORMAT, VERSION):
+            raise ValueError(f"text is {known[0]!r} version {known[1]!r}; wanted {FORMAT!r} version {VERSION}")
+        states = [p["status"] for p in points]
+        return cls(values["kind"], *lists, None, choices, states, [None] * len(points), answers)
 
 
 def frontier(
