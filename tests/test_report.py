@@ -13,8 +13,9 @@ import pytest
 
 import mpqkern as mq
 from mpqkern.compare import Comparison, Outcome
-from mpqkern.ledger import Row
+from mpqkern.ledger import Row, Whole
 from mpqkern.reporting import colors
+from mpqkern.solve import Frontier
 
 HOSTILE = "<script>alert(1)</script>&\"'\x00\u202e\ud800"
 SCHEMES = [2, 4, 8, None]
@@ -195,11 +196,34 @@ def test_tables_and_hovers_have_every_figure(tmp_path: Path) -> None:
     ledger = given["ledger"]
     for line, r in zip(cells(found["Ledger"])[1:-1], ledger.rows, strict=True):
         assert line[0] == r.name and line[3:5] == [f"{r.float_bytes:,}", f"{r.bytes:,}"]
-        assert (line[5], line[6]) == (("", "chosen as float") if r.scheme is None else ("0.0625", ""))
+        assert (line[5], line[6]) == (("", "float: chosen as float") if r.scheme is None else ("0.0625", ""))
     assert cells(found["Ledger"])[-1][3:5] == [f"{ledger.float_bytes:,}", f"{ledger.bytes:,}"]
     assert cells(found["Latency"])[1][1:5] == ["0.0200", "0.0050", "0.0100", "0.0300"]
     fisher = ["avg_bits=3", "fisher", "1,234", "0.1", "0.9", "1.50", "0.50", "100%", "100%"]
     assert fisher in cells(found["Methods compared"])
+
+
+def test_an_audited_ledger_says_what_came_true(tmp_path: Path) -> None:
+    given = inputs()
+    rows = [replace(r, predicted_bytes=r.bytes, disk_bytes=r.bytes, ms=0.25) for r in given["ledger"].rows]
+    whole = Whole(file_bytes=99_999, predicted_ms=1.5, ms=1.75, float_ms=3.5, loss="ce", rise=-0.125)
+    found = sections(written(tmp_path, ledger=mq.Ledger(rows, whole), latency=given["latency"])[1])
+    words = "".join(found["Ledger"].itertext())
+    assert "every packed layer takes exactly the bytes" in words and "Predicted 1.5 ms, measured 1.75 ms." in words
+    assert "The ce of the packed model is -0.125 from float's." in words and "file 99,999 bytes" in words
+    assert [line[6] for line in cells(found["Ledger"])[1:-1]] == ["0.250"] * 6
+    summary = "".join(found["Summary"].itertext())
+    assert "Measured time1.75 msfloat 3.5 ms2.00 times faster" in summary
+    rows[2] = replace(rows[2], disk_bytes=rows[2].bytes + 1)
+    words = "".join(sections(written(tmp_path, ledger=mq.Ledger(rows, whole))[1])["Ledger"].itertext())
+    assert f"Not as predicted in the file: {rows[2].name}." in words and "exactly the bytes" not in words
+
+
+def test_a_frontier_read_from_a_file_is_drawn_the_same(tmp_path: Path) -> None:
+    given = {name: inputs()[name] for name in ("frontier", "assignment", "scores")}
+    text, _ = written(tmp_path, **given)
+    given["frontier"] = Frontier.from_json(given["frontier"].to_json())
+    assert given["frontier"].problem is None and written(tmp_path, **given)[0] == text
 
 
 def test_bars_are_as_high_as_the_numbers(tmp_path: Path) -> None:

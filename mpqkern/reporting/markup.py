@@ -66,7 +66,9 @@ def details(summary: str, *content: str) -> str:
 
 
 def paragraph(*sentences: str) -> str:
-    return el("p", esc(" ".join(s for s in sentences if s)))
+    """Nothing where there are none."""
+    words = " ".join(s for s in sentences if s)
+    return el("p", esc(words)) if words else ""
 
 
 def number(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..ledger import Whole
 from .given import Given
 from .markup import el, esc, listed, number, paragraph, size, table
 
@@ -86,12 +87,17 @@ def predicted(given: Given) -> tuple[float | None, str]:
 
 
 def _milliseconds(given: Given) -> str:
-    ms, _ = predicted(given)
-    if ms is None:
+    """Measured, if a ledger was audited; else predicted."""
+    whole = given.ledger.whole if given.ledger is not None else Whole()
+    if whole.ms is not None and whole.float_ms is not None:
+        name, ms, plain = "Measured time", whole.ms, whole.float_ms
+    elif (ms := predicted(given)[0]) is not None:
+        name, plain = "Predicted time", given.latency.total
+    else:
         return ""
-    times = given.latency.total / ms if ms > 0 else 0.0
+    times = plain / ms if ms > 0 else 0.0
     claim = f"{int(times * 100) / 100:.2f} times faster" if times >= 1.005 else "not faster than float"
-    return _tile("Predicted time", f"{number(ms)} ms", f"float {number(given.latency.total)} ms", claim)
+    return _tile(name, f"{number(ms)} ms", f"float {number(plain)} ms", claim)
 
 
 def _words(given: Given) -> str:
@@ -109,7 +115,7 @@ def _words(given: Given) -> str:
         how += f" in {number(float(notes['seconds']))} s" if notes.get("seconds") is not None else ""
         how += f", {number(notes['evaluations'])} evaluations." if notes.get("evaluations") else "."
     sentences = (certificate, predicted(given)[1], kept, how)
-    return paragraph(*sentences) if any(sentences) else ""
+    return paragraph(*sentences)
 
 
 def _budgets(given: Given) -> str:
