@@ -133,7 +133,7 @@ class Row:
 
     @property
     def step(self) -> float:
-        return min(max((self.room - self.left - 16) / max(len(self.names), 1), 3.2), 94.0)
+        return min(max((self.room - self.left - 16) / max(len(self.names), 1), 2.4), 94.0)
 
     @property
     def right(self) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..ledger import Ledger
 from .given import Given
 from .markup import number, paragraph, table
@@ -13,14 +15,17 @@ def section(given: Given) -> str | None:
     ledger = given.ledger
     if ledger is None or not ledger.rows:
         return None
-    columns = ledger.columns
+    *columns, reasons = ledger.columns
+    if ledger.left:
+        columns.append(replace(reasons, heading="why", total=""))
     rows = [*zip(*(column.cells for column in columns), strict=True), [column.total for column in columns]]
     left = [i for i, column in enumerate(columns) if column.left]
-    return _words(ledger) + table([column.heading for column in columns], rows, left=left, foot=True)
+    figures = table([column.heading for column in columns], rows, left=left, foot=True)
+    return _words(ledger, reasons.total) + figures
 
 
-def _words(ledger: Ledger) -> str:
-    count = f"{len(ledger.packed)} of {len(ledger.rows)} layers are packed."
+def _words(ledger: Ledger, total: str) -> str:
+    count = f"{len(ledger.packed)} of {len(ledger.rows)} layers are packed{f': {total}' if total else ''}."
     note = "Errors are |weight - packed| / |weight|. Bytes are as stored: codes with padding, scales and zeros."
     return paragraph(count, note) + paragraph(*_as_predicted(ledger))
 
