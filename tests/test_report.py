@@ -153,8 +153,14 @@ def test_the_summary_has_the_figures_of_its_inputs(tmp_path: Path) -> None:
     ]
     alone = " ".join(sections(written(tmp_path, scores=given["scores"], assignment=best)[1])["Summary"].itertext())
     assert f"{4 * sum(params):,} \u2192 {sum(sizes):,} bytes" in alone  # predicted, without a ledger
+    # the only figures of an assignment that was read from a file are its own
+    late = replace(best, status="limit", bound=best.objective * 0.75)
+    words = " ".join(sections(written(tmp_path, assignment=late)[1])["Summary"].itertext())
+    assert f"Objective {best.objective:.4g} bound {late.bound:.4g}, gap 25 % limit" in words
+    assert "ran out of time; what it had proven by then is the bound. No assignment that fits costs less than" in words
     edited = replace(best, status="edited", objective=None, bound=None)
-    assert "Proven" not in " ".join(written(tmp_path, assignment=edited)[1].itertext())
+    words = " ".join(written(tmp_path, assignment=edited)[1].itertext())
+    assert "Proven" not in words and "nothing is claimed of it" in words
 
 
 def test_no_gain_is_claimed_where_there_is_none(tmp_path: Path) -> None:
@@ -239,6 +245,22 @@ def test_bars_are_as_high_as_the_numbers(tmp_path: Path) -> None:
         assert bits.get("class") == colors.width_class(width) == packed.get("class")
         assert float(whole.get("height")) == pytest.approx(130 * r.float_bytes / biggest, abs=0.1)
         assert float(packed.get("height")) == pytest.approx(130 * r.bytes / biggest, abs=0.1)
+
+
+def test_chosen_cells_are_framed(tmp_path: Path) -> None:
+    given = inputs()
+    best = given["assignment"]
+    found = sections(written(tmp_path, assignment=best, scores=given["scores"], latency=given["latency"])[1])
+    for title, order in (("Sensitivity", ["float", "w8", "w4", "w2"]), ("Latency", ["float", "w2", "w4", "w8"])):
+        for svg in found[title].iter("svg"):  # for desks and phones
+            hovers = {r.find("title").text.split(":")[0]: r for r in svg.iter("rect") if r.find("title") is not None}
+            frames = [r for r in svg.iter("rect") if r.get("class") == "frame"]
+            assert len(hovers) == 24 and len(frames) == 6
+            for name, scheme in best.schemes.items():
+                cell = hovers[f"{name} at {scheme or 'float'}"]
+                assert float(cell.get("y")) == 8 + 30 * order.index(str(scheme or "float"))
+                x, y = float(cell.get("x")) + 2, float(cell.get("y")) + 2
+                assert any(abs(float(f.get("x")) - x) < 0.2 and float(f.get("y")) == y for f in frames)
 
 
 def test_the_assignment_is_marked_on_the_frontier_as_the_frontier_counts(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ CERTIFICATES = {
 
 def section(given: Given) -> str | None:
     tiles = [tile for tile in (_bytes(given), _bits(given), _objective(given), _milliseconds(given)) if tile]
-    if not tiles:
+    if not tiles and given.assignment is None:
         return None
-    return el("div", *tiles, class_="tiles") + _words(given) + _budgets(given)
+    return (el("div", *tiles, class_="tiles") if tiles else "") + _words(given) + _budgets(given)
 
 
 def _tile(name: str, figure: str, *below: str) -> str:
