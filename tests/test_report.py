@@ -158,6 +158,8 @@ def test_the_summary_has_the_figures_of_its_inputs(tmp_path: Path) -> None:
     words = " ".join(sections(written(tmp_path, assignment=late)[1])["Summary"].itertext())
     assert f"Objective {best.objective:.4g} bound {late.bound:.4g}, gap 25 % limit" in words
     assert "ran out of time; what it had proven by then is the bound. No assignment that fits costs less than" in words
+    lost = sections(written(tmp_path, assignment=replace(late, bound=-np.inf))[1])["Summary"]
+    assert "no bound is known" in "".join(lost.itertext()) and "inf" not in "".join(lost.itertext())
     edited = replace(best, status="edited", objective=None, bound=None)
     words = " ".join(written(tmp_path, assignment=edited)[1].itertext())
     assert "Proven" not in words and "nothing is claimed of it" in words
@@ -223,6 +225,20 @@ def test_an_audited_ledger_says_what_came_true(tmp_path: Path) -> None:
     rows[2] = replace(rows[2], disk_bytes=rows[2].bytes + 1)
     words = "".join(sections(written(tmp_path, ledger=mq.Ledger(rows, whole))[1])["Ledger"].itertext())
     assert f"Not as predicted in the file: {rows[2].name}." in words and "exactly the bytes" not in words
+
+
+def test_a_ledger_of_other_schemes_is_told(tmp_path: Path) -> None:
+    given = {name: inputs()[name] for name in ("assignment", "ledger", "scores")}
+    assert "other schemes" not in "".join(written(tmp_path, **given)[1].itertext())
+    name, *_ = given["assignment"].schemes
+    given["assignment"] = replace(given["assignment"], schemes={**given["assignment"].schemes, name: mq.Scheme(2)})
+    found = sections(written(tmp_path, **given)[1])
+    assert f"The ledger is of other schemes than the assignment: {name}." in "".join(found["Summary"].itertext())
+    size = mq.Scheme(2).bytes((64, 32))
+    assert any(
+        f"{name}\nlinear 64x32\nw2\n8,192 bytes in float, {size:,} now" in t
+        for t in titles(found["Bits along the network"])
+    )
 
 
 def test_a_frontier_read_from_a_file_is_drawn_the_same(tmp_path: Path) -> None:
