@@ -104,15 +104,22 @@ class Ledger:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"text={text[:40]!r}... is no ledger ({error}); wanted what to_json wrote") from None
 
+    @property
+    def columns(self) -> list[Column]:
+        """As they are shown: those that no row can fill are left out."""
+        return [column for column in _columns(self) if column.always or any(column.cells)]
+
     def __str__(self) -> str:
-        columns = [column for column in _columns(self) if column.always or any(column.cells)]
+        columns = self.columns
         lines = [[c.heading for c in columns], *zip(*(c.cells for c in columns), strict=True)]
         lines.append([c.total for c in columns])
         return table(lines, left=[i for i, c in enumerate(columns) if c.left])
 
 
 @dataclass(frozen=True)
-class _Column:
+class Column:
+    """One of the printed table, as text."""
+
     heading: str
     cells: list[str]
     total: str = ""
@@ -120,8 +127,8 @@ class _Column:
     always: bool = True
 
 
-def _columns(ledger: Ledger) -> list[_Column]:
-    """Every column that there may be; those that no row can fill are not shown."""
+def _columns(ledger: Ledger) -> list[Column]:
+    """Every column that there may be."""
     rows, whole = ledger.rows, ledger.whole
 
     def cells(name: str, show: Callable[[Any], str]) -> list[str]:
@@ -137,19 +144,19 @@ def _columns(ledger: Ledger) -> list[_Column]:
     if whole.file_bytes is not None:
         notes.append(f"file {whole.file_bytes:,} bytes")
     return [
-        _Column("layer", cells("name", str), "total", left=True),
-        _Column("weight", ["x".join(map(str, row.weight_shape)) for row in rows], left=True),
-        _Column("scheme", [str(row.scheme or "float") for row in rows], left=True),
-        _Column("float bytes", cells("float_bytes", _whole), _whole(ledger.float_bytes)),
-        _Column("bytes", cells("bytes", _whole), _whole(ledger.bytes)),
-        _Column("on disk", cells("disk_bytes", _whole), total(disk, _whole), always=False),
-        _Column("float ms", cells("float_ms", _ms), total(whole.float_ms, _ms), always=False),
-        _Column("ms expected", cells("predicted_ms", _ms), total(whole.predicted_ms, _ms), always=False),
-        _Column("ms", cells("ms", _ms), total(whole.ms, _ms), always=False),
-        _Column("rel. error", cells("error", "{:.4f}".format)),
-        _Column(f"by {whole.method or 'score'}", cells("score", _short), total(whole.score, _short), always=False),
-        _Column(f"{whole.loss or 'loss'} +", cells("rise", _short), total(whole.rise, _short), always=False),
-        _Column("", [f"float: {row.reason}" if row.reason else "" for row in rows], ", ".join(notes), left=True),
+        Column("layer", cells("name", str), "total", left=True),
+        Column("weight", ["x".join(map(str, row.weight_shape)) for row in rows], left=True),
+        Column("scheme", [str(row.scheme or "float") for row in rows], left=True),
+        Column("float bytes", cells("float_bytes", _whole), _whole(ledger.float_bytes)),
+        Column("bytes", cells("bytes", _whole), _whole(ledger.bytes)),
+        Column("on disk", cells("disk_bytes", _whole), total(disk, _whole), always=False),
+        Column("float ms", cells("float_ms", _ms), total(whole.float_ms, _ms), always=False),
+        Column("ms expected", cells("predicted_ms", _ms), total(whole.predicted_ms, _ms), always=False),
+        Column("ms", cells("ms", _ms), total(whole.ms, _ms), always=False),
+        Column("rel. error", cells("error", "{:.4f}".format)),
+        Column(f"by {whole.method or 'score'}", cells("score", _short), total(whole.score, _short), always=False),
+        Column(f"{whole.loss or 'loss'} +", cells("rise", _short), total(whole.rise, _short), always=False),
+        Column("", [f"float: {row.reason}" if row.reason else "" for row in rows], ", ".join(notes), left=True),
     ]
 
 

@@ -7,7 +7,7 @@ import math
 from ..compare import CONTROLS, Comparison, Outcome
 from .axes import GLYPH, Axis, drawing, label, posts, shortened
 from .given import Given
-from .markup import el, hover, number, paragraph, table
+from .markup import details, el, hover, number, paragraph, table
 
 TITLE = "Methods compared"
 HIGH, TOP, WIDE = 20, 30, 340  # pixels: of a method's line, above, and of a panel
@@ -38,18 +38,19 @@ def _order(found: Comparison, budgets: list[str]) -> list[str]:
 
 
 def _panel(found: Comparison, budget: str, order: list[str], values: list[float]) -> str:
-    left = 16 + max(len(shortened(name, 16)) for name in order) * GLYPH
+    names = dict(zip(order, shortened(order, 16), strict=True))
+    left = 16 + max(map(len, names.values())) * GLYPH
     bottom = TOP + HIGH * len(order)
     x = Axis.over(values, left, WIDE - 14)
     base = found.metrics[found.metric]
-    marks = [label(budget, 4, 14, None, "strong"), posts(x, TOP, bottom, most=4)]
+    marks = [label(_short(budget), 4, 14, None, "strong"), posts(x, TOP, bottom, most=4)]
     if math.isfinite(base):
         line = el("line", x1=x(base), x2=x(base), y1=TOP, y2=bottom, class_="float")
         marks.append(el("g", hover(f"float: {number(base)}"), line))
     outcomes = {o.method: o for o in found.outcomes if o.budget == budget}
     for k, method in enumerate(order):
         y = TOP + (k + 0.5) * HIGH
-        marks.append(label(shortened(method, 16), left - 8, y + 4, "end"))
+        marks.append(label(names[method], left - 8, y + 4, "end"))
         if method in outcomes and math.isfinite(value := outcomes[method].metrics[found.metric]):
             marks.append(el("line", x1=left, x2=x(value), y1=y, y2=y, class_="grid"))
             tone = "point open" if method in CONTROLS else "point"
@@ -74,7 +75,7 @@ def _table(found: Comparison, budgets: list[str]) -> str:
             tau = found.tau.get(o.method)
             rows.append(
                 (
-                    budget,
+                    _short(budget),
                     o.method,
                     f"{o.bytes:,.0f}",
                     *(number(o.metrics[n]) for n in (found.metric, *others)),
@@ -84,4 +85,9 @@ def _table(found: Comparison, budgets: list[str]) -> str:
                 )
             )
     note = "tau: Kendall's rank correlation of a method's scores with the damage each layer does alone."
-    return table(head, rows, left=(0, 1)) + paragraph(note)
+    return details("All figures", table(head, rows, left=(0, 1)), paragraph(note))
+
+
+def _short(budget: str) -> str:
+    """`Budget(avg_bits=4)` without what goes without saying."""
+    return budget.removeprefix("Budget(").removesuffix(")") if budget.startswith("Budget(") else budget

@@ -15,10 +15,10 @@ def section(given: Given) -> str:
         (k["op"], k["device"], "any" if k["bits"] is None else k["bits"], k["kernel"], k["why"] or "")
         for k in found["kernels"]
     ]
-    parts = [table(("", ""), facts, left=(0, 1))]
+    parts = [table((), facts, left=(0, 1))]
     if given.scores is not None and given.scores.provenance:
         notes = [(key, _plain(value)) for key, value in given.scores.provenance.items()]
-        parts.append(details("How the scores were made", table(("", ""), notes, left=(0, 1))))
+        parts.append(details("How the scores were made", table((), notes, left=(0, 1))))
     parts.append(details("Kernels", table(("op", "device", "bits", "kernel", "why"), kernels, left=(0, 1, 2, 3, 4))))
     return "".join(parts)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
+
 from ..solve import Frontier
-from .axes import Axis, drawing, label, posts, rules
+from .axes import PHONE, ROOM, Axis, drawing, label, posts, rules
 from .given import Given
 from .markup import coordinate, details, el, hover, number, paragraph, size, table
 
@@ -14,7 +16,8 @@ TITLE = "Frontier"
 UNITS = {"avg_bits": "bits a parameter", "bytes": "bytes", "mbytes": "MiB", "fraction": "share of float32"}
 UNITS |= {"gbops": "GBOPs", "ms": "ms", "limit": "budget"}
 MANY = 60  # points from which on they are drawn small
-WIDE, NARROW = (1000, 400), (352, 320)  # pixels: one drawing for desks and one for phones; the page shows either
+MOST = 120  # points that can be pointed at and are in the table; the line has all
+WIDE, NARROW = (ROOM, 400), (PHONE, 320)  # pixels: one drawing for desks and one for phones; the page shows either
 
 
 def section(given: Given) -> str | None:
@@ -25,6 +28,7 @@ def section(given: Given) -> str | None:
     proven = sum(_gap(front, i) == 0 for i in range(len(front)))
     note = f"Least cost against {unit}. {proven} of {len(front)} points are proven optimal"
     note += "." if proven == len(front) else "; the others are hollow, and a line goes down to what is proven."
+    shown = _shown(front)
     use = number if front.kind != "bytes" else lambda v: f"{v:,.0f}"
     rows = [
         (
@@ -34,23 +38,33 @@ def section(given: Given) -> str | None:
             _certificate(front, i),
             _place(front, i),
         )
-        for i in range(len(front))
+        for i in shown
     ]
+    name = "All points" if len(shown) == len(front) else f"{len(shown)} of the {len(front)} points"
     return (
         paragraph(note)
         + _plot(front, chosen, unit, *WIDE, class_="wide")
         + _plot(front, chosen, unit, *NARROW, class_="narrow")
-        + details("All points", table((unit, "objective", "bound", "certificate", ""), rows, left=(3, 4)))
+        + details(name, table((unit, "objective", "bound", "certificate", ""), rows, left=(3, 4)))
     )
 
 
 def _chosen(given: Given) -> tuple[float, float] | None:
     """(use, objective) of the assignment, counted as the frontier counts; None where it cannot be told."""
-    front, found = given.frontier, given.assignment
+    found = given.assignment
     if found is None or found.objective is None or not math.isfinite(found.objective):
         return None
-    use = front.use_of(found.schemes)
+    use = given.frontier.use_of(found.schemes)
     return None if use is None else (use, found.objective)
+
+
+def _shown(front: Frontier) -> list[int]:
+    """All points, or of very many those nearest to evenly spread budgets, with the ends and the knee."""
+    if len(front) <= MOST:
+        return list(range(len(front)))
+    spread = np.linspace(min(front.use), max(front.use), MOST - 3)
+    nearest = np.abs(np.subtract.outer(spread, front.use)).argmin(axis=1)
+    return sorted({0, front.knee, len(front) - 1, *nearest.tolist()})
 
 
 def _gap(front: Frontier, i: int) -> float:
@@ -78,16 +92,13 @@ def _plot(
     left, right, top, bottom = 68, width - 16, 24, height - 48
     bounds = [b for b, v in zip(front.bound, front.objective, strict=True) if _near(b, v)]
     values = [*front.objective, *bounds, *([chosen[1]] if chosen else [])]
-    x = Axis.over([*front.use, *([chosen[0]] if chosen else [])], left, right)
-    x = Axis(x.low, x.high, left, right)  # budgets are compared by their difference, also where they differ much
-    if x.low < 0 <= min(front.use):
-        x = Axis(0, x.high, left, right)
+    x = Axis.over([*front.use, *([chosen[0]] if chosen else [])], left, right, bent=False)
     y = Axis.over(values, bottom, top)
     tick: Callable[[float], str] = size if front.kind == "bytes" else number
     marks = [rules(y, left, right), posts(x, top, bottom, text=tick, most=max(3, int(width // 130)))]
-    marks += [label("objective" + (" (log scale)" if y.log else ""), 4, 14), label(unit, right, height - 8, "end")]
+    marks += [label("objective" + (" (log scale)" if y.bend else ""), 4, 14), label(unit, right, height - 8, "end")]
     marks.append(el("path", d=_stairs(front, x, y), class_="stairs"))
-    marks += [_point(front, i, x, y, 2.5 if len(front) > MANY else 4.5) for i in range(len(front))]
+    marks += [_point(front, i, x, y, 2.5 if len(front) > MANY else 4.5) for i in _shown(front)]
     knee = front.knee if len(front) > 2 else None
     if knee is not None:
         marks.append(_named("knee", x(front.use[knee]), y(front.objective[knee]), below=True))
@@ -119,7 +130,7 @@ def _point(front: Frontier, i: int, x: Axis, y: Axis, radius: float) -> str:
     )
     parts = [title, el("circle", cx=at[0], cy=at[1], r=12.0, class_="hit")]
     if gap > 0:
-        end = y(bound) if _near(bound, front.objective[i]) and (not y.log or bound >= y.low) else y.start
+        end = y(bound) if _near(bound, front.objective[i]) and bound >= y.low else y.start
         parts.append(el("line", x1=at[0], x2=at[0], y1=at[1], y2=end, class_="whisker"))
     parts.append(el("circle", cx=at[0], cy=at[1], r=radius, class_="point" if gap == 0 else "point open"))
     return el("g", *parts, class_="column")

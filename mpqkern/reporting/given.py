@@ -62,13 +62,11 @@ class Given:
     def _fact(self, name: str) -> Fact:
         layer, row, plan = self._layers.get(name), self._rows.get(name), self.assignment and self.assignment.schemes
         found = row or layer
-        chosen = row is not None or (plan is not None and name in plan)
-        scheme = plan[name] if plan is not None and name in plan else row.scheme if row else None
+        planned = plan is not None and name in plan
+        chosen = planned or row is not None
+        scheme = plan[name] if planned else row.scheme if row else None
         shape = tuple(found.weight_shape) if found else ()
         float_bytes = row.float_bytes if row else 4 * layer.params if layer else None
-        bytes_ = row.bytes if row else float_bytes if scheme is None else None
-        if not row and layer and chosen and scheme is not None and scheme.bits in PACKABLE_BITS:
-            bytes_ = scheme.bytes(shape) if scheme.act_bits in (None, 8) else None
         return Fact(
             name,
             found.kind if found else None,
@@ -77,10 +75,16 @@ class Given:
             chosen,
             scheme,
             float_bytes,
-            bytes_ if chosen else None,
+            row.bytes if row and row.scheme == scheme else _bytes(scheme, shape, float_bytes) if chosen else None,
             self.cost(name, scheme) if chosen else None,
             row.reason if row else None,
         )
+
+    @property
+    def repacked(self) -> list[str]:
+        """Layers that the ledger has under another scheme than the assignment."""
+        plan = self.assignment.schemes if self.assignment is not None else {}
+        return [name for name, row in self._rows.items() if name in plan and plan[name] != row.scheme]
 
     def cost(self, name: str, scheme: Scheme | None) -> float | None:
         if self.scores is None or name not in self._places or scheme not in self.scores.schemes:
@@ -98,6 +102,13 @@ class Given:
     @cached_property
     def _rows(self) -> dict[str, Any]:
         return {row.name: row for row in self.ledger.rows} if self.ledger is not None else {}
+
+
+def _bytes(scheme: Scheme | None, shape: tuple[int, ...], float_bytes: int | None) -> int | None:
+    """Of a layer that nobody has packed yet; None for what does not pack, or has no known shape."""
+    if scheme is None or not shape:
+        return float_bytes if scheme is None else None
+    return scheme.bytes(shape) if scheme.bits in PACKABLE_BITS and scheme.act_bits in (None, 8) else None
 
 
 def text(scheme: Scheme | None) -> str:

@@ -6,6 +6,8 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+TALL = 24  # rows from which on a table scrolls in its box
+
 
 def esc(text: Any) -> str:
     """Text for between tags and in attributes; what does not print (controls, changes of direction) is a U+FFFD.
@@ -53,9 +55,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, left: Sequence[
         return el("tr", *drawn)
 
     body, last = (lines[:-1], lines[-1:]) if foot else (lines, [])
-    parts = [el("thead", line(head, "th")), el("tbody", *(line(row, "td") for row in body), "")]
+    parts = [el("thead", line(head, "th"))] if head else []
+    parts += [el("tbody", *(line(row, "td") for row in body), "")]
     parts += [el("tfoot", line(row, "td")) for row in last]
-    return el("div", el("table", *parts), class_="scroll", tabindex=0)
+    return el("div", el("table", *parts), class_="scroll tall" if len(lines) > TALL else "scroll", tabindex=0)
 
 
 def details(summary: str, *content: str) -> str:
@@ -63,7 +66,9 @@ def details(summary: str, *content: str) -> str:
 
 
 def paragraph(*sentences: str) -> str:
-    return el("p", esc(" ".join(s for s in sentences if s)))
+    """Nothing where there are none."""
+    words = " ".join(s for s in sentences if s)
+    return el("p", esc(words)) if words else ""
 
 
 def number(value: float | None) -> str:
@@ -85,3 +90,12 @@ def size(count: float) -> str:
             digits = 0 if count >= 99.95 * per else 1 if count >= 9.995 * per else 2
             return f"{count / per:.{digits}f} {unit}"
     return f"{count:,.0f} B"
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """
+    >>> listed(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ SECTIONS = (summary, widths, sensitivity, pairs, frontier, comparison, packed, s
 
 
 def report(
-    path: str | Path,
+    path: str | os.PathLike[str],
     *,
     title: str = "mpqkern",
     assignment: Assignment | None = None,
@@ -44,7 +45,7 @@ def report(
     >>> report(folder / "report.html", title="two layers", scores=scores).name
     'report.html'
     """
-    if not isinstance(path, (str, Path)):
+    if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path={path!r}; wanted a file's name")
     if not isinstance(title, str):
         raise TypeError(f"title={title!r}; wanted text")

@@ -10,10 +10,11 @@ from ..scores.table import widest_first
 from .axes import GLYPH, drawing, label, shortened
 from .colors import NONE, SIGNS, sign_class
 from .given import Given, text
-from .markup import coordinate, details, el, hover, number, paragraph, table
+from .markup import details, el, hover, number, paragraph, table
 
 TITLE = "Pairs of layers"
 HOVERED = 48  # layers up to which every cell can be pointed at
+LEFT, TOP = 8, 8  # pixels
 STRONGEST = 12  # pairs in the table
 MARKED = 100  # of the pairs of more layers, so many can be pointed at
 
@@ -49,38 +50,42 @@ def section(given: Given) -> str | None:
 
 def _triangle(names: list[str], costs: np.ndarray, order: list[tuple[int, int]]) -> str:
     n, top = len(names), float(np.abs(costs).max())
-    cell = max(2, min(26, 720 // n))
-    every = math.ceil(13 / cell)
-    left = 14 + max(len(shortened(name)) for name in names[::every]) * GLYPH
+    size = max(2, min(26, 720 // n))
+    every = math.ceil(13 / size)  # names stand on the diagonal, for the cells to their left and below
     shares = np.sign(costs) * np.sqrt(np.abs(costs) / top) if top else np.zeros_like(costs)
-    levels = np.rint(shares * NONE).astype(int)
-    parts = [_runs(levels)] if n > HOVERED else []
-    side = n * cell
-    marks = (
-        [el("g", *parts, transform=f"translate({coordinate(left)} 8) scale({cell})", class_="runs")] if parts else []
-    )
-    cells = order[:MARKED] if n > HOVERED else [(a, b) for a in range(n) for b in range(a)]
-    for a, b in cells:
+    marks = []
+    if n > HOVERED:
+        runs = _runs(np.rint(shares * NONE).astype(int))
+        marks.append(el("g", runs, transform=f"translate({LEFT} {TOP + size / 2}) scale({size})", class_="runs"))
+    for a, b in order[:MARKED] if n > HOVERED else np.argwhere(np.tri(n, k=-1)).tolist():
         color = sign_class(float(shares[a, b])) if n <= HOVERED else "hit"
         title = hover(f"{names[b]} and {names[a]}: {number(float(costs[a, b]))}")
-        marks.append(el("rect", title, x=left + b * cell, y=8 + a * cell, width=cell, height=cell, class_=color))
-    diagonal = [f"M{coordinate(left)} 8"] + [f"v{cell}h{cell}"] * n
-    marks.append(el("path", d="".join(diagonal), class_="outline"))
-    for a in range(0, n, every):
-        marks.append(label(shortened(names[a]), left - 6, 8 + (a + 0.5) * cell + 4, "end"))
-    marks.append(_key(left + side - 10 - 14 * SIGNS if side > 420 else left, 8 if side > 420 else side + 24, top))
-    return drawing(max(left + side, left + 14 * SIGNS + 70) + 16, side + (16 if side > 420 else 62), "Pairs", *marks)
+        marks.append(el("rect", title, x=LEFT + b * size, y=TOP + a * size, width=size, height=size, class_=color))
+    outline = f"M{LEFT} {TOP + size}" + f"h{size}v{size}" * (n - 1) + f"H{LEFT}z"
+    marks.append(el("path", d=outline, class_="outline"))
+    start = LEFT + (5 if size > 12 else 12)
+    shown = dict(list(enumerate(shortened(names)))[::every])
+    marks += [label(name, start + a * size, TOP + (a + 0.5) * size + 4) for a, name in shown.items()]
+    right = max(start + a * size + len(name) * GLYPH for a, name in shown.items())
+    bottom = TOP + n * size
+    marks.append(_key(LEFT, bottom + 14, top))
+    return drawing(max(right, LEFT + 14 * SIGNS) + 16, bottom + 46, "What pairs of layers cost together", *marks)
 
 
 def _runs(levels: np.ndarray) -> str:
-    """One path for each colour, in cells: neighbours of one colour are one stroke; what is next to nothing is left."""
+    """One path for each colour, in cells: neighbours of one colour are one stroke; what is next to nothing is left.
+
+    Moves are relative within a line, which halves the text.
+    """
     strokes: dict[int, list[str]] = {}
     for a in range(1, len(levels)):
-        line = levels[a, :a]
+        line, ends = levels[a, :a], {}
         cuts = np.flatnonzero(np.diff(line)) + 1
         for start, end in zip([0, *cuts.tolist()], [*cuts.tolist(), a], strict=True):
             if level := int(line[start]):
-                strokes.setdefault(level, []).append(f"M{start} {a}.5h{end - start}")
+                move = f"m{start - ends[level]} 0" if level in ends else f"M{start} {a}"
+                strokes.setdefault(level, []).append(f"{move}h{end - start}")
+                ends[level] = end
     return "".join(el("path", d="".join(d), class_=f"d{NONE + level}") for level, d in sorted(strokes.items()))
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+from ..latency import Latency
 from ..latency.table import FLOAT
-from .axes import Row, drawing, label
+from .axes import Row, drawing, label, rows
 from .colors import sign_class
 from .given import Given, text
-from .markup import details, el, hover, number, paragraph, table
-from .sensitivity import HIGH, TOP, chosen_mark
+from .markup import details, listed, number, paragraph, table
+from .sensitivity import HIGH, TOP, cell, chosen_mark
 
 TITLE = "Latency"
 RANGE = 8.0  # times faster or slower: the ends of the colours
@@ -21,9 +22,8 @@ def section(given: Given) -> str | None:
         return None
     texts = [FLOAT, *dict.fromkeys(t for row in latency.values() for t in row if t != FLOAT)]
     chosen = {fact.name: text(fact.scheme) for fact in given.facts if fact.chosen}
-    return (
-        _words(given, chosen) + _map(given, texts, chosen) + details("All milliseconds", _table(given, texts, chosen))
-    )
+    plot = rows(list(latency), lambda row, class_: _map(latency, texts, chosen, row, class_))
+    return _words(given, chosen) + plot + details("All milliseconds", _table(given, texts, chosen))
 
 
 def _words(given: Given, chosen: dict[str, str]) -> str:
@@ -34,23 +34,18 @@ def _words(given: Given, chosen: dict[str, str]) -> str:
     if slow:
         note += f" {len(slow)} of {len(latency)} layers are fastest in float."
     kept = [name for name in slow if chosen.get(name) == FLOAT]
-    lost = [
-        n
-        for n in latency
-        if chosen.get(n, FLOAT) in latency[n] and latency[n][chosen.get(n, FLOAT)] > latency[n][FLOAT]
-    ]
+    lost = [n for n in latency if latency[n].get(chosen.get(n, FLOAT), 0.0) > latency[n][FLOAT]]
     lines = [paragraph(note)]
     if kept:
-        lines.append(paragraph(f"In float because nothing is faster: {', '.join(kept)}."))
+        lines.append(paragraph(f"In float, which is fastest there: {listed(kept)}."))
     if lost:
-        worst = ", ".join(f"{n} ({latency[n][FLOAT] / latency[n][chosen[n]]:.2f}x of float's speed)" for n in lost)
-        lines.append(paragraph(f"Smaller, but slower than float as chosen: {worst}."))
+        worst = [f"{n} ({latency[n][FLOAT] / latency[n][chosen[n]]:.2f}x of float's speed)" for n in lost]
+        lines.append(paragraph(f"Smaller, but slower than float as chosen: {listed(worst)}."))
     return "".join(lines)
 
 
-def _map(given: Given, texts: list[str], chosen: dict[str, str]) -> str:
-    latency = given.latency
-    row, marks, frames = Row(list(latency)), [], []
+def _map(latency: Latency, texts: list[str], chosen: dict[str, str], row: Row, class_: str) -> str:
+    marks, frames = [], []
     for r, scheme in enumerate(texts):
         y = TOP + r * HIGH
         marks.append(label(scheme, row.left - 8, y + HIGH / 2 + 4, "end"))
@@ -58,19 +53,15 @@ def _map(given: Given, texts: list[str], chosen: dict[str, str]) -> str:
             if scheme not in latency[name]:
                 continue
             ms, plain = latency[name][scheme], latency[name][FLOAT]
-            share = _share(plain, ms)
-            speed = "" if scheme == FLOAT else f", {plain / ms:.2f}x float's speed" if ms > 0 else ""
-            title = hover(f"{name} at {scheme}: {number(ms)} ms{speed}")
-            marks.append(el("rect", title, x=row.x(i), y=y, width=row.step, height=HIGH, class_=sign_class(-share)))
-            if row.step >= 46:
-                deep = "deep" if abs(share) > 0.6 else "pale"
-                marks.append(label(f"{ms:.2g}", row.x(i) + row.step / 2, y + HIGH / 2 + 4, "middle", class_=deep))
+            speed = f", {plain / ms:.2f}x float's speed" if scheme != FLOAT and ms > 0 else ""
+            color = sign_class(-_share(plain, ms))
+            marks.append(cell(row, i, y, f"{name} at {scheme}: {number(ms)} ms{speed}", f"{ms:.2g}", color))
             if chosen.get(name) == scheme:
-                frames.append(chosen_mark(row, i, y, HIGH))
+                frames.append(chosen_mark(row, i, y))
     bottom = TOP + len(texts) * HIGH
-    return drawing(
-        row.width, bottom + row.height, "Milliseconds of each scheme in each layer", *marks, *frames, row.labels(bottom)
-    )
+    marks += [*frames, row.labels(bottom)]
+    name = "Milliseconds of each scheme in each layer"
+    return drawing(row.width, bottom + row.height, name, *marks, class_=class_)
 
 
 def _share(plain: float, ms: float) -> float:
@@ -82,17 +73,17 @@ def _share(plain: float, ms: float) -> float:
 
 def _table(given: Given, texts: list[str], chosen: dict[str, str]) -> str:
     latency = given.latency
-    rows = [
+    lines = [
         (name, *(_ms(row.get(t)) for t in texts), latency.fastest(name), chosen.get(name, ""))
         for name, row in latency.items()
     ]
-    rows.append(("the rest", *(_ms(latency.rest) for _ in texts), "", ""))
+    lines.append(("the rest", *(_ms(latency.rest) for _ in texts), "", ""))
     whole = {t: [row.get(t) for row in latency.values()] for t in texts}
     summed = {t: None if None in ms else latency.rest + sum(ms) for t, ms in whole.items()}
-    rows.append(("predicted, all layers", *(_ms(summed[t]) for t in texts), "", ""))
+    lines.append(("predicted, all layers", *(_ms(summed[t]) for t in texts), "", ""))
     if latency.whole:
-        rows.append(("measured, all layers", *(_ms(latency.whole.get(t)) for t in texts), "", ""))
-    return table(("layer", *texts, "fastest", "chosen"), rows, left=(0, len(texts) + 1, len(texts) + 2))
+        lines.append(("measured, all layers", *(_ms(latency.whole.get(t)) for t in texts), "", ""))
+    return table(("layer", *texts, "fastest", "chosen"), lines, left=(0, len(texts) + 1, len(texts) + 2))
 
 
 def _ms(value: float | None) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
+from ..ledger import Whole
 from .given import Given
-from .markup import el, esc, number, paragraph, size, table
+from .markup import el, esc, listed, number, paragraph, size, table
 
 TITLE = "Summary"
 CERTIFICATES = {
@@ -19,9 +22,9 @@ CERTIFICATES = {
 
 def section(given: Given) -> str | None:
     tiles = [tile for tile in (_bytes(given), _bits(given), _objective(given), _milliseconds(given)) if tile]
-    if not tiles:
+    if not tiles and given.assignment is None:
         return None
-    return el("div", *tiles, class_="tiles") + _words(given) + _budgets(given)
+    return (el("div", *tiles, class_="tiles") if tiles else "") + _words(given) + _budgets(given)
 
 
 def _tile(name: str, figure: str, *below: str) -> str:
@@ -71,7 +74,8 @@ def _objective(given: Given) -> str:
     found = given.assignment
     if found is None or found.objective is None:
         return ""
-    gap = "no bound is known" if found.gap is None else f"bound {number(found.bound)}, gap {100 * found.gap:.3g} %"
+    known = found.gap is not None and math.isfinite(found.gap)
+    gap = "no bound is known" if not known else f"bound {number(found.bound)}, gap {100 * found.gap:.3g} %"
     return _tile("Objective", number(found.objective), gap, found.status)
 
 
@@ -86,35 +90,47 @@ def predicted(given: Given) -> tuple[float | None, str]:
 
 
 def _milliseconds(given: Given) -> str:
-    ms, _ = predicted(given)
-    if ms is None:
+    """Measured, if a ledger was audited; else predicted."""
+    whole = given.ledger.whole if given.ledger is not None else Whole()
+    if whole.ms is not None and whole.float_ms is not None:
+        name, ms, plain = "Measured time", whole.ms, whole.float_ms
+    elif (ms := predicted(given)[0]) is not None:
+        name, plain = "Predicted time", given.latency.total
+    else:
         return ""
-    times = given.latency.total / ms if ms > 0 else 0.0
+    times = plain / ms if ms > 0 else 0.0
     claim = f"{int(times * 100) / 100:.2f} times faster" if times >= 1.005 else "not faster than float"
-    return _tile("Predicted time", f"{number(ms)} ms", f"float {number(given.latency.total)} ms", claim)
+    return _tile(name, f"{number(ms)} ms", f"float {number(plain)} ms", claim)
 
 
 def _words(given: Given) -> str:
     found = given.assignment
     certificate = CERTIFICATES[found.status] if found is not None else ""
-    if found is not None and found.gap and found.status in ("heuristic", "limit", "interrupted", "feasible"):
+    if (
+        found is not None
+        and found.gap
+        and math.isfinite(found.gap)
+        and found.status in ("heuristic", "limit", "interrupted", "feasible")
+    ):
         certificate += f" No assignment that fits costs less than {number(found.bound)}: {100 * found.gap:.3g} % lower."
     left = [fact for fact in given.facts if fact.chosen and fact.scheme is None]
-    kept = f"In float: {_listed([f.name for f in left])}." if left else ""
-    how = ""
-    if given.scores is not None and "method" in given.scores.provenance:
-        notes = given.scores.provenance
-        how = f"Costs were measured by {notes['method']}"
-        how += f" on {notes['samples']} samples" if notes.get("samples") else ""
-        how += f" in {number(float(notes['seconds']))} s" if notes.get("seconds") is not None else ""
-        how += f", {number(notes['evaluations'])} evaluations." if notes.get("evaluations") else "."
-    sentences = (certificate, predicted(given)[1], kept, how)
-    return paragraph(*sentences) if any(sentences) else ""
+    kept = f"In float: {listed([f.name for f in left])}." if left else ""
+    other = f"The ledger is of other schemes than the assignment: {listed(given.repacked)}." if given.repacked else ""
+    return paragraph(certificate, other, predicted(given)[1], kept, _measured(given))
 
 
-def _listed(names: list[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _measured(given: Given) -> str:
+    """How the scores came about; whatever their notes lack is left out."""
+    notes = given.scores.provenance if given.scores is not None else {}
+    if "method" not in notes:
+        return ""
+    known = {
+        key: notes[key] for key in ("samples", "seconds", "evaluations") if isinstance(notes.get(key), (int, float))
+    }
+    samples = f" on {known['samples']:,} samples" if "samples" in known else ""
+    seconds = f" in {number(float(known['seconds']))} s" if "seconds" in known else ""
+    evaluations = f", {known['evaluations']:,} evaluations" if known.get("evaluations") else ""
+    return f"Costs were measured by {notes['method']}{samples}{seconds}{evaluations}."
 
 
 def _budgets(given: Given) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .axes import Axis, Row, drawing, label, rules
+from .axes import Axis, Row, drawing, label, rows, rules
 from .colors import width_class
 from .given import Fact, Given, text
 from .markup import el, esc, hover, number, paragraph, size
@@ -17,29 +17,32 @@ def section(given: Given) -> str | None:
     facts = [fact for fact in given.facts if fact.chosen]
     if not facts:
         return None
-    row = Row([fact.name for fact in facts])
     sized = any(fact.float_bytes is not None for fact in facts)
+    note = "Layers in the model's order." + (" Below, bytes in float (pale) and as packed." if sized else "")
+    return (
+        paragraph(note)
+        + legend(sorted({(f.bits, text(f.scheme)) for f in facts}))
+        + rows([fact.name for fact in facts], lambda row, class_: _bars(facts, sized, row, class_))
+    )
+
+
+def _bars(facts: list[Fact], sized: bool, row: Row, class_: str) -> str:
     base = TOP + HIGH
     bottom = base + (GAP + HIGH if sized else 0)
     widths = sorted({fact.bits for fact in facts})
     heights = Axis(0, _level(max(widths)) + 0.3, base, TOP)
-    marks = [label("bits", 12, TOP + 8)]
+    marks = [label("bits", 4, TOP + 4)]
     for bits in widths:
         y = heights(_level(bits))
         marks.append(el("line", x1=row.left, x2=row.right, y1=y, y2=y, class_="grid"))
         marks.append(label("float" if bits > 8 else str(bits), row.left - 8, y + 4, "end"))
     sizes = Axis(0, max((f.float_bytes or 0 for f in facts), default=0) or 1, bottom, bottom - HIGH) if sized else None
     if sizes:
-        marks += [label("bytes", 12, bottom - HIGH + 8), rules(sizes, row.left, row.right, text=size, most=4)]
+        marks += [label("bytes", 4, bottom - HIGH - 10), rules(sizes, row.left, row.right, text=size, most=4)]
     marks += [_column(row, i, fact, heights, sizes) for i, fact in enumerate(facts)]
     marks.append(el("line", x1=row.left, x2=row.right, y1=base, y2=base, class_="axis"))
     marks.append(row.labels(bottom))
-    note = "Layers in the model's order. " + ("Below, bytes in float (pale) and as packed." if sized else "")
-    return (
-        paragraph(note)
-        + legend(sorted({(f.bits, text(f.scheme)) for f in facts}))
-        + drawing(row.width, bottom + row.height, "Bits and bytes of each layer", *marks)
-    )
+    return drawing(row.width, bottom + row.height, "Bits and bytes of each layer", *marks, class_=class_)
 
 
 def legend(schemes: list[tuple[int, str]]) -> str:
@@ -58,7 +61,8 @@ def _level(bits: int) -> float:
 
 def _column(row: Row, i: int, fact: Fact, heights: Axis, sizes: Axis | None) -> str:
     x, wide = row.x(i), row.step
-    bar = {"x": x + wide * 0.12, "width": wide * 0.76}
+    thick = min(wide * 0.76, 44.0)
+    bar = {"x": x + (wide - thick) / 2, "width": thick}
     y, end = heights(_level(fact.bits)), (sizes or heights).start
     parts = [
         hover(*_tale(fact)),
