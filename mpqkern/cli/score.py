@@ -12,6 +12,7 @@ from ..scores.entry import METHODS, plan, score
 from ..scores.table import Scores
 from . import options, values
 from .folder import Folder, Setup
+from .loading import relative
 from .verb import Answer, Verb
 
 
@@ -80,7 +81,7 @@ def _text(found: Scores, setup: Setup) -> str:
     lines = [("layer", *(str(s or "float") for s in found.schemes))]
     lines += [(name, *(f"{v:.4g}" for v in row)) for name, row in zip(found.names, found.unary, strict=True)]
     pairs = "" if found.pairwise is None else ", and of every two layers together"
-    kept = f"{note['method']} on {note['samples']} samples of {setup.data}: cost of each layer{pairs}"
+    kept = f"{note['method']} on {note['samples']} samples of {relative(setup.data)}: cost of each layer{pairs}"
     return f"{table(lines)}\n{kept}; {note['evaluations']} evaluations in {note['seconds']:.3g} s"
 
 
