@@ -1,65 +1,17 @@
-"""Measuring fairly on machines that are never quite idle.
-
-All contenders run in turn in every round, so that a slow spell hits them alike; what is reported is the
-median over rounds, its spread (median absolute deviation), and ratios within this one run. With one thread
-the clock is the process's own CPU time, which other processes do not lengthen. Weights rotate through
-copies that together exceed the caches, as they do in a real network.
-"""
+"""The head and the file of a bench's results; times themselves are those of mpqkern.latency.turns."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import torch
-
 import mpqkern
+from mpqkern.latency.turns import Timing, copies, measure, read_bandwidth
 
-ROTATE_BYTES = 64 * 2**20  # more than the last-level cache
-
-
-@dataclass(frozen=True)
-class Timing:
-    seconds: float  # median
-    spread: float  # median absolute deviation / median
-    rounds: int
-
-
-def copies(bytes_each: int) -> int:
-    """How many copies of a weight to rotate through."""
-    return max(2, min(256, -(-ROTATE_BYTES // max(1, bytes_each))))
-
-
-def measure(
-    calls: Mapping[str, Callable[[int], object]], *, rounds: int = 15, min_seconds: float = 2e-3
-) -> dict[str, Timing]:
-    """Times `call(i)` for each contender, i counting up so that it can rotate its data."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    repeats, samples, turn = {}, {name: [] for name in calls}, dict.fromkeys(calls, 0)
-    for name, call in calls.items():  # warm up, and find how many calls fill min_seconds
-        start, count = time.perf_counter(), 0
-        while count < 2 or time.perf_counter() - start < min_seconds:
-            call(count)
-            count += 1
-        repeats[name] = count
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = clock()
-            for _ in range(repeats[name]):
-                call(turn[name])
-                turn[name] += 1
-            samples[name].append((clock() - start) / repeats[name])
-    result = {}
-    for name, values in samples.items():
-        middle = median(values)
-        result[name] = Timing(middle, median(abs(v - middle) for v in values) / middle, rounds)
-    return result
+__all__ = ["Timing", "copies", "environment", "measure", "read_bandwidth", "write"]
 
 
 def environment() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from . import ops  # first: registers torch.ops.mpqkern
 from .activations import ActivationReport, calibrate_activations_
 from .activations.gauss import gauss_quantize
 from .assign import assign
+from .audit import audit
 from .capabilities import capabilities
 from .catalog import catalog
 from .checkpoint import load, save
@@ -20,6 +21,7 @@ from .ledger import Ledger
 from .measuring.meter import Unfinished
 from .nn import PackedConv2d, PackedLinear, PackedModule, swap_, unswap_
 from .repeated import Repeated
+from .reporting import report
 from .rounding import Rounded, calibrate  # the package too, as mpqkern.rounding
 from .scheme import Layer, Scheme
 from .scores.entry import methods, plan, score
@@ -48,6 +50,7 @@ __all__ = [
     "Verification",
     "__version__",
     "assign",
+    "audit",
     "calibrate",
     "calibrate_activations_",
     "capabilities",
@@ -62,6 +65,7 @@ __all__ = [
     "methods",
     "ops",
     "plan",
+    "report",
     "rounding",
     "save",
     "score",

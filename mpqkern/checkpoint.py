@@ -79,7 +79,7 @@ def load(
     if isinstance(make_model, nn.Module) or not callable(make_model):
         raise TypeError(f"make_model is a {type(make_model).__name__}; wanted a function or class that makes the model")
     with tensorfile.Reader(Path(path)) as file:
-        note = _note(file)
+        note = read_note(file)
         model = _on_meta(make_model)
         if not isinstance(model, nn.Module):
             raise TypeError(f"make_model() returned a {type(model).__name__}; wanted an nn.Module")
@@ -140,7 +140,8 @@ def _kind(module: PackedModule) -> str:
     return next(kind for kind, cls in PACKED.items() if isinstance(module, cls))
 
 
-def _note(file: tensorfile.Reader) -> dict[str, Any]:
+def read_note(file: tensorfile.Reader) -> dict[str, Any]:
+    """What `save` wrote beside the tensors: layers, aliases, identities; checked for form."""
     text = file.metadata.get("mpqkern")
     if text is None:
         raise file.error("it has no mpqkern entry in its header; wanted a file written by mpqkern.save")

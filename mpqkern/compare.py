@@ -68,6 +68,21 @@ class Comparison:
     def to_json(self) -> str:
         return json.dumps({**asdict(self), "wins": self._wins()}, indent=1)
 
+    @classmethod
+    def from_json(cls, text: str) -> Comparison:
+        """What `to_json` wrote.
+
+        >>> found = Comparison("loss", {"loss": 0.1}, [Outcome("size", "4 bits", 80.0, {"loss": 0.2}, 0.5, [])], {})
+        >>> Comparison.from_json(found.to_json()) == found
+        True
+        """
+        try:
+            values = json.loads(text)
+            outcomes = [Outcome(**outcome) for outcome in values["outcomes"]]
+            return cls(values["metric"], values["metrics"], outcomes, values["tau"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ValueError(f"text={text[:40]!r}... is no comparison ({error}); wanted what to_json wrote") from None
+
     def __str__(self) -> str:
         others = [name for name in self.metrics if name != self.metric]
         lines = [("budget", "method", "bytes", self.metric, *others, "seconds", "tau", *(f"> {c}" for c in CONTROLS))]

@@ -65,8 +65,9 @@ class Verification:
         return table(lines, left=(0, 4))
 
 
-def verify(model: nn.Module, batch: Any) -> Verification:
-    """Checks every packed layer on the inputs that `batch` (tensor, tuple or dict) brings it.
+def verify(model: nn.Module, batch: Any, *, forward: Callable[[nn.Module, Any], Any] | None = None) -> Verification:
+    """Checks every packed layer on the inputs that `batch` (tensor, tuple or dict) brings it; `forward(model, batch)`
+    is for models that are called in another way.
 
     End to end, the model is run once more with every packed layer replaced by its fp64 reference; that
     difference may be no larger than if each layer's own bound had been used up and passed on, which is
@@ -90,9 +91,12 @@ def verify(model: nn.Module, batch: Any) -> Verification:
         if name not in worst or check.worst > worst[name].worst:
             worst[name] = check
 
-    got = _run(model, batch, layers, record)
-    exact = _run(model, batch, layers, None, shift=0.0)
-    moved = [_run(model, batch, layers, None, shift=s) for s in (1.0, -1.0)]
+    def run() -> Any:
+        return (forward or call)(model, batch)
+
+    got = _run(model, run, layers, record)
+    exact = _run(model, run, layers, None, shift=0.0)
+    moved = [_run(model, run, layers, None, shift=s) for s in (1.0, -1.0)]
     if not worst:
         raise ValueError("batch reaches no packed layer; wanted one that brings inputs to at least one")
     if not got:
@@ -151,7 +155,7 @@ def _apply(module: PackedModule, x: Tensor, w: Tensor, bias: Tensor | None) -> T
 
 def _run(
     model: nn.Module,
-    batch: Any,
+    run: Callable[[], Any],
     layers: dict[str, PackedModule],
     record: Callable[[str, PackedModule, Tensor, Tensor], None] | None,
     shift: float = 0.0,
@@ -172,7 +176,7 @@ def _run(
     # first in line, so that hooks of the user's own act on references as they do on results
     handles = (m.register_forward_hook(hook(name), prepend=True, with_kwargs=True) for name, m in layers.items())
     with hooked(handles), held(model):
-        return float_outputs(call(model, batch))
+        return float_outputs(run())
 
 
 def _end_to_end(got: list[Tensor], exact: list[Tensor], moved: list[list[Tensor]]) -> Check:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mpqkern import ops, plain
+from mpqkern.cli import main
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +47,44 @@ def path(request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
         pytest.skip(f"this processor has no {name}")
     yield SimpleNamespace(name=name, **{op: getattr(torch.ops.mpqkern, op) for op in ops.SCHEMAS})
     ops.isa("best")
+
+
+NET = """
+import torch
+from torch import nn
+
+print("a model's own words")
+
+def make(width=8):
+    return nn.Sequential(nn.Linear(12, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4))
+
+def batches():
+    for _ in range(3):
+        yield torch.randn(16, 12), torch.randint(4, (16,))
+"""
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """cli("solve --avg-bits 4") -> exit code, stdout, stderr; in a folder that has net.py."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", sys.path.copy())  # to which the folder is added
+    monkeypatch.delitem(sys.modules, "net", raising=False)  # that of another folder
+    monkeypatch.setenv("MPQKERN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "net.py").write_text(NET)
+
+    def go(line: str) -> tuple[int, str, str]:
+        try:
+            code = main(shlex.split(line))
+        except SystemExit as stop:
+            code = stop.code
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return go
+
+
+@pytest.fixture
+def scored(cli) -> None:  # type: ignore[no-untyped-def]
+    """A run directory with scores."""
+    assert cli("score --model net.py:make --data net.py:batches --method kl")[0] == 0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mpqkern.scheme import Layer, Scheme
-from mpqkern.solve import Budget, Infeasible, Scores, frontier, solve
+from mpqkern.solve import Budget, Frontier, Infeasible, Scores, frontier, solve
 from tests.reference.interrupt import interruptible
 
 
@@ -166,6 +166,28 @@ def test_limits_of_any_sign_and_size() -> None:
         frontier(THREE, "avg_bits", at=[1.5, 3])
     assert caught.value.conflict == ["avg_bits=1.5"] and caught.value.least == {"avg_bits": 2.0}
     assert frontier(THREE, "avg_bits", at_most={2: 0}, points=3).use == [4.0]  # nothing fits the limits below
+
+
+@pytest.mark.parametrize("options", [{}, {"at": [700, 900], "at_most": {2: 3}}])
+def test_a_file_of_it_has_the_same_points(options: dict) -> None:
+    front = frontier(make(1), "bytes", count="nominal", **options)
+    found = Frontier.from_json(front.to_json())
+    assert (found.kind, found.use, found.objective, found.bound) == ("bytes", front.use, front.objective, front.bound)
+    assert found.to_json() == front.to_json() and found.use_of({"l0": Scheme(2)}) is None
+    assert [found.use_of(point.schemes) for point in front] == [front.use_of(p.schemes) for p in front] == front.use
+    assert found.knee == front.knee and len(found) == len(front) > 1
+    for point, before in zip(found, front, strict=True):
+        assert dict(point.schemes) == dict(before.schemes) and point.gap == before.gap
+        assert (point.costs, point.prices, point.status) == (before.costs, before.prices, before.status)
+
+
+def test_a_file_that_is_no_frontier() -> None:
+    text = frontier(THREE, "bytes", count="nominal").to_json()
+    for bad in ("", "[]", "{}", text.replace('"choice": [0', '"choice": [7'), text[:-5]):
+        with pytest.raises(ValueError, match=r"^text=.* is no frontier .*wanted what to_json wrote"):
+            Frontier.from_json(bad)
+    with pytest.raises(ValueError, match="version 7; wanted 'mpqkern-frontier' version 1"):
+        Frontier.from_json(text.replace('"version": 1', '"version": 7'))
 
 
 @pytest.mark.parametrize(

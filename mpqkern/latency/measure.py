@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import chain
 from statistics import median
 from typing import Any
 
@@ -61,7 +62,7 @@ def measure_latency(
     able = [c for c in candidates(model) if c.reason is None]
     with torch.inference_mode(), held(model):
         shapes = _shapes(model, able, lambda: call(model, given))
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        device = _device(model)
         kept = Kept(cache, device)
         names = [c.name for c in able]
         missing = [
@@ -79,6 +80,29 @@ def measure_latency(
     kept.save()
     ms = {n: {t: kept.get(shapes[n], t) or 0.0 for t in variants} for n in names}  # 0: never called
     return Latency(ms, total[FLOAT], total)
+
+
+def time_layers(
+    models: Mapping[str, nn.Module],
+    names: Sequence[str],
+    batch: Any,
+    *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    rounds: int = 15,
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Milliseconds of each model as a whole, and of its layers `names`; the models run in turn in every round."""
+    check_number("rounds", rounds, "a whole number, at least 1", lambda v: v > 0, whole=True)
+    call = feed if forward is None else forward
+    with torch.inference_mode(), ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(held(model))
+        first = next(iter(models.values()))
+        (given,) = batches_of([batch], first)
+        return _timed(models, names, lambda m: call(m, given), _Clock(_device(first)), rounds)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((t.device for t in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 def _shapes(model: nn.Module, able: Sequence[Candidate], run: Callable[[], Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,8 +73,27 @@ class Latency(Mapping[str, Mapping[str, float]]):
         return min(self.ms[name], key=self.ms[name].__getitem__)
 
     def to_json(self) -> str:
-        """{layer: {scheme: ms}}, a layer a line; a budget reads it from a file."""
-        return "{\n" + ",\n".join(f" {json.dumps(k)}: {json.dumps(dict(v))}" for k, v in self.ms.items()) + "\n}\n"
+        """{layer: {scheme: ms}}, a layer a line, the whole model under ""; a budget reads it from a file."""
+        rows = {**self.ms, "": {**self.whole, FLOAT: self.total}}  # no layer that can be packed has that name
+        return "{\n" + ",\n".join(f" {json.dumps(k)}: {json.dumps(dict(v))}" for k, v in rows.items()) + "\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Latency:
+        """What `to_json` wrote.
+
+        >>> found = Latency({"head": {"float": 2.0, "w4": 0.5}}, 3.0, {"float": 3.0, "w4": 1.5})
+        >>> Latency.from_json(found.to_json()) == found
+        True
+        """
+        try:
+            ms = {str(name): {str(s): float(v) for s, v in row.items()} for name, row in json.loads(text).items()}
+            whole = ms.pop("")
+            good = all(FLOAT in row and all(0 <= v < math.inf for v in row.values()) for row in (whole, *ms.values()))
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+            good = False
+        if not good:
+            raise ValueError(f"text={text[:40]!r}...; wanted what to_json wrote: milliseconds by layer and scheme")
+        return cls(ms, whole[FLOAT], whole)
 
     def __str__(self) -> str:
         texts = [FLOAT, *(t for t in next(iter(self.ms.values()), {}) if t != FLOAT)]

@@ -160,6 +160,7 @@ def calibrate(
     time_limit    seconds after which `Unfinished` is raised
     progress      whether to show a bar; None: on a terminal
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4))
     >>> rounded = calibrate(model, {"*": 4}, torch.randn(64, 32))
     >>> rounded["2"].codes.shape

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..scheme import Scheme
 from ..scores.table import Scores
 from . import hull
 from .assignment import Assignment
@@ -18,6 +21,8 @@ from .entry import make_assignment, naming, solve
 from .explain import Infeasible, explain, short
 from .linear import any_fit
 from .problem import Problem, make_problem
+
+FORMAT, VERSION = "mpqkern-frontier", 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +38,13 @@ class Frontier:
     use: list[float]  # in the budget's unit
     objective: list[float]
     bound: list[float]
-    problem: Problem = field(repr=False)
+    problem: Problem | None = field(repr=False)  # None: it was read from a file
     choices: np.ndarray = field(repr=False)  # [points, units]
     states: list[str] = field(repr=False)
     prices: list[list[float] | None] = field(repr=False)  # of the problem's rows, as `solve` found them
     status: str = "complete"
+    answers: list[Assignment] | None = field(default=None, repr=False)  # as they were read, and
+    table: dict[str, dict[Scheme | None, float]] | None = field(default=None, repr=False)  # what choices spend
 
     def __len__(self) -> int:
         return len(self.use)
@@ -45,6 +52,8 @@ class Frontier:
     def __getitem__(self, i: int | slice) -> Assignment | list[Assignment]:
         if isinstance(i, slice):
             return [self[k] for k in range(len(self))[i]]
+        if self.answers is not None:
+            return self.answers[i]
         return make_assignment(
             self.problem,
             self.choices[i],
@@ -59,6 +68,24 @@ class Frontier:
         return (self[i] for i in range(len(self)))
 
     @property
+    def spends(self) -> dict[str, dict[Scheme | None, float]]:
+        """What each scheme spends in each layer, in the budget's unit."""
+        if self.table is not None:
+            return self.table
+        scores, row = self.problem.scores, self.problem.labels[0]
+        amounts = [[row.amount(int(v)) for v in line] for line in row.values]
+        return {
+            name: dict(zip(scores.schemes, line, strict=True)) for name, line in zip(scores.names, amounts, strict=True)
+        }
+
+    def use_of(self, schemes: Mapping[str, Scheme | None]) -> float | None:
+        """What an assignment would spend; None where it is of other layers or schemes."""
+        spends = self.spends
+        if set(schemes) != set(spends) or any(s not in spends[name] for name, s in schemes.items()):
+            return None
+        return float(sum(spends[name][s] for name, s in schemes.items()))
+
+    @property
     def knee(self) -> int:
         """Where use and objective, both as shares of their range, are farthest below the chord (Kneedle)."""
         use, value = np.array(self.use), np.array(self.objective)
@@ -66,6 +93,64 @@ class Frontier:
         if len(use) < 3 or wide == 0 or high == 0:
             return 0
         return int(((value.max() - value) / high - (use - use.min()) / wide).argmax())
+
+    def to_json(self) -> str:
+        """One JSON object, a point a line; `choice` has each layer's scheme as a place in the list of schemes."""
+        answers, spends = list(self), self.spends
+        layers = list(spends)
+        schemes = list(spends[layers[0]])
+        points = [
+            {
+                "use": self.use[i],
+                "objective": answer.objective,
+                "bound": self.bound[i] if math.isfinite(self.bound[i]) else None,
+                "status": answer.status,
+                "costs": dict(answer.costs),
+                "prices": {name: price for name, price in answer.prices.items() if math.isfinite(price)},
+                "choice": [schemes.index(answer.schemes[name]) for name in layers],
+            }
+            for i, answer in enumerate(answers)
+        ]
+        head = {
+            "format": FORMAT,
+            "version": VERSION,
+            "kind": self.kind,
+            "status": self.status,
+            "knee": self.knee,
+            "layers": layers,
+            "schemes": [None if s is None else s.to_dict() for s in schemes],
+            "spends": [list(spends[name].values()) for name in layers],
+        }
+        top = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
+        return f'{{\n{top}  "points": [\n' + ",\n".join(f"    {json.dumps(p)}" for p in points) + "\n  ]\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Frontier:
+        """What `to_json` wrote; its answers have no scores to `explain` them by."""
+        try:
+            values = json.loads(text)
+            known = values["format"], values["version"]
+            status = values["status"]
+            points = values["points"]
+            schemes = [None if s is None else Scheme.from_dict(s) for s in values["schemes"]]
+            answers = [
+                Assignment(
+                    {name: schemes[b] for name, b in zip(values["layers"], p["choice"], strict=True)},
+                    **{key: p[key] for key in ("objective", "bound", "status", "costs", "prices")},
+                )
+                for p in points
+            ]
+            bounds = [-math.inf if p["bound"] is None else p["bound"] for p in points]
+            lists = [p["use"] for p in points], [p["objective"] for p in points], bounds
+            choices = np.array([p["choice"] for p in points])
+            rows = [dict(zip(schemes, line, strict=True)) for line in values["spends"]]
+            spends = dict(zip(values["layers"], rows, strict=True))
+        except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+            raise ValueError(f"text={text[:40]!r}... is no frontier ({error}); wanted what to_json wrote") from None
+        if known != (FORMAT, VERSION):
+            raise ValueError(f"text is {known[0]!r} version {known[1]!r}; wanted {FORMAT!r} version {VERSION}")
+        states = [p["status"] for p in points]
+        return cls(values["kind"], *lists, None, choices, states, [None] * len(points), status, answers, spends)
 
 
 def frontier(
