@@ -1,5 +1,6 @@
-# make demo   sets everything up and runs the main job on a small real model
+# make demo   sets everything up and runs the main job on a small real model, down to a report
 # make test   sets everything up and runs the whole suite
+# make wheel  builds one, and tries it in an environment of its own
 # make lint   formatting and style;  make bench   kernels against torch;  make clean
 #
 # PYTHON=python3.12 picks the interpreter, TORCH=torch==2.12.0 the torch to install where there is none.
@@ -9,7 +10,10 @@ TORCH ?= torch==2.13.0+cpu
 BIN = $(VENV)/bin
 INPUTS = setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint bench clean
+CLEAN = build/clean
+EXAMPLE = --model mpqkern.cli.example:net --data mpqkern.cli.example:batches
+
+.PHONY: demo test lint bench wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python bench/demo.py
@@ -24,6 +28,14 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python bench/linear.py
+
+wheel: $(VENV)/.installed
+	rm -rf build/wheel $(CLEAN)
+	$(BIN)/python -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+	$(MAKE) VENV=$(CLEAN) $(CLEAN)/.torch
+	$(CLEAN)/bin/python -m pip install -q build/wheel/*.whl
+	cd $(CLEAN) && bin/mpqkern env && bin/mpqkern score $(EXAMPLE) && bin/mpqkern solve --avg-bits 4 \
+	  && bin/mpqkern apply && bin/mpqkern verify && bin/mpqkern report
 
 # The virtual environment sees the system's packages when one of them is a torch that we can build on.
 $(VENV)/bin/python:
