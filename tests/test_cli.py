@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from importlib import import_module
 from pathlib import Path
 
@@ -243,3 +244,13 @@ def test_the_packages_and_the_script_are_declared() -> None:
     assert getattr(import_module(module), name) is main
     there = {".".join(p.parent.relative_to(root.parent).parts) for p in root.rglob("__init__.py")}
     assert there == set(declared["tool"]["setuptools"]["packages"])
+
+
+def test_shells_can_complete_verbs_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit) as end:
+        main(["--print-completion", "bash"])
+    script = capsys.readouterr().out
+    assert end.value.code == 0
+    assert f"({' '.join(verb.name for verb in VERBS)})" in script and "--avg-bits" in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0

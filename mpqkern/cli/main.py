@@ -9,7 +9,7 @@ import math
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from typing import Any, NoReturn
 
 from ..measuring.meter import Unfinished
@@ -95,6 +95,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"mpqkern {__version__}")
+    with suppress(ImportError):  # completion in bash, zsh and tcsh, for those who have shtab
+        import shtab
+
+        shtab.add_argument_to(parser, "--print-completion")
     commands = parser.add_subparsers(metavar="VERB", required=True)
     for verb in VERBS:
         command = commands.add_parser(
