@@ -1,6 +1,6 @@
 # make demo   sets everything up and runs the main job on a small real model
 # make test   sets everything up and runs the whole suite
-# make lint   formatting and style;  make bench   kernels against torch;  make clean
+# make lint   formatting and style;  make bench   kernels against torch;  make docs   pages in build/docs;  make clean
 #
 # PYTHON=python3.12 picks the interpreter, TORCH=torch==2.12.0 the torch to install where there is none.
 PYTHON ?= python3
@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0+cpu
 BIN = $(VENV)/bin
 INPUTS = setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python bench/demo.py
@@ -24,6 +24,11 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python bench/linear.py
+
+# Warnings are errors: a link or an anchor that leads nowhere is one.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo build/docs/index.html
 
 # The virtual environment sees the system's packages when one of them is a torch that we can build on.
 $(VENV)/bin/python:
@@ -41,6 +46,10 @@ $(VENV)/.torch: | $(VENV)/bin/python
 
 $(VENV)/.installed: $(VENV)/.torch $(INPUTS)
 	$(BIN)/python -m pip install -q --no-build-isolation -e '.[test,demo]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install -q --no-build-isolation -e '.[docs]'
 	@touch $@
 
 clean:

@@ -1,7 +1,7 @@
 """Sphinx: `make docs` builds docs/*.md, plain Markdown, into build/docs; any warning is an error.
 
-What Markdown cannot say is added here as pages are read: the tree of contents, which is the links of index.md, and
-below api.md the docstrings of the names that it lists.
+What Markdown cannot say is added here as pages are read: the tree of contents, which is the links of index.md, below
+api.md the docstrings of the names that it lists, and the README, which lies outside of this folder, as introduction.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ myst_heading_anchors = 3  # as GitHub makes them, so that one link serves both
 default_role = "literal"  # docstrings write `name` as Markdown does
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
-nitpicky = False
 
 
 def contents(index: str) -> str:
@@ -57,7 +56,27 @@ def reference(page: str) -> str:
     return "\n".join([*lines, "```"])
 
 
+def readme() -> str:
+    """The README as a page of this folder; of a link to another folder only the text is left."""
+
+    def rebased(link: re.Match[str]) -> str:
+        text, target = link.groups()
+        if "://" in target or target.startswith("#"):
+            return link[0]
+        if (ROOT / target).is_dir():
+            return text
+        return f"[{text}]({target.removeprefix('docs/') if target.startswith('docs/') else f'../{target}'})"
+
+    text = re.sub(r"\[([^]]*)\]\(([^)\s]+)\)", rebased, (ROOT / "README.md").read_text())
+    return text.replace(f"# {project}\n", "# Introduction\n", 1)
+
+
 def add_what_markdown_cannot_say(app: Any, page: str, source: list[str]) -> None:
+    if page == "introduction":
+        source[0] = readme()
+        return
+    up = "../" * page.count("/")
+    source[0] = source[0].replace(f"]({up}../README.md", f"]({up}introduction.md")
     if page == "index":
         source[0] += "\n" + contents(source[0])
     if page == "api":
@@ -67,6 +86,7 @@ def add_what_markdown_cannot_say(app: Any, page: str, source: list[str]) -> None
 def show_as_it_stands(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Docstrings are plain text whose columns are aligned: all below the first paragraph keeps its spaces."""
     end = lines.index("") if "" in lines else len(lines)
+    lines[:end] = [line.replace("|", r"\|").replace("*", r"\*") for line in lines[:end]]
     rest = [f"   {line}" for line in lines[end:]]
     lines[end:] = ["", "::", "", *rest, ""] if any(line.strip() for line in rest) else [""]
 

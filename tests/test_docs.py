@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import fields
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import pytest
 import torch
 
 import mpqkern
+from mpqkern.rounding.method import known
+from mpqkern.scores.entry import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -76,6 +81,44 @@ def test_every_public_name_is_on_the_api_page() -> None:
     assert sorted(listed) == sorted([*public, *rounding])
 
 
-def test_every_method_and_option_is_on_its_page() -> None:
-    text = "".join(page.read_text() for page in (DOCS / "methods").glob("*.md"))
-    assert all(f"`{name}`" in text or f"## {name}\n" in text for name in mpqkern.methods())
+def test_every_option_of_a_method_is_on_its_page() -> None:
+    for name, (file, suffix, _) in METHODS.items():
+        page = DOCS / "methods" / f"{'limpq' if name == 'limpq_lite' else name}.md"
+        text = (page if page.is_file() else DOCS / "methods" / "baselines.md").read_text()
+        assert name in text
+        if file is not None:
+            score = getattr(import_module(f"mpqkern.scores.{file}"), f"score{suffix}")
+            options = [p.name for p in signature(score).parameters.values() if p.kind is p.KEYWORD_ONLY]
+            assert [o for o in options if not re.search(rf"`{o}[`=]", text)] == [], name
+
+
+def test_every_option_of_a_rounding_is_on_its_page() -> None:
+    text = (DOCS / "rounding.md").read_text()
+    for name, kind in known().items():
+        assert f"\n## {name}\n" in text
+        assert [f.name for f in fields(kind) if not re.search(rf"[`, ]{f.name}[`=]", text)] == [], name
+
+
+def test_quoted_messages_are_in_the_sources() -> None:
+    files = [*(ROOT / "mpqkern").rglob("*.py"), *(ROOT / "csrc").rglob("*.cpp"), *(ROOT / "csrc").rglob("*.h")]
+    # literals that stand next to each other are one text, and braces hold what differs
+    joined = [re.sub(r'"\s*\n?\s*f?"', "", file.read_text()) for file in [*files, ROOT / "setup.py"]]
+    text = "\n".join(re.sub(r"\{[^{}\"]*(\"[^\"]*\"[^{}\"]*)*\}", "...", source) for source in joined)
+    quoted = re.findall(r"^- `([^`]+)`\\$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(quoted) > 40
+    missing = [message for message in quoted if message not in text]
+    assert not missing, missing
+
+
+def test_commands_run_in_the_order_of_the_page(cli) -> None:  # type: ignore[no-untyped-def]
+    lines = [line for block in blocks(DOCS / "command-line.md", "sh") for line in block.splitlines()]
+    for line in lines:
+        assert line.startswith("mpqkern "), line
+        code, out, err = cli(line.removeprefix("mpqkern "))
+        assert code == 0 and out.strip(), (line, err)
+    assert "<svg" in Path("mpqkern-run/report.html").read_text()
+
+
+def test_the_citation_names_this_version() -> None:
+    text = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {mpqkern.__version__}\n" in text and "\nlicense: Apache-2.0\n" in text
