@@ -23,6 +23,7 @@ version = release = mpqkern.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 html_theme = "furo"
 html_title = f"mpqkern {version}"
+html_show_copyright = False
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3  # as GitHub makes them, so that one link serves both
 default_role = "literal"  # docstrings write `name` as Markdown does
