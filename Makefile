@@ -1,6 +1,7 @@
 # make demo   sets everything up and runs the main job on a small real model, down to a report
 # make test   sets everything up and runs the whole suite
 # make wheel  builds one, and tries it in an environment of its own
+# make docs   builds the pages in build/docs, and checks their links
 # make lint   formatting and style;  make bench   kernels against torch;  make clean
 #
 # PYTHON=python3.12 picks the interpreter, TORCH=torch==2.12.0 the torch to install where there is none.
@@ -13,7 +14,7 @@ INPUTS = setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CLEAN = build/clean
 EXAMPLE = --model mpqkern.cli.example:net --data mpqkern.cli.example:batches
 
-.PHONY: demo test lint bench wheel clean
+.PHONY: demo test lint bench wheel docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python bench/demo.py
@@ -37,6 +38,11 @@ wheel: $(VENV)/.installed
 	cd $(CLEAN) && bin/mpqkern env && bin/mpqkern score $(EXAMPLE) && bin/mpqkern solve --avg-bits 4 \
 	  && bin/mpqkern apply && bin/mpqkern verify && bin/mpqkern report
 
+# Warnings are errors: a link or an anchor that leads nowhere is one.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo build/docs/index.html
+
 # The virtual environment sees the system's packages when one of them is a torch that we can build on.
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is too old; wanted Python >= 3.10 (PYTHON=...)"; exit 1; }
@@ -53,6 +59,10 @@ $(VENV)/.torch: | $(VENV)/bin/python
 
 $(VENV)/.installed: $(VENV)/.torch $(INPUTS)
 	$(BIN)/python -m pip install -q --no-build-isolation -e '.[test,demo]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install -q --no-build-isolation -e '.[docs]'
 	@touch $@
 
 clean:

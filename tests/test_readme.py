@@ -17,8 +17,3 @@ def test_code_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     for block in blocks:
         exec(compile(block, str(README), "exec"), {})
     assert "smaller" in capsys.readouterr().out and (tmp_path / "model.safetensors").is_file()
-
-
-def test_linked_files_exist() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README.read_text()):
-        assert "://" in target or (README.parent / target).exists(), target
