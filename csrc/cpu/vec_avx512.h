@@ -90,15 +90,17 @@ struct Avx512 : Avx2 {
   }
 
   using Bytes = __m512i;
-  using Ints = __m512i;
+  // Not __m512i, whose elements are 64 bits to a compiler: sums that change type in a loop and after it take two
+  // registers each.
+  using Ints = int32_t __attribute__((vector_size(64)));
   template <int BITS>
   static constexpr int act_rows() {
     return 12;
   }
   static Bytes load_bytes(const void* p) { return _mm512_loadu_si512(p); }
   static void store_bytes(void* p, Bytes v) { _mm512_storeu_si512(p, v); }
-  static Ints no_ints() { return _mm512_setzero_si512(); }
-  static Vec to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
+  static Ints no_ints() { return Ints{}; }
+  static Vec to_floats(Ints v) { return _mm512_cvtepi32_ps((__m512i)v); }
   static __m512i word(const void* p) {
     int32_t w;
     std::memcpy(&w, p, 4);
@@ -118,7 +120,7 @@ struct Avx512 : Avx2 {
   static constexpr bool kNarrow = false;
   template <int BITS>
   static Ints dot(Ints sum, Bytes c, Bytes x) {
-    return _mm512_dpbusd_epi32(sum, c, x);
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, c, x);
   }
   static Ints widened(Ints sum, Ints) { return sum; }  // nothing is narrow here
   static constexpr int kStreams = 8;
