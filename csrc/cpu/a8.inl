@@ -54,16 +54,6 @@ void order_a8(int bits, int8_t* q, int64_t count) {
   if (bits == 4) put_in_order<4>(q, count);
 }
 
-void arrange_a8(const Packed& w, int8_t* q, float* sums) {
-  const Spans spans(w);
-  order_a8(w.bits, q, w.kp);
-  for (int64_t s = 0; s < spans.count; ++s) {
-    int32_t sum = 0;
-    for (int64_t k = spans.begin(s); k < spans.end(s); ++k) sum += q[k];
-    sums[s] = float(sum);
-  }
-}
-
 // The sums of up to kWidth rows over count bytes, a multiple of 32; up to a vector is read in any case.
 inline typename Isa::Vec byte_sums(const int8_t* q, int64_t ld, int64_t rows, int64_t count) {
   constexpr int64_t kStep = 4 * Isa::kWidth;
@@ -156,7 +146,7 @@ void grid_a8(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zero
 // ---- a panel of codes against many rows of activations ----------------------------------------------
 
 // Loops over arrays that are to be registers are unrolled before anything else happens to them.
-#define MPQ_UNROLL _Pragma("GCC unroll 16")
+#define MPQ_UNROLL _Pragma("GCC unroll 32")
 
 // C rows of activations by kTileVecs vectors of weight rows, all sums in registers.
 constexpr int kTileVecs = 2;
@@ -221,12 +211,12 @@ struct Stretch {
 
 // A tile's results: they fill no registers, but are read and written nowhere else than in their places on the stack.
 template <int C>
-using Tile8 = typename Isa::Vec[C][kTileVecs];
+using Results8 = typename Isa::Vec[C][kTileVecs];
 
 // Adds one span. Inlined in any case: a call would pass its many arguments through memory.
 template <int BITS, int C>
 [[gnu::always_inline]] inline void a8_add(const Panel8& panel, const Acts8& a, int64_t length, int64_t sums,
-                                          int64_t groups, Tile8<C>& y) {
+                                          int64_t groups, Results8<C>& y) {
   const Sums8<C> sum = a8_span<BITS, C>(panel.codes, a.q, a.ld, length);
   typename Isa::Vec scale[kTileVecs], minus[kTileVecs];
   for (int v = 0; v < kTileVecs; ++v) {
@@ -247,7 +237,7 @@ template <int BITS, int C>
 void a8_tile(const Packed& w, Panel8 panel, Acts8 a, const Stretch& part, float* y, bool first) {
   constexpr int kWidth = Isa::kWidth;
   const int64_t zero_step = w.zero_each ? kPanel : 0;
-  Tile8<C> tile;
+  Results8<C> tile;
   MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) tile[c][v] =
       first ? Isa::zero() : Isa::load(y + c * kPanel + v * kWidth);
   int64_t k = part.k0, left = part.left;
