@@ -99,6 +99,7 @@ template <int BITS>
 void unpack_row(const uint8_t* row, uint8_t* out, int64_t count) {
   constexpr int kBytes = kBlock * BITS / 8;
   int64_t k = 0;
+  for (; k + 2 * kBlock <= count; k += 2 * kBlock) Isa::template unpack_two<BITS>(row + k / kBlock * kBytes, out + k);
   for (; k + kBlock <= count; k += kBlock)
     Isa::store_codes(out + k, Isa::template codes<BITS>(row + k / kBlock * kBytes));
   for (; k < count; ++k) out[k] = mpq::get_code(row, k, BITS);

@@ -159,6 +159,14 @@ void by_rows8(const LinearArgs& a, const float* x) {
   });
 }
 
+// Asks for the scales and zeros of weight rows n0..n1 ahead of time.
+void fetch_grids(const Packed& w, int64_t n0, int64_t n1) {
+  const int64_t row = w.groups * (w.half ? 2 : 4);
+  for (const void* grids : {w.scales, w.zero_each ? w.zeros : nullptr})
+    for (int64_t i = n0 * row; grids && i < n1 * row; i += kLine)
+      __builtin_prefetch(static_cast<const char*>(grids) + i);
+}
+
 void by_panels8(const LinearArgs& a, const float* x) {
   const Packed& w = a.weight;
   const Spans spans(w);
@@ -172,6 +180,7 @@ void by_panels8(const LinearArgs& a, const float* x) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n0 = i * kRows, n1 = std::min(w.n, n0 + kRows);
       load_grids(w, n0, n1, scales, zeros);
+      fetch_grids(w, n1, std::min(w.n, n1 + kRows));
       for (int64_t m0 = 0; m0 < a.m; m0 += most) {
         const int64_t m1 = std::min(a.m, m0 + most);
         for (int64_t s0 = 0; s0 < spans.count; s0 += step) {

@@ -117,6 +117,11 @@ struct Avx2 {
     }
   }
   static void store_codes(uint8_t* out, Codes c) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), c); }
+  template <int BITS>
+  static void unpack_two(const uint8_t* p, uint8_t* out) {  // two blocks of codes
+    store_codes(out, codes<BITS>(p));
+    store_codes(out + mpq::kBlock, codes<BITS>(p + mpq::kBlock * BITS / 8));
+  }
 
   // Integer products: bytes of codes by signed bytes, 4 neighbours summed into a lane.
   using Bytes = __m256i;

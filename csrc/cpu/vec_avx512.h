@@ -89,6 +89,22 @@ struct Avx512 : Avx2 {
     return _mm512_mul_ps(set1(s), _mm512_sub_ps(_mm512_load_ps(v), set1(z)));
   }
 
+  template <int BITS>
+  static void unpack_two(const uint8_t* p, uint8_t* out) {  // as `codes` does, twice as wide
+    __m512i v;
+    if constexpr (BITS == 2) {
+      const __m512i t = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+      const __m512i a = _mm512_or_si512(t, _mm512_slli_epi32(t, 6));
+      v = _mm512_and_si512(_mm512_or_si512(a, _mm512_slli_epi32(a, 12)), _mm512_set1_epi8(3));
+    } else if constexpr (BITS == 4) {
+      const __m512i t = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+      v = _mm512_and_si512(_mm512_or_si512(t, _mm512_slli_epi16(t, 4)), _mm512_set1_epi8(15));
+    } else {
+      v = load_bytes(p);
+    }
+    store_bytes(out, v);
+  }
+
   using Bytes = __m512i;
   // Not __m512i, whose elements are 64 bits to a compiler: sums that change type in a loop and after it take two
   // registers each.

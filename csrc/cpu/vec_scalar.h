@@ -108,6 +108,11 @@ struct Isa {
     return c;
   }
   static void store_codes(uint8_t* out, const Codes& c) { std::memcpy(out, c.v, sizeof c.v); }
+  template <int BITS>
+  static void unpack_two(const uint8_t* p, uint8_t* out) {  // two blocks of codes
+    store_codes(out, codes<BITS>(p));
+    store_codes(out + mpq::kBlock, codes<BITS>(p + mpq::kBlock * BITS / 8));
+  }
 
   // Integer products: bytes of codes by signed bytes, 4 neighbours summed into a lane.
   struct Bytes {
