@@ -1,6 +1,6 @@
-// linear: few rows of activations go through `gemv`, many through panels and `gemm`, 8-bit ones
-// through `gemv_a8`, or panels and `gemm8`. The choice depends on shapes alone, so a result never depends on the
-// number of threads.
+// linear: few rows of activations go through `gemv`, many through panels and `gemm`; 8-bit ones through `gemv_a8`, some
+// against panels of codes, `gemm_a8`, and many through panels and `gemm8`. The choice depends on the weight's kind and
+// on shapes alone, so a result never depends on the number of threads.
 #include <algorithm>
 #include <cstring>
 
@@ -17,6 +17,7 @@ constexpr int64_t kDepth = 512;           // k's of a dequantized block: kRows *
 constexpr int64_t kRows = 48;             // a multiple of every ISA's tile height, and of kCodeRows
 constexpr int64_t kMaxColumns = 512;      // activation rows staged at once
 constexpr int64_t kLine = 64;             // bytes of a cache line
+constexpr int64_t kSomeRows = 12;         // of 8-bit activations, against which codes are put into panels
 constexpr int64_t kGrainMacs = 1 << 16;   // below this a second thread costs more than it saves
 constexpr int64_t kGrainMacs8 = 1 << 19;  // and with 8-bit activations
 
@@ -159,6 +160,35 @@ void by_rows8(const LinearArgs& a, const float* x) {
   });
 }
 
+// Few, but more than kFewRows: a panel of activations would be nearly empty, so codes lie in panels.
+void by_code_panels8(const LinearArgs& a, const float* x) {
+  const Packed& w = a.weight;
+  const Spans spans(w);
+  const int64_t ld = w.kp + kLine;  // rows a power of two apart would fall on each other in the cache
+  Buffer<int8_t> q(a.m * ld);
+  Buffer<float> act_scales(a.m * w.groups), act_sums(a.m * spans.count);
+  for (int64_t m = 0; m < a.m; ++m)
+    kernels().quantize_act(x + m * w.kp, w.kp, w.group, a.act_scale, q + m * ld, act_scales + m * w.groups);
+  kernels().sum_a8(w, q, ld, a.m, act_sums);
+  for (int64_t m = 0; m < a.m; ++m) kernels().order_a8(w.bits, q + m * ld, w.kp);
+  const Acts8 acts{q, ld, act_scales, act_sums};
+  const int64_t step = std::max<int64_t>(1, kDepth / spans.length), depth = std::min(w.kp, step * spans.length);
+  parallel_for(ceil_div(w.n, kPanel), ceil_div(kGrainMacs8, kPanel * w.kp * a.m), [&](int64_t begin, int64_t end) {
+    Buffer<uint8_t> codes(depth * kPanel);
+    Buffer<float> scales(w.groups * kPanel), zeros(w.groups * kPanel), scratch(w.groups * kPanel), y(a.m * kPanel);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t n0 = i * kPanel, n1 = std::min(w.n, n0 + kPanel);
+      kernels().grid_a8(w, n0, n1, scales, zeros, scratch);
+      for (int64_t s0 = 0; s0 < spans.count; s0 += step) {
+        const int64_t s1 = std::min(spans.count, s0 + step);
+        kernels().panel_a8(w, n0, n1, spans.begin(s0), spans.end(s1 - 1), codes);
+        kernels().gemm_a8(w, {codes, scales, zeros}, acts, a.m, s0, s1, y, s0 == 0);
+      }
+      for (int64_t m = 0; m < a.m; ++m) finish(a, m, n0, n1, y + m * kPanel);
+    }
+  });
+}
+
 // Asks for the scales and zeros of weight rows n0..n1 ahead of time.
 void fetch_grids(const Packed& w, int64_t n0, int64_t n1) {
   const int64_t row = w.groups * (w.half ? 2 : 4);
@@ -211,6 +241,8 @@ void linear(const LinearArgs& a) {
   const float* x = padded_rows(a, room);
   if (a.act8 && a.m <= kFewRows) {
     by_rows8(a, x);
+  } else if (a.act8 && a.m <= kSomeRows && w.bits < 8) {  // transposing 8-bit codes would cost more than is won
+    by_code_panels8(a, x);
   } else if (a.act8) {
     by_panels8(a, x);
   } else if (a.m < kernels().gemm_from) {
