@@ -13,7 +13,8 @@ from mpqkern import ops
 from . import reference
 
 BITS = (2, 4, 8)
-# Rows around the step from register decoding to panels at 5, and around tiles of up to 12.
+# Rows around the steps from register decoding to panels of codes at 5, and to panels of activations at 13 or, of
+# 8-bit codes, at 5, too; around one vector and two.
 ROWS = (1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 25)
 # N around the 8 rows that are walked along at once and the 32 of a panel; K around blocks, chunks of packed words
 # (64, 128, 256 codes) and their squares.
@@ -42,6 +43,16 @@ def test_integers(path: SimpleNamespace, bits: int, group: int, symmetric: bool)
             x = integers(m, k)
             got = path.linear(x, q, scales.to(half), zeros.to(half), None, bits, group, 8)
             assert torch.equal(got.double(), reference.linear_a8(x, codes, scales, zeros, group))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("m", [33, 64, 90, 530])
+def test_panels_of_activations(path: SimpleNamespace, bits: int, m: int) -> None:
+    """Several of them, the last one full or not, and beyond 512 rows a second round; 600 codes are a depth and more."""
+    codes, x = torch.randint(0, 2**bits, (50, 600), dtype=torch.uint8), integers(m, 600)
+    scales, zeros = 2.0 ** torch.randint(-1, 2, (50, 10)), torch.randint(0, 4 * 2**bits, (50, 10)) / 4
+    got = path.linear(x, path.pack(codes, bits), scales, zeros, None, bits, 64, 8)
+    assert torch.equal(got.double(), reference.linear_a8(x, codes, scales, zeros, 64))
 
 
 @pytest.mark.sanitize

@@ -54,16 +54,6 @@ void order_a8(int bits, int8_t* q, int64_t count) {
   if (bits == 4) put_in_order<4>(q, count);
 }
 
-void arrange_a8(const Packed& w, int8_t* q, float* sums) {
-  const Spans spans(w);
-  order_a8(w.bits, q, w.kp);
-  for (int64_t s = 0; s < spans.count; ++s) {
-    int32_t sum = 0;
-    for (int64_t k = spans.begin(s); k < spans.end(s); ++k) sum += q[k];
-    sums[s] = float(sum);
-  }
-}
-
 // The sums of up to kWidth rows over count bytes, a multiple of 32; up to a vector is read in any case.
 inline typename Isa::Vec byte_sums(const int8_t* q, int64_t ld, int64_t rows, int64_t count) {
   constexpr int64_t kStep = 4 * Isa::kWidth;
@@ -155,6 +145,9 @@ void grid_a8(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zero
 
 // ---- a panel of codes against many rows of activations ----------------------------------------------
 
+// Loops over arrays that are to be registers are unrolled before anything else happens to them.
+#define MPQ_UNROLL _Pragma("GCC unroll 32")
+
 // C rows of activations by kTileVecs vectors of weight rows, all sums in registers.
 constexpr int kTileVecs = 2;
 
@@ -163,24 +156,27 @@ struct Sums8 {
   typename Isa::Ints v[C][kTileVecs];
 };
 
-// Over k codes, above 0, from 0 on.
+// Over k codes, above 0, from 0 on. Of each 4 rows the first one's address is kept: with one for each row, addresses
+// would go through vector registers, and wait there for the products.
 template <int BITS, int C>
 inline Sums8<C> a8_steps(const uint8_t* codes, const int8_t* q, int64_t ld, int64_t k) {
-  typename Isa::Ints sum[C][kTileVecs];
-  for (int c = 0; c < C; ++c)
-    for (int v = 0; v < kTileVecs; ++v) sum[c][v] = Isa::no_ints();
-  for (int64_t i = 0; i < k; i += 4, codes += 4 * kPanel) {
+  constexpr int kFours = (C + 3) / 4;
+  const int8_t* four[kFours];
+  MPQ_UNROLL for (int j = 0; j < kFours; ++j) four[j] = q + 4 * j * ld;
+  Sums8<C> sum;
+  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) sum.v[c][v] = Isa::no_ints();
+  const uint8_t* end = codes + k * kPanel;
+  do {
     typename Isa::Bytes b[kTileVecs];
-    for (int v = 0; v < kTileVecs; ++v) b[v] = Isa::load_bytes(codes + 4 * Isa::kWidth * v);
-    for (int c = 0; c < C; ++c) {
-      const typename Isa::Bytes x = Isa::word(q + c * ld + i);
-      for (int v = 0; v < kTileVecs; ++v) sum[c][v] = Isa::template dot<BITS>(sum[c][v], b[v], x);
+    MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) b[v] = Isa::load_bytes(codes + 4 * Isa::kWidth * v);
+    MPQ_UNROLL for (int c = 0; c < C; ++c) {
+      const typename Isa::Bytes x = Isa::word(four[c / 4] + c % 4 * ld);
+      MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) sum.v[c][v] = Isa::template dot<BITS>(sum.v[c][v], b[v], x);
     }
-  }
-  Sums8<C> result;
-  for (int c = 0; c < C; ++c)
-    for (int v = 0; v < kTileVecs; ++v) result.v[c][v] = sum[c][v];
-  return result;
+    MPQ_UNROLL for (int j = 0; j < kFours; ++j) four[j] += 4;
+    codes += 4 * kPanel;
+  } while (codes < end);
+  return sum;
 }
 
 // Of the codes of one span.
@@ -199,61 +195,97 @@ inline Sums8<C> a8_span(const uint8_t* codes, const int8_t* q, int64_t ld, int64
   }
 }
 
+// Spans s0..s1: where the first of them lies, and how many codes its group has from there on.
+struct Stretch {
+  const Spans spans;
+  const int64_t s0, s1, k0, group, left;
+
+  Stretch(const Packed& w, int64_t begin, int64_t end)
+      : spans(w),
+        s0(begin),
+        s1(end),
+        k0(spans.begin(s0)),
+        group(s0 / spans.per_group),
+        left(smaller((group + 1) * spans.group, w.kp) - k0) {}
+};
+
+// A tile's results: they fill no registers, but are read and written nowhere else than in their places on the stack.
+template <int C>
+using Results8 = typename Isa::Vec[C][kTileVecs];
+
+// Adds one span. Inlined in any case: a call would pass its many arguments through memory.
 template <int BITS, int C>
-inline void a8_tile(const Packed& w, const Panel8 panel, const Acts8 a, int64_t s0, int64_t s1, float* y, bool first) {
-  const Spans spans(w);
-  const int64_t groups = w.groups, origin = spans.begin(s0), zero_step = w.zero_each ? kPanel : 0;
-  if (first)
-    for (int c = 0; c < C; ++c)
-      for (int v = 0; v < kTileVecs; ++v) Isa::store(y + c * kPanel + v * Isa::kWidth, Isa::zero());
-  for (int64_t s = s0; s < s1; ++s) {
-    const int64_t k0 = spans.begin(s), k1 = spans.end(s), g = s / spans.per_group;
-    const Sums8<C> sum = a8_span<BITS, C>(panel.codes + (k0 - origin) * kPanel, a.q + k0, a.ld, k1 - k0);
-    const float *a_sum = a.sums + s, *a_scale = a.scales + g;
-    for (int v = 0; v < kTileVecs; ++v) {
-      const typename Isa::Vec scale = Isa::load(panel.scales + g * kPanel + v * Isa::kWidth),
-                              zero = Isa::load(panel.zeros + g * zero_step + v * Isa::kWidth),
-                              minus = Isa::sub(Isa::zero(), zero);
-      for (int c = 0; c < C; ++c) {
-        float* to = y + c * kPanel + v * Isa::kWidth;
-        const typename Isa::Vec centred =
-            Isa::fused(minus, Isa::set1(a_sum[c * spans.count]), Isa::to_floats(sum.v[c][v]));
-        Isa::store(to, Isa::fused(Isa::mul(centred, scale), Isa::set1(a_scale[c * groups]), Isa::load(to)));
-      }
+[[gnu::always_inline]] inline void a8_add(const Panel8& panel, const Acts8& a, int64_t length, int64_t sums,
+                                          int64_t groups, Results8<C>& y) {
+  const Sums8<C> sum = a8_span<BITS, C>(panel.codes, a.q, a.ld, length);
+  typename Isa::Vec scale[kTileVecs], minus[kTileVecs];
+  for (int v = 0; v < kTileVecs; ++v) {
+    scale[v] = Isa::load(panel.scales + v * Isa::kWidth);
+    minus[v] = Isa::sub(Isa::zero(), Isa::load(panel.zeros + v * Isa::kWidth));
+  }
+  MPQ_UNROLL for (int c = 0; c < C; ++c) {
+    const typename Isa::Vec x_sum = Isa::set1(a.sums[c * sums]), x_scale = Isa::set1(a.scales[c * groups]);
+    MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) {
+      const typename Isa::Vec centred = Isa::fused(minus[v], x_sum, Isa::to_floats(sum.v[c][v]));
+      y[c][v] = Isa::fused(Isa::mul(centred, scale[v]), x_scale, y[c][v]);
     }
   }
 }
 
+// Panel and activations from the stretch's first span on.
 template <int BITS, int C>
-void a8_rows(const Packed& w, Panel8 panel, const Acts8& a, int64_t rows, int64_t s0, int64_t s1, float* y,
-             bool first) {
+void a8_tile(const Packed& w, Panel8 panel, Acts8 a, const Stretch& part, float* y, bool first) {
+  constexpr int kWidth = Isa::kWidth;
+  const int64_t zero_step = w.zero_each ? kPanel : 0;
+  Results8<C> tile;
+  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) tile[c][v] =
+      first ? Isa::zero() : Isa::load(y + c * kPanel + v * kWidth);
+  int64_t k = part.k0, left = part.left;
+  for (int64_t s = part.s0; s < part.s1; ++s) {  // without a division, which would hold up what follows
+    const int64_t length = smaller(part.spans.length, left);
+    a8_add<BITS, C>(panel, a, length, part.spans.count, w.groups, tile);
+    panel.codes += length * kPanel, a.q += length, ++a.sums, k += length, left -= length;
+    if (left > 0) continue;
+    panel.scales += kPanel, panel.zeros += zero_step, ++a.scales;
+    left = smaller(part.spans.group, w.kp - k);
+  }
+  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v)
+      Isa::store(y + c * kPanel + v * kWidth, tile[c][v]);
+}
+
+template <int BITS, int C>
+void a8_rows(const Packed& w, Panel8 panel, const Acts8& a, int64_t rows, const Stretch& part, float* y, bool first) {
   if (rows == C) {
     constexpr int64_t kStep = kTileVecs * Isa::kWidth;
     for (int64_t j = 0; j < kPanel; j += kStep) {
-      a8_tile<BITS, C>(w, panel, a, s0, s1, y + j, first);
+      a8_tile<BITS, C>(w, panel, a, part, y + j, first);
       panel.codes += 4 * kStep, panel.scales += kStep, panel.zeros += kStep;
     }
   } else if constexpr (C > 1) {
-    a8_rows<BITS, C - 1>(w, panel, a, rows, s0, s1, y, first);
+    a8_rows<BITS, C - 1>(w, panel, a, rows, part, y, first);
   }
 }
 
 template <int BITS>
-void a8_panel(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, int64_t s0, int64_t s1, float* y,
+void a8_panel(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, const Stretch& part, float* y,
               bool first) {
   constexpr int kMost = Isa::template act_rows<BITS>();
   const int64_t tiles = mpq::ceil_div(rows, kMost);  // as even as can be
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t m = rows * t / tiles, m1 = rows * (t + 1) / tiles;
-    a8_rows<BITS, kMost>(w, panel, a.from(m, w.groups, Spans(w).count), m1 - m, s0, s1, y + m * kPanel, first);
+    a8_rows<BITS, kMost>(w, panel, a.from(m, w.groups, part.spans.count), m1 - m, part, y + m * kPanel, first);
   }
 }
 
 void gemm_a8(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, int64_t s0, int64_t s1, float* y,
              bool first) {
-  if (w.bits == 2) a8_panel<2>(w, panel, a, rows, s0, s1, y, first);
-  if (w.bits == 4) a8_panel<4>(w, panel, a, rows, s0, s1, y, first);
-  if (w.bits == 8) a8_panel<8>(w, panel, a, rows, s0, s1, y, first);
+  const Stretch part(w, s0, s1);
+  const Panel8 here{panel.codes, panel.scales + part.group * kPanel,
+                    panel.zeros + (w.zero_each ? part.group * kPanel : 0)};
+  const Acts8 acts{a.q + part.k0, a.ld, a.scales + part.group, a.sums + s0};
+  if (w.bits == 2) a8_panel<2>(w, here, acts, rows, part, y, first);
+  if (w.bits == 4) a8_panel<4>(w, here, acts, rows, part, y, first);
+  if (w.bits == 8) a8_panel<8>(w, here, acts, rows, part, y, first);
 }
 
 }  // namespace

@@ -120,7 +120,7 @@ struct Panel8 {
   const float* zeros;    // like scales, or [kPanel] for a weight with one zero
 };
 
-// Rows of 8-bit activations, `ld` bytes apart, as `arrange_a8` leaves them.
+// Rows of 8-bit activations, `ld` bytes apart, in the order of `order_a8`.
 struct Acts8 {
   const int8_t* q;
   int64_t ld;
@@ -129,6 +129,22 @@ struct Acts8 {
   Acts8 from(int64_t row, int64_t groups, int64_t spans) const {
     return {q + row * ld, ld, scales + row * groups, sums + row * spans};
   }
+};
+
+// Rows of unpacked codes as `gemm8` reads them, `ld` bytes apart. There is room for `room` rows, a multiple of
+// kCodeRows; those past the last hold anything.
+struct Codes8 {
+  const uint8_t* codes;
+  int64_t ld, room;
+  const float *scales, *zeros;  // [room][groups]
+  const uint8_t* next;          // where as many packed rows go on that will be wanted next; or null
+};
+constexpr int64_t kCodeRows = 24;  // a multiple of every tile's rows
+
+// Panels of kPanel rows of 8-bit activations as `gemm8` reads them. Columns past the last row hold anything.
+struct ActPanels8 {
+  const int8_t* q;             // [panel][k / 4][kPanel][4]
+  const float *scales, *sums;  // [panel][groups][kPanel], [panel][spans][kPanel]
 };
 
 // Columns of a panel that lie side by side where they come from, too.
@@ -197,11 +213,9 @@ struct Kernels {
   // x is not finite. A scale that is not above 0 makes every q 0. kp is a multiple of kWidest.
   void (*quantize_act)(const float* x, int64_t kp, int64_t group, FixedScale fixed, int8_t* q, float* scale);
 
-  // Makes a row q[Kp] what `gemm_a8` takes: brought from the order of k into that of a panel's codes, and
-  // sums[s] = the sum over span s.
-  void (*arrange_a8)(const Packed& w, int8_t* q, float* sums);
-  // Its halves: bytes in the order of codes, one within each 16, count being a multiple of 32; and the sums of many
-  // rows ld bytes apart, past which up to 32 bytes more are read.
+  // Bytes of activations from the order of k into that of a panel's codes, one within each 16; count is a multiple of
+  // 32. And sums[row][s] = the sum over span s, in either order, of rows ld bytes apart; past the last up to 32 bytes
+  // more are read.
   void (*order_a8)(int bits, int8_t* q, int64_t count);
   void (*sum_a8)(const Packed& w, const int8_t* q, int64_t ld, int64_t rows, float* sums);
 
@@ -214,6 +228,11 @@ struct Kernels {
   // `first` overwrites y. The panel's codes begin with span s0. Sums of a span are exact; then fp32, in order.
   void (*gemm_a8)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, int64_t s0, int64_t s1, float* y,
                   bool first);
+
+  // The same with activations in panels: y[(j / kPanel * room + n) * kPanel + j % kPanel] (+)= ... for j < columns and
+  // n < rows, rounded up to whole vectors and to kCodeRows. Codes begin with span s0, all else with the first.
+  void (*gemm8)(const Packed& w, const Codes8& codes, int64_t rows, const ActPanels8& a, int64_t columns, int64_t s0,
+                int64_t s1, float* y, bool first);
 
   // A row q[Kp] as `quantize_act` leaves it, which is overwritten, with its groups' scales -> a row of Few8's q, filled
   // up with zeros to whole chunks, and of its lanes.

@@ -99,6 +99,7 @@ template <int BITS>
 void unpack_row(const uint8_t* row, uint8_t* out, int64_t count) {
   constexpr int kBytes = kBlock * BITS / 8;
   int64_t k = 0;
+  for (; k + 2 * kBlock <= count; k += 2 * kBlock) Isa::template unpack_two<BITS>(row + k / kBlock * kBytes, out + k);
   for (; k + kBlock <= count; k += kBlock)
     Isa::store_codes(out + k, Isa::template codes<BITS>(row + k / kBlock * kBytes));
   for (; k < count; ++k) out[k] = mpq::get_code(row, k, BITS);
@@ -276,6 +277,7 @@ void gather(const float* x, const float* end, const int64_t* taps, int64_t count
 
 #include "a8.inl"
 #include "a8_few.inl"
+#include "a8_many.inl"
 #include "act.inl"
 #include "depthwise.inl"
 #include "gram.inl"
@@ -284,7 +286,7 @@ void gather(const float* x, const float* end, const int64_t* taps, int64_t count
 #define MPQ_KERNELS(table, isa)                                                                                     \
   const mpq::Kernels mpq::table = {isa,       to_float,    from_float,   unpack,      dequantize,   gemv,           \
                                    gemm,      gather,      transpose,    every,       filter_plane, filter_row,     \
-                                   spread,    largest,     round_act,    round_bytes, quantize_act, arrange_a8,     \
-                                   order_a8,  sum_a8,      panel_a8,     grid_a8,     gemm_a8,      spread_a8,      \
+                                   spread,    largest,     round_act,    round_bytes, quantize_act, order_a8,       \
+                                   sum_a8,    panel_a8,    grid_a8,      gemm_a8,     gemm8,        spread_a8,      \
                                    gemv_a8,   gram<false>, gram_pairs(), T,           kTileSums,    Isa::kGemmFrom, \
                                    load_rows, quantize,    probe_errors}

@@ -1,11 +1,12 @@
-// linear: few rows of activations go through `gemv`, many through panels and `gemm`, 8-bit ones through
-// `gemv_a8`, or panels of codes and `gemm_a8`. The choice depends on shapes alone, so a result never depends on the
-// number of threads.
+// linear: few rows of activations go through `gemv`, many through panels and `gemm`; 8-bit ones through `gemv_a8`, some
+// against panels of codes, `gemm_a8`, and many through panels and `gemm8`. The choice depends on the weight's kind and
+// on shapes alone, so a result never depends on the number of threads.
 #include <algorithm>
 #include <cstring>
 
 #include "block.h"
 #include "buffer.h"
+#include "conv.h"
 #include "drivers.h"
 #include "parallel.h"
 
@@ -13,8 +14,10 @@ namespace mpq {
 namespace {
 
 constexpr int64_t kDepth = 512;           // k's of a dequantized block: kRows * kDepth floats stay in L2
-constexpr int64_t kRows = 48;             // a multiple of every ISA's tile height
+constexpr int64_t kRows = 48;             // a multiple of every ISA's tile height, and of kCodeRows
 constexpr int64_t kMaxColumns = 512;      // activation rows staged at once
+constexpr int64_t kLine = 64;             // bytes of a cache line
+constexpr int64_t kSomeRows = 12;         // of 8-bit activations, against which codes are put into panels
 constexpr int64_t kGrainMacs = 1 << 16;   // below this a second thread costs more than it saves
 constexpr int64_t kGrainMacs8 = 1 << 19;  // and with 8-bit activations
 
@@ -103,23 +106,39 @@ void by_panels(const LinearArgs& a, const float* x) {
   }
 }
 
-// Rows of activations rounded to 8 bits, as the kernels take them.
+// Rows of activations rounded to 8 bits, in panels.
 struct Rounded {
-  int64_t ld;  // a line more than Kp: where Kp is a power of two, rows would fall on each other in the cache
+  const int64_t kp, groups, spans;
   Buffer<int8_t> q;
   Buffer<float> scales, sums;
 
   Rounded(const LinearArgs& a, const float* x)
-      : ld(a.weight.kp + 64), q(a.m * ld), scales(a.m * a.weight.groups), sums(a.m * Spans(a.weight).count) {
+      : kp(a.weight.kp),
+        groups(a.weight.groups),
+        spans(Spans(a.weight).count),
+        q(panels(a) * kPanel * kp),
+        scales(panels(a) * kPanel * groups),
+        sums(panels(a) * kPanel * spans) {
     const Packed& w = a.weight;
-    const int64_t spans = Spans(w).count;
-    parallel_for(a.m, ceil_div(kGrainMacs, w.kp), [&](int64_t begin, int64_t end) {
-      for (int64_t m = begin; m < end; ++m) {
-        kernels().quantize_act(x + m * w.kp, w.kp, w.group, a.act_scale, q + m * ld, scales + m * w.groups);
-        kernels().arrange_a8(w, q + m * ld, sums + m * spans);
+    parallel_for(panels(a), ceil_div(kGrainMacs, w.kp * kPanel), [&](int64_t begin, int64_t end) {
+      Buffer<int8_t> rows(kPanel * kp + kLine);
+      Buffer<float> room(kPanel * std::max(groups, spans));
+      for (int64_t p = begin; p < end; ++p) {
+        const int64_t m0 = p * kPanel, count = std::min(kPanel, a.m - m0);
+        for (int64_t m = 0; m < count; ++m)
+          kernels().quantize_act(x + (m0 + m) * kp, kp, w.group, a.act_scale, rows + m * kp, room + m * groups);
+        kernels().transpose(room, groups, count, groups, scales + m0 * groups, kPanel);
+        kernels().sum_a8(w, rows, kp, count, room);
+        kernels().transpose(room, spans, count, spans, sums + m0 * spans, kPanel);
+        Packed bytes;  // panels of bytes are panels of 8-bit codes
+        bytes.codes = reinterpret_cast<const uint8_t*>(static_cast<int8_t*>(rows));
+        bytes.k = bytes.kp = kp;
+        kernels().panel_a8(bytes, 0, count, 0, kp, reinterpret_cast<uint8_t*>(q + m0 * kp));
       }
     });
   }
+  static int64_t panels(const LinearArgs& a) { return ceil_div(a.m, kPanel); }
+  ActPanels8 from(int64_t m) const { return {q + m * kp, scales + m * groups, sums + m * spans}; }  // m: of a panel
 };
 
 void by_rows8(const LinearArgs& a, const float* x) {
@@ -141,27 +160,72 @@ void by_rows8(const LinearArgs& a, const float* x) {
   });
 }
 
+// Few, but more than kFewRows: a panel of activations would be nearly empty, so codes lie in panels.
+void by_code_panels8(const LinearArgs& a, const float* x) {
+  const Packed& w = a.weight;
+  const Spans spans(w);
+  const int64_t ld = w.kp + kLine;  // rows a power of two apart would fall on each other in the cache
+  Buffer<int8_t> q(a.m * ld);
+  Buffer<float> act_scales(a.m * w.groups), act_sums(a.m * spans.count);
+  for (int64_t m = 0; m < a.m; ++m)
+    kernels().quantize_act(x + m * w.kp, w.kp, w.group, a.act_scale, q + m * ld, act_scales + m * w.groups);
+  kernels().sum_a8(w, q, ld, a.m, act_sums);
+  for (int64_t m = 0; m < a.m; ++m) kernels().order_a8(w.bits, q + m * ld, w.kp);
+  const Acts8 acts{q, ld, act_scales, act_sums};
+  const int64_t step = std::max<int64_t>(1, kDepth / spans.length), depth = std::min(w.kp, step * spans.length);
+  parallel_for(ceil_div(w.n, kPanel), ceil_div(kGrainMacs8, kPanel * w.kp * a.m), [&](int64_t begin, int64_t end) {
+    Buffer<uint8_t> codes(depth * kPanel);
+    Buffer<float> scales(w.groups * kPanel), zeros(w.groups * kPanel), scratch(w.groups * kPanel), y(a.m * kPanel);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t n0 = i * kPanel, n1 = std::min(w.n, n0 + kPanel);
+      kernels().grid_a8(w, n0, n1, scales, zeros, scratch);
+      for (int64_t s0 = 0; s0 < spans.count; s0 += step) {
+        const int64_t s1 = std::min(spans.count, s0 + step);
+        kernels().panel_a8(w, n0, n1, spans.begin(s0), spans.end(s1 - 1), codes);
+        kernels().gemm_a8(w, {codes, scales, zeros}, acts, a.m, s0, s1, y, s0 == 0);
+      }
+      for (int64_t m = 0; m < a.m; ++m) finish(a, m, n0, n1, y + m * kPanel);
+    }
+  });
+}
+
+// Asks for the scales and zeros of weight rows n0..n1 ahead of time.
+void fetch_grids(const Packed& w, int64_t n0, int64_t n1) {
+  const int64_t row = w.groups * (w.half ? 2 : 4);
+  for (const void* grids : {w.scales, w.zero_each ? w.zeros : nullptr})
+    for (int64_t i = n0 * row; grids && i < n1 * row; i += kLine)
+      __builtin_prefetch(static_cast<const char*>(grids) + i);
+}
+
 void by_panels8(const LinearArgs& a, const float* x) {
   const Packed& w = a.weight;
   const Spans spans(w);
   const Rounded acts(a, x);
-  const int64_t most = std::min(kMaxColumns, a.m), step = std::max<int64_t>(1, kDepth / spans.length);
-  const int64_t depth = std::min(w.kp, step * spans.length);
-  parallel_for(ceil_div(w.n, kPanel), ceil_div(kGrainMacs8, kPanel * w.kp * a.m), [&](int64_t begin, int64_t end) {
-    Buffer<uint8_t> codes(depth * kPanel);
-    Buffer<float> scales(w.groups * kPanel), zeros(w.groups * kPanel), scratch(w.groups * kPanel), y(most * kPanel);
+  const int64_t most = std::min(kMaxColumns, ceil_div(a.m, kPanel) * kPanel);
+  const int64_t step = std::max<int64_t>(1, kDepth / spans.length), depth = std::min(w.kp, step * spans.length);
+  const int64_t ld = depth + kLine;  // rows a power of two apart would fall on each other in the cache
+  parallel_for(ceil_div(w.n, kRows), ceil_div(kGrainMacs8, kRows * w.kp * a.m), [&](int64_t begin, int64_t end) {
+    Buffer<uint8_t> codes(kRows * ld);
+    Buffer<float> scales(kRows * w.groups), zeros(kRows * w.groups), sums(most * kRows), tile(kPanel * kRows);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t n0 = i * kPanel, n1 = std::min(w.n, n0 + kPanel);
-      kernels().grid_a8(w, n0, n1, scales, zeros, scratch);
+      const int64_t n0 = i * kRows, n1 = std::min(w.n, n0 + kRows);
+      load_grids(w, n0, n1, scales, zeros);
+      fetch_grids(w, n1, std::min(w.n, n1 + kRows));
       for (int64_t m0 = 0; m0 < a.m; m0 += most) {
-        const int64_t rows = std::min(most, a.m - m0);
-        const Acts8 part = Acts8{acts.q, acts.ld, acts.scales, acts.sums}.from(m0, w.groups, spans.count);
+        const int64_t m1 = std::min(a.m, m0 + most);
         for (int64_t s0 = 0; s0 < spans.count; s0 += step) {
-          const int64_t s1 = std::min(spans.count, s0 + step);
-          kernels().panel_a8(w, n0, n1, spans.begin(s0), spans.end(s1 - 1), codes);
-          kernels().gemm_a8(w, {codes, scales, zeros}, part, rows, s0, s1, y, s0 == 0);
+          const int64_t s1 = std::min(spans.count, s0 + step), k0 = spans.begin(s0), k1 = spans.end(s1 - 1);
+          for (int64_t n = n0; n < n1; ++n)
+            kernels().unpack(w.row(n) + packed_bytes(k0, w.bits), w.bits, codes + (n - n0) * ld, k1 - k0);
+          const uint8_t* next = s1 < spans.count ? w.row(n0) + packed_bytes(k1, w.bits) : w.row(n1);
+          kernels().gemm8(w, {codes, ld, kRows, scales, zeros, next}, n1 - n0, acts.from(m0), m1 - m0, s0, s1, sums,
+                          s0 == 0);
         }
-        for (int64_t m = 0; m < rows; ++m) finish(a, m0 + m, n0, n1, y + m * kPanel);
+        for (int64_t m = m0; m < m1; m += kPanel) {
+          const int64_t rows = std::min(kPanel, m1 - m);
+          kernels().transpose(sums + (m - m0) * kRows, kPanel, n1 - n0, rows, tile, kRows);
+          for (int64_t j = 0; j < rows; ++j) finish(a, m + j, n0, n1, tile + j * kRows);
+        }
       }
     }
   });
@@ -177,6 +241,8 @@ void linear(const LinearArgs& a) {
   const float* x = padded_rows(a, room);
   if (a.act8 && a.m <= kFewRows) {
     by_rows8(a, x);
+  } else if (a.act8 && a.m <= kSomeRows && w.bits < 8) {  // transposing 8-bit codes would cost more than is won
+    by_code_panels8(a, x);
   } else if (a.act8) {
     by_panels8(a, x);
   } else if (a.m < kernels().gemm_from) {

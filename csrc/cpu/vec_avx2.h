@@ -117,6 +117,11 @@ struct Avx2 {
     }
   }
   static void store_codes(uint8_t* out, Codes c) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), c); }
+  template <int BITS>
+  static void unpack_two(const uint8_t* p, uint8_t* out) {  // two blocks of codes
+    store_codes(out, codes<BITS>(p));
+    store_codes(out + mpq::kBlock, codes<BITS>(p + mpq::kBlock * BITS / 8));
+  }
 
   // Integer products: bytes of codes by signed bytes, 4 neighbours summed into a lane.
   using Bytes = __m256i;
@@ -154,6 +159,21 @@ struct Avx2 {
   }
   static Ints widened(Ints sum, Ints narrow) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
+  }
+
+  // For 64-bit words of two quads each: `two_words` broadcasts them, `low_pairs` and `high_pairs` put lanes of a and b
+  // side by side, and `joined` adds the two and brings lanes back into order.
+  static Bytes two_words(const void* p) {
+    int64_t w;
+    std::memcpy(&w, p, 8);
+    return _mm256_set1_epi64x(w);
+  }
+  static Bytes low_pairs(Bytes a, Bytes b) { return _mm256_unpacklo_epi32(a, b); }
+  static Bytes high_pairs(Bytes a, Bytes b) { return _mm256_unpackhi_epi32(a, b); }
+  static Ints joined(Ints low, Ints high) {
+    const __m256 a = _mm256_castsi256_ps(low), b = _mm256_castsi256_ps(high);
+    return _mm256_add_epi32(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)),
+                            _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd)));
   }
 
   static constexpr int kStreams = 4;  // rows that are walked along at once for one row of activations

@@ -89,16 +89,34 @@ struct Avx512 : Avx2 {
     return _mm512_mul_ps(set1(s), _mm512_sub_ps(_mm512_load_ps(v), set1(z)));
   }
 
+  template <int BITS>
+  static void unpack_two(const uint8_t* p, uint8_t* out) {  // as `codes` does, twice as wide
+    __m512i v;
+    if constexpr (BITS == 2) {
+      const __m512i t = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+      const __m512i a = _mm512_or_si512(t, _mm512_slli_epi32(t, 6));
+      v = _mm512_and_si512(_mm512_or_si512(a, _mm512_slli_epi32(a, 12)), _mm512_set1_epi8(3));
+    } else if constexpr (BITS == 4) {
+      const __m512i t = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+      v = _mm512_and_si512(_mm512_or_si512(t, _mm512_slli_epi16(t, 4)), _mm512_set1_epi8(15));
+    } else {
+      v = load_bytes(p);
+    }
+    store_bytes(out, v);
+  }
+
   using Bytes = __m512i;
-  using Ints = __m512i;
+  // Not __m512i, whose elements are 64 bits to a compiler: sums that change type in a loop and after it take two
+  // registers each.
+  using Ints = int32_t __attribute__((vector_size(64)));
   template <int BITS>
   static constexpr int act_rows() {
     return 12;
   }
   static Bytes load_bytes(const void* p) { return _mm512_loadu_si512(p); }
   static void store_bytes(void* p, Bytes v) { _mm512_storeu_si512(p, v); }
-  static Ints no_ints() { return _mm512_setzero_si512(); }
-  static Vec to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
+  static Ints no_ints() { return Ints{}; }
+  static Vec to_floats(Ints v) { return _mm512_cvtepi32_ps((__m512i)v); }
   static __m512i word(const void* p) {
     int32_t w;
     std::memcpy(&w, p, 4);
@@ -118,13 +136,25 @@ struct Avx512 : Avx2 {
   static constexpr bool kNarrow = false;
   template <int BITS>
   static Ints dot(Ints sum, Bytes c, Bytes x) {
-    return _mm512_dpbusd_epi32(sum, c, x);
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, c, x);
   }
   static Ints widened(Ints sum, Ints) { return sum; }  // nothing is narrow here
   static constexpr int kStreams = 8;
   using Lanes = __m512i;
   static Lanes load_lanes(const int32_t* p) { return _mm512_loadu_si512(p); }
   static Vec picked(const float* p, Lanes from) { return _mm512_permutexvar_ps(from, load(p)); }
+  static Bytes two_words(const void* p) {
+    int64_t w;
+    std::memcpy(&w, p, 8);
+    return _mm512_set1_epi64(w);
+  }
+  static Bytes low_pairs(Bytes a, Bytes b) { return _mm512_unpacklo_epi32(a, b); }
+  static Bytes high_pairs(Bytes a, Bytes b) { return _mm512_unpackhi_epi32(a, b); }
+  static Ints joined(Ints low, Ints high) {
+    const __m512 a = _mm512_castsi512_ps((__m512i)low), b = _mm512_castsi512_ps((__m512i)high);
+    return (Ints)_mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(a, b, 0x88)),
+                                  _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0xdd)));
+  }
   static void transpose_words(const uint8_t* in, int64_t ld, Bytes out[16]) {
     __m512 r[16];
     for (int i = 0; i < 16; i += 4) {  // within blocks of 4 x 4
