@@ -24,10 +24,11 @@ constexpr int64_t kGatherRows = 16;          // weight rows whose products take 
 // at neighbouring output pixels is contiguous. That is the input itself where it has no padding and is walked pixel by
 // pixel. Else it is copied with its zeros in place and taken apart into phases: every stride-th row and column from
 // each start. The rows of a phase follow each other, so that what a tap meets at the next row of results lies `line`
-// floats on.
+// floats on; where there is one phase of columns, the zeros that end a row also begin the next.
 struct Image {
   const bool in_place;
   const int64_t height, width, steps[2];  // padded; up to so many phases of rows and columns
+  const int64_t shared;                   // zeros between two rows that belong to both
   const int64_t span, tall;               // floats in a row of a phase, and its rows
   const int64_t line, plane, sample;      // distances
   Buffer<float> room;
@@ -38,10 +39,11 @@ struct Image {
         height(a.height + 2 * a.padding[0]),
         width(a.width + 2 * a.padding[1]),
         steps{std::min(a.stride[0], height), std::min(a.stride[1], width)},
-        span(ceil_div(width, a.stride[1])),
+        shared(a.stride[1] == 1 ? a.padding[1] : 0),
+        span(ceil_div(width - shared, a.stride[1])),
         tall(ceil_div(height, a.stride[0])),
         line(in_place ? a.stride[0] * a.x_stride[2] : span),
-        plane(in_place ? a.x_stride[1] : steps[0] * steps[1] * tall * span),
+        plane(in_place ? a.x_stride[1] : steps[0] * steps[1] * tall * span + shared),
         sample(in_place ? a.x_stride[0] : a.in_channels * plane),
         room(in_place ? 0 : a.batch * sample + kPanel),
         data(in_place ? a.x : room),
