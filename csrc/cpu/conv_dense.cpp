@@ -13,12 +13,13 @@
 namespace mpq {
 namespace {
 
-constexpr int64_t kDepth = 512;              // k's of a dequantized block
-constexpr int64_t kRows = 48;                // its output channels
-constexpr int64_t kTileFloats = 128 * 1024;  // patches of a tile: 512 KiB, a level 2 cache's worth
-constexpr int64_t kMinPanels = 4;            // but at least 128 pixels share each decoded weight,
-constexpr int64_t kMaxPanels = 16;           // and the sums of 512 fit the cache, too
-constexpr int64_t kGatherRows = 16;          // weight rows whose products take as long as to gather what they meet
+constexpr int64_t kDepth = 512;               // k's of a dequantized block
+constexpr int64_t kRows = 48;                 // its output channels
+constexpr int64_t kImageFloats = 384 * 1024;  // of an image: 1.5 MiB, not much more than such a cache
+constexpr int64_t kTileFloats = 128 * 1024;   // patches of a tile: 512 KiB, a level 2 cache's worth
+constexpr int64_t kMinPanels = 4;             // but at least 128 pixels share each decoded weight,
+constexpr int64_t kMaxPanels = 16;            // and the sums of 512 fit the cache, too
+constexpr int64_t kGatherRows = 16;           // weight rows whose products take as long as to gather what they meet
 
 // Where patches are read: planes [batch][channel][...] in which taps differ by a constant offset and what one tap meets
 // at neighbouring output pixels is contiguous. That is the input itself where it has no padding and is walked pixel by
@@ -191,10 +192,17 @@ void store_last(const ConvArgs& a, int64_t n0, int64_t n1, const std::vector<Str
   }
 }
 
-}  // namespace
+// Samples at once: as few as have pixels for a tile a thread, or more while their image stays in the threads' caches.
+// All where the results of a variant lie side by side.
+int64_t samples_at_once(const ConvArgs& a) {
+  if (a.variants > 1) return a.batch;
+  const int64_t floats = a.in_channels * (a.height + 2 * a.padding[0]) * (a.width + 2 * a.padding[1]);
+  const int64_t pixels = a.out_height * a.out_width, threads = thread_count();
+  const int64_t most = std::max(threads * kImageFloats / floats, ceil_div(threads * kMaxPanels * kPanel, pixels));
+  return ceil_div(a.batch, ceil_div(a.batch, std::min(a.batch, most)));  // as even as can be
+}
 
-void conv_dense(const ConvArgs& args) {
-  ConvArgs a = args;
+void convolve(ConvArgs a) {
   const Packed& w = a.weight;
   if (a.kernel[0] == 1 && a.kernel[1] == 1 && a.padding[0] == 0 && a.padding[1] == 0) {  // only pixels that are used
     a.x_stride[2] *= a.stride[0], a.x_stride[3] *= a.stride[1], a.stride[0] = a.stride[1] = 1;
@@ -264,6 +272,18 @@ void conv_dense(const ConvArgs& args) {
       }
     }
   });
+}
+
+}  // namespace
+
+void conv_dense(const ConvArgs& a) {
+  const int64_t step = samples_at_once(a);
+  for (int64_t b = 0; b < a.batch; b += step) {
+    ConvArgs part = a;
+    part.batch = std::min(step, a.batch - b);
+    part.x += b * a.x_stride[0], part.y += b * a.y_stride[0];
+    convolve(part);
+  }
 }
 
 }  // namespace mpq
