@@ -213,17 +213,20 @@ template <int R, int WIDE, class Columns>
 inline void gemm_tile(const float* a, int64_t lda, const Columns columns, int64_t depth, float* c, int64_t ldc,
                       bool first) {
   typename Isa::Vec acc[R][WIDE];
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
     for (int j = 0; j < WIDE; ++j) acc[r][j] = first ? Isa::zero() : Isa::load(c + r * ldc + j * Isa::kWidth);
   for (int64_t k = 0; k < depth; ++k) {
     const float* row = columns[k];
     typename Isa::Vec b[WIDE];
     for (int j = 0; j < WIDE; ++j) b[j] = Isa::load(row + j * Isa::kWidth);
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const typename Isa::Vec s = Isa::set1(a[r * lda + k]);
       for (int j = 0; j < WIDE; ++j) acc[r][j] = Isa::fma(s, b[j], acc[r][j]);
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
     for (int j = 0; j < WIDE; ++j) Isa::store(c + r * ldc + j * Isa::kWidth, acc[r][j]);
 }
