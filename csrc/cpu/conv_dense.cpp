@@ -17,7 +17,7 @@ constexpr int64_t kDepth = 512;               // k's of a dequantized block
 constexpr int64_t kRows = 48;                 // its output channels
 constexpr int64_t kImageFloats = 384 * 1024;  // of an image: 1.5 MiB, not much more than such a cache
 constexpr int64_t kTileFloats = 128 * 1024;   // patches of a tile: 512 KiB, a level 2 cache's worth
-constexpr int64_t kMinPanels = 4;             // but at least 128 pixels share each decoded weight,
+constexpr int64_t kMinPanels = 8;             // but at least 256 pixels share each decoded weight,
 constexpr int64_t kMaxPanels = 16;            // and the sums of 512 fit the cache, too
 constexpr int64_t kGatherRows = 16;           // weight rows whose products take as long as to gather what they meet
 
@@ -74,19 +74,21 @@ struct Image {
       });
   }
 
-  // Rows y0..y1 of some channels of a sample.
+  // Rows y0..y1 of some channels of a sample, phase by phase.
   void fill(const ConvArgs& a, int64_t b, int64_t channel, int64_t channels, int64_t y0, int64_t y1) {
-    for (int64_t x = 0; x < std::min(a.stride[1], a.width); ++x) {
-      const int64_t count = ceil_div(a.width - x, a.stride[1]), gap = a.stride[1] * a.x_stride[3];
-      const float* in = a.x + b * a.x_stride[0] + channel * a.x_stride[1] + y0 * a.x_stride[2] + x * a.x_stride[3];
-      for (int64_t y = y0; y < y1; ++y, in += a.x_stride[2]) {
-        float* to = room + b * sample + channel * plane + at(a, y + a.padding[0], x + a.padding[1]);
-        if (channels > 1)
-          kernels().transpose(in, gap, count, channels, to, plane);
-        else
-          kernels().every(in, gap, count, to);
+    const float* x = a.x + b * a.x_stride[0] + channel * a.x_stride[1];
+    float* out = room + b * sample + channel * plane;
+    for (int64_t py = y0; py < std::min(y0 + a.stride[0], y1); ++py)
+      for (int64_t px = 0; px < std::min(a.stride[1], a.width); ++px) {
+        const int64_t count = ceil_div(a.width - px, a.stride[1]), gap = a.stride[1] * a.x_stride[3];
+        const float* in = x + py * a.x_stride[2] + px * a.x_stride[3];
+        float* to = out + at(a, py + a.padding[0], px + a.padding[1]);
+        for (int64_t y = py; y < y1; y += a.stride[0], in += a.stride[0] * a.x_stride[2], to += span)
+          if (channels > 1)
+            kernels().transpose(in, gap, count, channels, to, plane);
+          else
+            kernels().every(in, gap, count, to);
       }
-    }
   }
 
   // Where the weights of a row meet the input, from the first pixel on, in their order.
