@@ -117,11 +117,12 @@ def test_any_number_of_threads_gives_the_same_bits(path: SimpleNamespace, case: 
 @pytest.mark.parametrize("act_bits", [None, 8])
 @pytest.mark.parametrize("case", [DEPTHWISE[0], DEPTHWISE[4], DENSE[0], DENSE[4]])
 def test_views_that_share_or_skip_memory(path: SimpleNamespace, case: tuple, act_bits: int | None) -> None:
-    """One sample or one channel for all, every other column, and the last rows of a larger image."""
+    """One sample, channel or row for all, every other column, and the last rows of a larger image."""
     weight, _, _ = problem(path, case, 4, 0, True)
     height, width = case[7:]
     x = torch.randn(2, case[0], height + 2, 2 * width)
     views = [x[:1, :, 2:, width:].expand(3, -1, -1, -1), x[:, :1, 2:, width:].expand(-1, case[0], -1, -1)]
-    for view in [*views, x[..., 2:, ::2], x[..., 2:, width:]]:
+    row = x[:, :, :1, width:].expand(-1, -1, height, -1)
+    for view in [*views, row, x[..., 2:, ::2], x[..., 2:, width:]]:
         args = (*weight, None, 4, 0, case[3], *case[4:7], case[2], act_bits)
         assert torch.equal(path.conv2d(view, *args), path.conv2d(view.contiguous(), *args))

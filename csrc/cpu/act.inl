@@ -31,10 +31,32 @@ struct Rounder {
 
   typename Isa::Vec clamp(typename Isa::Vec v) const { return Isa::min(Isa::max(v, low), high); }
   typename Isa::Vec whole(typename Isa::Vec v) const { return Isa::sub(Isa::add(v, magic), magic); }
-  typename Isa::Vec operator()(typename Isa::Vec x) const {
-    const typename Isa::Vec v = clamp(Isa::mul(x, inverse)), q = whole(v);
-    if (safe && !Isa::any_above(Isa::absolute(Isa::sub(v, q)), 0.4999f)) return q;
-    return whole(clamp(Isa::div(x, scale)));
+  // N vectors at once: a test serves them all.
+  template <int N>
+  void operator()(typename Isa::Vec (&x)[N]) const {
+    typename Isa::Vec q[N], off = Isa::zero();
+    for (int i = 0; i < N; ++i) {
+      const typename Isa::Vec v = clamp(Isa::mul(x[i], inverse));
+      q[i] = whole(v);
+      off = Isa::max(off, Isa::absolute(Isa::sub(v, q[i])));
+    }
+    const bool sure = safe && !Isa::any_above(off, 0.4999f);
+    for (int i = 0; i < N; ++i) x[i] = sure ? q[i] : whole(clamp(Isa::div(x[i], scale)));
+  }
+  // From x to out, where vectors lie `x_step` and `step` floats apart.
+  template <int N>
+  void run(const float* x, int64_t x_step, float* out, int64_t step) const {
+    typename Isa::Vec v[N];
+    for (int i = 0; i < N; ++i) v[i] = Isa::load(x + i * x_step);
+    (*this)(v);
+    for (int i = 0; i < N; ++i) Isa::store(out + i * step, v[i]);
+  }
+  template <int N>
+  void bytes(const float* x, int8_t* out) const {
+    typename Isa::Vec v[N];
+    for (int i = 0; i < N; ++i) v[i] = Isa::load(x + i * Isa::kWidth);
+    (*this)(v);
+    for (int i = 0; i < N; ++i) Isa::store_rounded(out + i * Isa::kWidth, v[i]);
   }
 };
 
@@ -44,30 +66,34 @@ void round_act(const float* x, int64_t count, float scale, float* out) {
     return;
   }
   const Rounder round(scale);
+  constexpr int64_t kWidth = Isa::kWidth;
   int64_t i = 0;
-  for (; i + Isa::kWidth <= count; i += Isa::kWidth) Isa::store(out + i, round(Isa::load(x + i)));
+  for (; i + 4 * kWidth <= count; i += 4 * kWidth) round.run<4>(x + i, kWidth, out + i, kWidth);
+  for (; i + kWidth <= count; i += kWidth) round.run<1>(x + i, kWidth, out + i, kWidth);
   if (i == count) return;
-  float rest[Isa::kWidth] = {};
+  float rest[kWidth] = {};
   std::memcpy(rest, x + i, (count - i) * sizeof(float));
-  Isa::store(rest, round(Isa::load(rest)));
+  round.run<1>(rest, 0, rest, 0);
   std::memcpy(out + i, rest, (count - i) * sizeof(float));
 }
 
 void round_bytes(const float* x, int64_t x_ld, int64_t rows, int64_t count, float scale, int8_t* out, int64_t ld) {
   if (x_ld == count && ld == count) count *= rows, rows = 1;
   const Rounder round(scale > 0 ? scale : 1);
+  constexpr int64_t kWidth = Isa::kWidth;
   for (; rows > 0; --rows, x += x_ld, out += ld) {
     if (!(scale > 0)) {
       std::memset(out, 0, count);
       continue;
     }
     int64_t i = 0;
-    for (; i + Isa::kWidth <= count; i += Isa::kWidth) Isa::store_rounded(out + i, round(Isa::load(x + i)));
+    for (; i + 4 * kWidth <= count; i += 4 * kWidth) round.bytes<4>(x + i, out + i);
+    for (; i + kWidth <= count; i += kWidth) round.bytes<1>(x + i, out + i);
     if (i == count) continue;
-    float rest[Isa::kWidth] = {};
-    int8_t bytes[Isa::kWidth];
+    float rest[kWidth] = {};
+    int8_t bytes[kWidth];
     std::memcpy(rest, x + i, (count - i) * sizeof(float));
-    Isa::store_rounded(bytes, round(Isa::load(rest)));
+    round.bytes<1>(rest, bytes);
     std::memcpy(out + i, bytes, count - i);
   }
 }

@@ -3,12 +3,16 @@
 namespace {
 
 void every(const float* in, int64_t gap, int64_t count, float* out) {
-  if (gap == 1)
+  if (gap == 1) {
     std::memcpy(out, in, count * sizeof(float));
-  else if (gap == 2)  // a loop of its own, which the compiler vectorises
-    for (int64_t i = 0; i < count; ++i) out[i] = in[2 * i];
-  else
+  } else if (gap == 2 && count >= 8) {
+    for (int64_t i = 0; i < count; i += 8) {
+      const int64_t at = smaller(i, count - 8);  // the last eight may overlap those before
+      Isa::evens8(in + 2 * at, out + at);
+    }
+  } else {
     for (int64_t i = 0; i < count; ++i) out[i] = in[gap * i];
+  }
 }
 
 // ---- pixels along vectors ---------------------------------------------------------------------------
@@ -36,25 +40,35 @@ void filter_plane(const float* x, const int64_t* offsets, const float* weights, 
 
 // ---- channels along vectors -------------------------------------------------------------------------
 
+// PIXELS pixels' vector of channels, with `round` rounded.
+template <int PIXELS>
+inline void spread_pixels(const float* x, int64_t pixel, const Rounder* round, float* out) {
+  for (int v = 0; v < mpq::kWidest; v += Isa::kWidth)
+    if (round)
+      round->run<PIXELS>(x + v, pixel, out + v, mpq::kWidest);
+    else
+      for (int i = 0; i < PIXELS; ++i) Isa::store(out + i * mpq::kWidest + v, Isa::load(x + i * pixel + v));
+}
+
 void spread(const float* x, int64_t pixel, int64_t pixels, int64_t channels, const float* scale, float* out,
             int64_t block) {
-  const Rounder round(scale && *scale > 0 ? *scale : 1);
+  constexpr int64_t kLanes = mpq::kWidest;
   const bool zero = scale && !(*scale > 0);
-  for (int64_t i = 0; i < pixels; ++i, x += pixel, out += mpq::kWidest) {
-    float* to = out;
-    for (int64_t c = 0; c < channels; c += mpq::kWidest, to += block) {
-      float rest[mpq::kWidest] = {};
-      const float* from = x + c;
-      if (c + mpq::kWidest > channels) {
-        std::memcpy(rest, from, (channels - c) * sizeof(float));
-        from = rest;
-      }
-      for (int v = 0; v < mpq::kWidest; v += Isa::kWidth) {
-        const typename Isa::Vec in = Isa::load(from + v);
-        Isa::store(to + v, zero ? Isa::zero() : scale ? round(in) : in);
-      }
+  const Rounder rounder(scale && !zero ? *scale : 1), *round = scale ? &rounder : nullptr;
+  const int64_t whole = zero ? 0 : channels / kLanes * kLanes;
+  int64_t i = 0;
+  for (; i + 4 <= pixels; i += 4)
+    for (int64_t c = 0; c < whole; c += kLanes)
+      spread_pixels<4>(x + i * pixel + c, pixel, round, out + c / kLanes * block + i * kLanes);
+  for (; i < pixels; ++i)
+    for (int64_t c = 0; c < whole; c += kLanes)
+      spread_pixels<1>(x + i * pixel + c, pixel, round, out + c / kLanes * block + i * kLanes);
+  for (int64_t c = whole; c < channels; c += kLanes)
+    for (i = 0; i < pixels; ++i) {
+      float rest[kLanes] = {};
+      if (!zero) std::memcpy(rest, x + i * pixel + c, (channels - c) * sizeof(float));
+      spread_pixels<1>(rest, 0, round, out + c / kLanes * block + i * kLanes);
     }
-  }
 }
 
 // PIXELS results from x0 on, whose taps k0..k1 lie inside the row. COLUMNS: how many these are, STEP: the step between

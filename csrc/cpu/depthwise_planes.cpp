@@ -18,7 +18,7 @@ constexpr int64_t kBandFloats = 8 * 1024;  // of a plane: 32 KiB, most of a leve
 struct Band {
   const int64_t out_rows, rows_in, width, steps[2], span, height;
   std::vector<int64_t> offsets;
-  Buffer<float> data, line;
+  Buffer<float> data, rounded;  // rounded: input rows in one piece
 
   Band(const ConvArgs& a, int64_t wanted)
       : out_rows(wanted),
@@ -28,7 +28,7 @@ struct Band {
         span(ceil_div(width, a.stride[1])),
         height(ceil_div(rows_in, a.stride[0])),
         data(size() + 2 * kWidest),
-        line(a.width) {
+        rounded(a.act8 ? std::min(rows_in, a.height) * a.width : 0) {
     std::memset(data, 0, (size() + 2 * kWidest) * sizeof(float));
     for (int64_t ky = 0; ky < a.kernel[0]; ++ky)
       for (int64_t kx = 0; kx < a.kernel[1]; ++kx)
@@ -44,25 +44,32 @@ struct Band {
   void fill(const ConvArgs& a, const float* plane, int64_t y0, int64_t rows, const float* scale) {
     const int64_t top = y0 * a.stride[0] - a.padding[0];
     const int64_t used = (rows - 1) * a.stride[0] + (a.kernel[0] - 1) * a.dilation[0] + 1;
+    const int64_t first = std::clamp<int64_t>(top, 0, a.height), last = std::clamp(top + used, first, a.height);
+    const float* in = plane + first * a.x_stride[2];
+    int64_t row = a.x_stride[2], gap = a.x_stride[3];
+    if (scale) {
+      round(a, in, last - first, *scale);
+      in = rounded, row = a.width, gap = 1;
+    }
     for (int64_t v = 0; v < used; ++v) {
-      const int64_t y = top + v;
-      const bool outside = y < 0 || y >= a.height;
-      const float* in = plane + y * a.x_stride[2];
-      int64_t gap = a.x_stride[3];
-      if (scale && !outside) {
-        if (gap != 1) kernels().every(in, gap, a.width, line);
-        kernels().round_act(gap == 1 ? in : line, a.width, *scale, line);
-        in = line, gap = 1;
-      }
+      const bool inside = first <= top + v && top + v < last;
       for (int64_t x = 0; x < std::min(a.stride[1], a.width); ++x) {
         const int64_t count = ceil_div(a.width - x, a.stride[1]);
         float* out = data + row_at(a, v) + column_at(a, x + a.padding[1]);
-        if (outside)
-          std::memset(out, 0, count * sizeof(float));
-        else
+        if (inside)
           kernels().every(in + x * gap, gap * a.stride[1], count, out);
+        else
+          std::memset(out, 0, count * sizeof(float));
       }
+      if (inside) in += row;
     }
+  }
+
+  void round(const ConvArgs& a, const float* in, int64_t rows, float scale) {
+    if (a.x_stride[3] == 1 && a.x_stride[2] == a.width) return kernels().round_act(in, rows * a.width, scale, rounded);
+    for (int64_t i = 0; i < rows; ++i, in += a.x_stride[2])
+      kernels().every(in, a.x_stride[3], a.width, rounded + i * a.width);
+    kernels().round_act(rounded, rows * a.width, scale, rounded);
   }
 };
 

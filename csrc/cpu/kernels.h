@@ -179,6 +179,12 @@ struct Kernels {
   // (rounded up to whole vectors); `first` overwrites c. a is dequantized weight that fits the cache.
   void (*gemm)(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t columns, int64_t depth, float* c,
                int64_t ldc, bool first);
+  // The same with x[taps[k] + j] in place of panel[k * kPanel + j]; whole vectors are read.
+  void (*gemm_at)(const float* a, int64_t lda, int64_t rows, const float* x, const int64_t* taps, int64_t columns,
+                  int64_t depth, float* c, int64_t ldc, bool first);
+
+  // out[i] = in[i] + value; out may be in.
+  void (*add)(const float* in, float value, int64_t count, float* out);
 
   // panel[t * kPanel + lane + j] = x[taps[t] + from + j] for t < count and each piece's j < length, x up to `end`. May
   // write up to kWidest floats past the last piece.

@@ -80,6 +80,9 @@ struct Isa {
     return s;
   }
 
+  static void evens8(const float* p, float* out) {
+    for (int i = 0; i < 8; ++i) out[i] = p[2 * i];
+  }
   static void transpose8(const float* in, int64_t in_ld, float* out, int64_t out_ld) {
     for (int i = 0; i < 8; ++i)
       for (int j = 0; j < 8; ++j) out[j * out_ld + i] = in[i * in_ld + j];
