@@ -139,6 +139,25 @@ def test_sizes_that_stay_open(tmp_path: Path) -> None:
         torch.testing.assert_close(run(tmp_path / "m.onnx", x), expected(model, x), rtol=1e-4, atol=1e-5)
 
 
+class Normed(nn.Module):
+    """Reads a weight besides calling its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(40, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) / self.layer.weight.norm()
+
+
+def test_weights_that_are_read(tmp_path: Path) -> None:
+    model = Normed().eval()
+    mq.swap_(model, {"*": 2})
+    x = torch.randn(3, 40)
+    to_onnx(model, (x,), tmp_path / "m.onnx")
+    torch.testing.assert_close(run(tmp_path / "m.onnx", x), expected(model, x), rtol=1e-4, atol=1e-5)
+
+
 def test_half_precision_goes_in_and_out(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 5)).half().eval()
     mq.swap_(model, {"*": 4})

@@ -63,6 +63,7 @@ def to_onnx(
     graphs = {
         torch.ops.mpqkern.linear.default: _standard_linear if standard else _linear,
         torch.ops.mpqkern.conv2d.default: _conv2d,
+        torch.ops.mpqkern.dequantize.default: _dequantized,  # of models that read a layer's weight
     }
     traced = torch.export.export(model, example, kwargs, dynamic_shapes=dynamic_shapes).run_decompositions(graphs)
     options = {"optimize": False, "verbose": False} | options  # optimizing would unpack small weights in the file
