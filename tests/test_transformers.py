@@ -124,6 +124,15 @@ def test_auto_classes_and_what_is_on_disk(packed: tuple[nn.Module, Path]) -> Non
     assert note["layers"]["lm_head"]["bits"] == 4 and note["layers"]["model.layers.0.mlp.gate_proj"]["bits"] == 2
 
 
+def test_shards_and_generation(packed: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    model, _ = packed
+    model.save_pretrained(tmp_path / "shards", max_shard_size="6KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    loaded = type(model).from_pretrained(tmp_path / "shards")
+    greedy = {"max_new_tokens": 4, "do_sample": False}
+    assert torch.equal(loaded.generate(IDS, **greedy), model.generate(IDS, **greedy))
+
+
 class Floats(TorchDispatchMode):
     """The shapes of all float matrices that come to be off the meta device."""
 
