@@ -57,8 +57,10 @@ $(VENV)/.torch: | $(VENV)/bin/python
 	  || $(BIN)/python -m pip install -q $(patsubst %+cpu,%,$(TORCH))
 	@touch $@
 
+# Without transformers and ONNX Runtime their tests are skipped.
 $(VENV)/.installed: $(VENV)/.torch $(INPUTS)
-	$(BIN)/python -m pip install -q --no-build-isolation -e '.[test,demo]'
+	$(BIN)/python -m pip install -q --no-build-isolation -e '.[test,demo,ecosystem]' \
+	  || $(BIN)/python -m pip install -q --no-build-isolation -e '.[test,demo]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed

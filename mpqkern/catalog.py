@@ -36,8 +36,11 @@ class Candidate:
         return type_names(c for c in type(self.module).__mro__ if c not in (nn.Module, object))
 
 
-def candidates(model: nn.Module) -> list[Candidate]:
-    """Every Linear, Conv2d and lookalike of `model`, in order; a module under two names comes once."""
+def candidates(model: nn.Module, *, on_meta: bool = False) -> list[Candidate]:
+    """Every Linear, Conv2d and lookalike of `model`, in order; a module under two names comes once.
+
+    With `on_meta=True` weights on the meta device count as well, which get their numbers later.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={type(model).__name__}; wanted a torch.nn.Module")
     names: dict[int, list[str]] = {}
@@ -48,7 +51,8 @@ def candidates(model: nn.Module) -> list[Candidate]:
             modules[id(module)] = module
     users = _weight_users(model)
     found = [
-        Candidate(names[key], module, _reason(model, names[key], module, users)) for key, module in modules.items()
+        Candidate(names[key], module, _reason(model, names[key], module, users, on_meta))
+        for key, module in modules.items()
     ]
     for kept in [c for c in found if c.reason]:
         for c in found:
@@ -134,7 +138,9 @@ def input_of(args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
     return args[0] if args else kwargs["input"]
 
 
-def _reason(model: nn.Module, names: list[str], module: nn.Module, users: dict[int, list[str]]) -> str | None:
+def _reason(
+    model: nn.Module, names: list[str], module: nn.Module, users: dict[int, list[str]], on_meta: bool
+) -> str | None:
     if _is_hf_conv1d(module):
         return "a transformers Conv1D keeps its weight as [in, out]; make it an nn.Linear to pack it"
     base = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
@@ -158,7 +164,7 @@ def _reason(model: nn.Module, names: list[str], module: nn.Module, users: dict[i
         return f"its weight is a {type(weight).__name__}, not a plain parameter"
     if weight.dtype not in FLOATS:
         return f"its weight is {weight.dtype}; wanted float32, float16 or bfloat16"
-    if weight.is_meta:
+    if weight.is_meta and not on_meta:
         return "its weight is on the meta device and holds no numbers"
     if weight.numel() == 0:
         return "its weight is empty"

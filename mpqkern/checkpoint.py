@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from . import tensorfile
-from .catalog import FLOATS
 from .nn import PackedModule
-from .nn.swap import PACKED, _carry_over, _replace
-from .scheme import Scheme
+from .notes import layer_notes, put_packed_layers
 from .tensorfile import FileError
 from .transform.batchnorm import KINDS
 
@@ -52,18 +51,13 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
         else:
             first[key] = name
             tensors[name] = tensor.detach()
-    layers = {
-        name: {
-            "kind": _kind(module),
-            "weight_shape": list(module.weight_shape),
-            "dtype": str(module.dtype)[6:],
-            **module.scheme.to_dict(),
-        }
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, PackedModule)
-    }
     identities = [name for name, module in model.named_modules(remove_duplicate=False) if type(module) is nn.Identity]
-    note = {"format_version": FORMAT_VERSION, "layers": layers, "aliases": aliases, "identities": identities}
+    note = {
+        "format_version": FORMAT_VERSION,
+        "layers": layer_notes(model),
+        "aliases": aliases,
+        "identities": identities,
+    }
     return tensorfile.write(Path(path), tensors, {"format": "pt", "mpqkern": json.dumps(note)})
 
 
@@ -84,7 +78,7 @@ def load(
         if not isinstance(model, nn.Module):
             raise TypeError(f"make_model() returned a {type(model).__name__}; wanted an nn.Module")
         _fold(model, note["identities"], file)
-        _put_packed_layers(model, note["layers"], note["aliases"], file)
+        put_packed_layers(model, note["layers"], partial(_found, file, note["aliases"]), file.error)
         places = list(_places(model))
         _check_names(places, file, note["aliases"])
         made: dict[str, Tensor] = {}
@@ -136,10 +130,6 @@ def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((name, tensor) for name, _, _, tensor in _places(model))
 
 
-def _kind(module: PackedModule) -> str:
-    return next(kind for kind, cls in PACKED.items() if isinstance(module, cls))
-
-
 def read_note(file: tensorfile.Reader) -> dict[str, Any]:
     """What `save` wrote beside the tensors: layers, aliases, identities; checked for form."""
     text = file.metadata.get("mpqkern")
@@ -177,61 +167,9 @@ def _fold(model: nn.Module, identities: list[str], file: tensorfile.Reader) -> N
             module.bias = nn.Parameter(torch.empty(len(module.weight), dtype=module.weight.dtype, device="meta"))
 
 
-def _put_packed_layers(
-    model: nn.Module, layers: dict[str, Any], aliases: dict[str, str], file: tensorfile.Reader
-) -> None:
-    places = []
-    made: dict[int, nn.Module] = {}
-    for name, entry in layers.items():
-        if not isinstance(entry, dict):
-            raise file.error(f"layer {name!r}: its entry is no object")
-        values = dict(entry)
-        kind, shape = values.pop("kind", None), values.pop("weight_shape", None)
-        dtype = {str(d)[6:]: d for d in FLOATS}.get(str(values.pop("dtype", None)))
-        if not isinstance(kind, str) or dtype is None:
-            raise file.error(f"layer {name!r}: its kind is {kind!r} or its dtype missing or unknown")
-        try:
-            scheme = Scheme.from_dict(values)
-            scheme.require_packable()
-        except (ValueError, TypeError) as error:
-            raise file.error(f"layer {name!r}: {error}") from None
-        try:
-            old = model.get_submodule(name) if name else None
-        except AttributeError:
-            old = None
-        if old is None or kind not in PACKED:
-            raise file.error(f"layer {name!r} of kind {kind!r} is not in the model that make_model() returned")
-        weight = old._parameters.get("weight")
-        if (
-            not isinstance(old, nn.Linear if kind == "linear" else nn.Conv2d)
-            or weight is None
-            or list(weight.shape) != shape
-        ):
-            found = "" if weight is None else f" {list(weight.shape)}"
-            raise file.error(
-                f"layer {name!r} is a {kind} {shape} in the file but a {type(old).__name__}{found} in the model"
-            )
-        if id(old) not in made:
-            new = made[id(old)] = PACKED[kind].empty_like(old.to(dtype), scheme)
-            if new.bias is None and f"{name}.bias" in file.names:  # calibration has given it one
-                new.bias = torch.zeros(weight.shape[0], dtype=dtype, device=new.qweight.device)
-            _carry_over(old, made[id(old)])
-            _put_act_scale(made[id(old)], f"{name}.act_scale", file, aliases)
-        elif made[id(old)].scheme != scheme:
-            raise file.error(f"layer {name!r} is a shared module but has another scheme than under its first name")
-        places.append((name, old, made[id(old)]))
-    _replace(model, places, None)
-
-
-def _put_act_scale(module: PackedModule, name: str, file: tensorfile.Reader, aliases: dict[str, str]) -> None:
-    """A place for the fixed scales of activations, if the file has such."""
+def _found(file: tensorfile.Reader, aliases: dict[str, str], name: str) -> tuple[tuple[int, ...], torch.dtype] | None:
     source = aliases.get(name, name)
-    if source in file.names:
-        shape, dtype = file.shape_and_dtype(source)
-        try:
-            module.set_act_scale_(torch.empty(shape, dtype=dtype, device="meta"))
-        except ValueError as error:
-            raise file.error(f"tensor {name!r}: {error}") from None
+    return file.shape_and_dtype(source) if source in file.names else None
 
 
 def _check_act_scales(model: nn.Module, file: tensorfile.Reader) -> None:

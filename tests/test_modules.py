@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from mpqkern import PackedConv2d, PackedLinear, PackedModule, Scheme
+from mpqkern import PackedConv2d, PackedLinear, PackedModule, Scheme, swap_
 
 from . import reference
 
@@ -177,3 +177,11 @@ def test_packing_a_weight_of_the_wrong_kind_leaves_the_module_alone() -> None:
     x = torch.randn(3, 40)
     want = x.double() @ packed.weight.double().T + packed.bias.double()
     reference.assert_within(packed(x), want, reference.sum_bound(x, packed.weight, 40) + 1e-7)
+
+
+@pytest.mark.parametrize("rounding", ["minmax", "gptq"])
+def test_packed_tensors_own_their_memory(rounding: str) -> None:
+    model = nn.Sequential(nn.Linear(64, 48))
+    swap_(model, {"0": 4}, rounding=rounding, batches=torch.randn(8, 64))
+    for tensor in model[0].state_dict().values():
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes

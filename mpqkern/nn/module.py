@@ -168,7 +168,7 @@ class PackedModule(nn.Module):
         """Packs codes that were chosen elsewhere."""
         device = self.qweight.device
         self.qweight = torch.ops.mpqkern.pack(found.codes.to(device), self.scheme.bits)
-        self.scales, self.zeros = found.scales.to(device), found.zeros.to(device)
+        self.scales, self.zeros = found.scales.to(device, copy=True), found.zeros.to(device, copy=True)  # may be views
 
     @torch.inference_mode(False)
     @torch.no_grad()
