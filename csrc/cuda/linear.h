@@ -43,12 +43,17 @@ MPQ_HD constexpr int64_t sum_units(int64_t kp, int unit) {  // whole steps of th
 }
 
 struct LinearPlan {
-  enum Kernel { dense, few, many, many8 };  // dense: dequantize and multiply as torch does
+  enum Kernel { dense, few, many, many_int8 };  // dense: dequantize, then torch's product
   Kernel kernel = dense;
   int columns = 0;  // tokens of a block of threads
   int splits = 1;
   int64_t per_split = 0;
 };
+
+constexpr const char* name_of(LinearPlan::Kernel kernel) {
+  constexpr const char* kNames[] = {"dense", "few", "many", "many_int8"};
+  return kNames[kernel];
+}
 
 // The count of splits that gives `blocks` blocks company, none shorter than `least` of the `length`.
 inline void split(LinearPlan& plan, int64_t blocks, int64_t wanted, int64_t length, int64_t least, int64_t most) {
@@ -75,7 +80,7 @@ inline LinearPlan linear_plan(int arch, int64_t m, int64_t n, int64_t k, int bit
   // mma.sync stays below two thirds of what Hopper's tensor cores can do: torch's product overtakes it sooner there
   if (!int8 && m >= (arch >= 90 ? 512 : 2048)) return plan;
   const int step = step_depth(bits, int8);
-  plan.kernel = int8 ? LinearPlan::many8 : LinearPlan::many;
+  plan.kernel = int8 ? LinearPlan::many_int8 : LinearPlan::many;
   plan.columns = m <= 32 ? 32 : m <= 64 || ends_inside(group, groups, step) ? 64 : 128;
   const int64_t blocks = ceil_div(n, kRowsOfMany) * ceil_div(m, plan.columns);
   split(plan, blocks, processors, ceil_div(kp, step), 4, 8);

@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, columns == 32 ? 2 : 1) kernel(const 
   extern __shared__ __align__(16) char shared[];
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
   const int warp_strip = threadIdx.x / 32 % 4 * 2, warp_token = threadIdx.x / 128 * kTokens * 8;
-  const int strip0 = int(blockIdx.x) * kStrips, token0 = int(blockIdx.y) * columns;
+  const int strip0 = int(blockIdx.y) * kStrips, token0 = int(blockIdx.x) * columns;
   const int steps = int(ceil_div(a.weight.kp, S::kDepth)), first = int(blockIdx.z * a.per_split);
   const int count = min(steps, first + int(a.per_split)) - first;
 
@@ -233,7 +233,7 @@ int launch(const LinearTask& task, void* stream) {
   if (error) return error;
   cudaLaunchConfig_t config = {};
   config.gridDim =
-      dim3(unsigned(ceil_div(task.weight.n, kRows)), unsigned(ceil_div(task.m, columns)), unsigned(task.splits));
+      dim3(unsigned(ceil_div(task.m, columns)), unsigned(ceil_div(task.weight.n, kRows)), unsigned(task.splits));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = S::kShared;
   config.stream = static_cast<cudaStream_t>(stream);
