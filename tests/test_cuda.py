@@ -88,14 +88,6 @@ def random_grid(n: int, k: int, group: int, kind: str, dtype: torch.dtype) -> tu
     return torch.randn(n, groups).to(dtype), zeros
 
 
-@pytest.fixture(scope="module")
-def library() -> ptxsim.Library:
-    path = ptxsim.build()
-    if path is None:
-        pytest.skip("no nvcc on PATH to compile the kernels with")
-    return ptxsim.Library(path)
-
-
 @pytest.fixture(params=["interpreted", pytest.param("gpu", marks=needs_gpu)])
 def cuda(request: pytest.FixtureRequest) -> Iterator[Interpreted | OnGpu]:
     yield OnGpu() if request.param == "gpu" else Interpreted(request.getfixturevalue("library"))
