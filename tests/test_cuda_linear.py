@@ -3,6 +3,8 @@ same cases for both."""
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,25 @@ def test_few(kernels: Kernels, bits: int, dtype: torch.dtype) -> None:
         case = Case(n, k, bits, group, ZEROS[i % 3], torch.float32 if i % 2 else torch.float16)
         x = torch.randn(m, k).to(dtype)
         near(kernels.few(case, x), case.exact(x), dtype)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_few_over_a_long_row(kernels: Kernels, bits: int) -> None:
+    """More k's than shared memory takes at a time, and splits that end amid groups and batches of loads."""
+    for k, group, splits in ((1100, 0, 1), (2100, 160, 3)):
+        case = Case(16, k, bits, group, "each")
+        x = torch.randn(2, k).half()
+        near(kernels.few(case, x, splits), case.exact(x), torch.float16)
+
+
+def test_no_tokens_and_no_rows(kernels: Kernels) -> None:
+    for m, n in ((0, 5), (2, 0)):
+        case, x = Case(5, 64, 4, 32, "each"), torch.randn(m, 64).half()
+        case.n = n
+        for name in ("codes", "q", "scales", "zeros", "bias"):
+            setattr(case, name, getattr(case, name)[:n])
+        for y in (kernels.few(case, x), kernels.many(case, x, 32), kernels.int8(case, x, 32)):
+            assert y.shape == (m, n)
 
 
 # ---- any number of tokens
@@ -215,3 +236,24 @@ def test_arrays_too_short_are_errors(interpreted: Interpreted) -> None:
     for name in ("x", "fragments", "bias", "y"):
         with pytest.raises(ptxsim.PtxError, match="out of bounds"):
             call(**{name: getattr(whole, name).reshape(-1)[:-1].copy()})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(24))
+def test_any_shape(kernels: Kernels, seed: int) -> None:
+    draw = random.Random(seed)
+    bits, dtype, m = BITS[seed % 3], HALVES[seed // 3 % 2], draw.randint(1, 33)
+    k = draw.randint(1, 400)
+    case = Case(
+        draw.randint(1, 150),
+        k,
+        bits,
+        32 * draw.randint(0, 6),
+        draw.choice(ZEROS),
+        draw.choice((torch.float16, torch.float32)),
+    )
+    x, columns = torch.randn(m, k).to(dtype), draw.choice((32, 64, 128))
+    splits = draw.randint(1, min(4, -(-padded(k) // 128)))
+    near(kernels.many(case, x, columns, splits), case.exact(x), dtype)
+    near(kernels.int8(case, x, columns, splits), case.rounded(x, None), dtype)
+    near(kernels.few(case, x[:16], splits), case.exact(x[:16]), dtype)
