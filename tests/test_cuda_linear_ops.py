@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 import subprocess
@@ -83,6 +84,13 @@ def test_modules_keep_fragments_up_to_date(monkeypatch: pytest.MonkeyPatch) -> N
     assert current()
     layer.pack_(torch.randn(20, 70))
     assert current()
+    layer.qweight = other.qweight
+    assert layer.fragments is None and torch.equal(
+        layer(torch.ones(70)),
+        torch.ops.mpqkern.linear(torch.ones(70), other.qweight, layer.scales, layer.zeros, layer.bias, 4, 32),
+    )
+    layer.derive_()
+    assert current() and copy.deepcopy(layer).fragments is not None and not [*layer.buffers()][4:]
     monkeypatch.undo()
     layer.float()
     assert layer.fragments is None

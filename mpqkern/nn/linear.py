@@ -15,7 +15,8 @@ class PackedLinear(PackedModule):
     """`nn.Linear` whose weight stays packed: 2, 4 or 8 bits wherever it is stored.
 
     On CUDA it keeps a second copy of the codes, `fragments`, in the order in which the matrix kernels read them. It is
-    made from `qweight` and in no state dict; call `derive_` after a change of `qweight` in place.
+    made from `qweight` and never saved. Another tensor in the place of `qweight` is noticed, and then served by the
+    slower way until `derive_` is called; a change in place is not.
 
     >>> layer = PackedLinear.from_float(torch.nn.Linear(64, 10), Scheme(4))
     >>> layer
@@ -36,7 +37,7 @@ class PackedLinear(PackedModule):
     ) -> None:
         super().__init__(scheme, (out_features, in_features), bias=bias, device=device, dtype=dtype)
         self.in_features, self.out_features = in_features, out_features
-        self.register_buffer("fragments", None, persistent=False)
+        self._derived: tuple[Tensor, Tensor] | None = None  # fragments, behind the qweight that they are of
         self.derive_()
 
     @classmethod
@@ -70,11 +71,17 @@ class PackedLinear(PackedModule):
         """Whether there are kernels for them where the weight is."""
         return self.qweight.is_cuda and ops.has_kernel("linear_fragments", "cuda")
 
+    @property
+    def fragments(self) -> Tensor | None:
+        """The codes in the order of the matrix kernels; None where there are none of the present `qweight`."""
+        derived = self._derived
+        return derived[1] if derived is not None and derived[0] is self.qweight else None
+
     @torch.inference_mode(False)
     @torch.no_grad()
     def derive_(self) -> None:
-        make = torch.ops.mpqkern.fragments
-        self.fragments = make(self.qweight, self.scheme.bits, self.k) if self.takes_fragments else None
+        q, make = self.qweight, torch.ops.mpqkern.fragments
+        self._derived = (q, make(q, self.scheme.bits, self.k)) if self.takes_fragments else None
 
     def rounded_input(self, x: Tensor) -> Tensor:
         return plain.rounded_rows(x, self.group_size, self.act_scale)
