@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpqkern import PackedLinear, Scheme, ops, plain
+from mpqkern import PackedLinear, Scheme, load, ops, plain, save, swap_
 
 from . import ptxsim
 from .cuda_linear import HALVES, Case, near
@@ -65,35 +65,53 @@ def test_linear_fragments_is_linear_where_there_is_no_use_for_them() -> None:
     assert torch.equal(*(torch.autograd.grad(y, x, slope)[0] for y in (got, want)))
 
 
-def test_modules_keep_fragments_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they do on a GPU."""
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Modules keep fragments, wherever they are."""
     monkeypatch.setattr(PackedLinear, "takes_fragments", property(lambda self: True))
-    layer = PackedLinear.from_float(torch.nn.Linear(70, 20), Scheme(4, group_size=32))
+    return monkeypatch
 
-    def current() -> bool:
-        return torch.equal(layer.fragments, plain.fragments(layer.qweight, 4, 70))
 
-    assert (
-        current() and "fragments" not in layer.state_dict() and torch.equal(layer(torch.eye(70)), layer(torch.eye(70)))
-    )
-    other = PackedLinear.from_float(torch.nn.Linear(70, 20), Scheme(4, group_size=32))
+def current(layer: PackedLinear) -> bool:
+    f = layer.fragments
+    return f is not None and torch.equal(f, plain.fragments(layer.qweight, layer.scheme.bits, layer.k))
+
+
+def test_modules_keep_fragments_up_to_date(as_on_a_gpu: pytest.MonkeyPatch) -> None:
+    layer, other = (PackedLinear.from_float(torch.nn.Linear(70, 20), Scheme(4, group_size=32)) for _ in range(2))
     before = layer.fragments
+    assert current(layer)
     layer.load_state_dict(other.state_dict())
-    assert current() and not torch.equal(layer.fragments, before)
-    layer.half()
-    assert current()
-    layer.pack_(torch.randn(20, 70))
-    assert current()
-    layer.qweight = other.qweight
-    assert layer.fragments is None and torch.equal(
-        layer(torch.ones(70)),
-        torch.ops.mpqkern.linear(torch.ones(70), other.qweight, layer.scales, layer.zeros, layer.bias, 4, 32),
-    )
-    layer.derive_()
-    assert current() and copy.deepcopy(layer).fragments is not None and not [*layer.buffers()][4:]
-    monkeypatch.undo()
+    assert current(layer) and not torch.equal(layer.fragments, before)
+    for change in (layer.half, lambda: layer.pack_(torch.randn(20, 70))):
+        change()
+        assert current(layer)
+    assert current(copy.deepcopy(layer))
+    as_on_a_gpu.undo()
     layer.float()
     assert layer.fragments is None
+
+
+def test_fragments_of_another_weight_are_never_used(as_on_a_gpu: pytest.MonkeyPatch) -> None:
+    layer, other = (PackedLinear.from_float(torch.nn.Linear(70, 20), Scheme(4, group_size=32)) for _ in range(2))
+    layer.qweight = other.qweight
+    assert layer.fragments is None
+    layer.derive_()
+    assert current(layer)
+
+
+def test_fragments_are_not_saved(as_on_a_gpu: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def make() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(70, 20), torch.nn.ReLU(), torch.nn.Linear(20, 8))
+
+    model = make()
+    swap_(model, {"*": Scheme(4)})
+    assert not any("fragments" in name for name in (*model.state_dict(), *dict(model.named_buffers())))
+    save(model, tmp_path / "model.safetensors")
+    loaded = load(make, tmp_path / "model.safetensors")
+    assert current(loaded[0]) and current(loaded[2])
+    x = torch.randn(3, 70)
+    assert torch.equal(loaded(x), model(x))
 
 
 @needs_gpu

@@ -253,3 +253,27 @@ def test_conversions_of_bf16() -> None:
     torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
     back = torch.from_numpy(b.register("%f2").view(np.float32))
     torch.testing.assert_close(back, want.float(), rtol=0, atol=0, equal_nan=True)
+
+
+# ---- what a kernel is given
+
+
+def test_parameters_are_read_through_their_address_too() -> None:
+    source = words(13, 4)
+    b = run(
+        "mov.b64 %rd4, k_param_1;\nld.param.u64 %rd5, [%rd4+0];\nld.global.u32 %r3, [%rd5+8];",
+        32,
+        None,
+        words(1),
+        source,
+    )
+    assert (b.register("%r3") == source[2]).all()
+
+
+def test_a_kernel_has_no_other_kernels_shared_memory() -> None:
+    def entry(name: str, variable: str) -> str:
+        return f".visible .entry {name}()\n{{\n.reg .b32 %r<3>;\nmov.u32 %r1, {variable};\nret;\n}}\n"
+
+    declared = ".shared .align 16 .b8 first[64];\n.shared .align 16 .b8 first_more[32];\n"
+    kernels = ptxsim.program.parse(declared + entry("a", "first") + entry("b", "first_more"))
+    assert kernels["a"].shared == {"first": (64, 16)} and kernels["b"].shared == {"first_more": (32, 16)}
