@@ -1,5 +1,6 @@
 // `linear` for CUDA tensors: which kernels run, on what memory. The layout that they take is made anew in each call of
-// `linear`; `linear_fragments` is given it, and modules keep it.
+// `linear`; `linear_fragments` is given it, and modules keep it. An infinity among a token's activations makes all its
+// results NaN here, since codes and zeros meet activations apart from each other.
 #include <torch/csrc/stable/library.h>
 
 #include <array>

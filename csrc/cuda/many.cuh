@@ -20,7 +20,7 @@ namespace many_kernel {
 
 constexpr int kThreads = 256;
 constexpr int kRows = kRowsOfMany, kStrips = kRows / kStrip;
-constexpr int kRoom = 100 * 1000;     // bytes of shared memory: what every GPU from sm_80 on has for a block
+constexpr int kRoom = 99 * 1024;      // bytes of shared memory: what every GPU from sm_80 on has for a block
 constexpr int kExactDepth = 1 << 16;  // 255 * 127 * 2^16 < 2^31: int32 sums are exact this far
 constexpr int kOutLd = kRows + 8;     // 16-bit results of a token, in shared memory
 
@@ -36,6 +36,7 @@ struct Shape {
   static constexpr int kStage = kCodes + kX + kPlanes * kUnits * columns * 4;
   static constexpr int kStages = kRoom / kStage < 2 ? 2 : kRoom / kStage > 4 ? 4 : kRoom / kStage;
   static constexpr int kShared = kStages * kStage;
+  static_assert(kShared <= kRoom, "two stages at least must fit");
   static_assert(kShared >= columns * kOutLd * 2, "results pass through the stages' memory");
 };
 
