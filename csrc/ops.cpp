@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "cpu/parallel.h"
+#include "cuda/linear.h"
 #include "ops_cpu.h"
 
 namespace mpq {
@@ -19,10 +20,6 @@ int64_t thread_count() { return torch::stable::get_num_threads(); }
 }  // namespace mpq
 
 namespace {
-
-void check_act_bits(const char* op, const std::optional<int64_t>& act_bits) {
-  STD_TORCH_CHECK(!act_bits || *act_bits == 8, op, ": act_bits=", act_bits.value_or(0), "; wanted None or 8");
-}
 
 Tensor pack_cpu(const Tensor& codes, int64_t bits) {
   const char* op = "mpqkern::pack";
@@ -167,6 +164,24 @@ std::string isa(std::string want) {
   return mpq::kernels().name;
 }
 
+// Which CUDA kernel serves a `linear`: its name, tokens of a block of threads, splits of k. Needs no GPU.
+std::tuple<std::string, int64_t, int64_t> linear_plan(int64_t arch, int64_t m, int64_t n, int64_t k, int64_t bits,
+                                                      int64_t group_size, std::string dtype,
+                                                      std::optional<int64_t> act_bits) {
+  const char* op = "mpqkern::linear_plan";
+  check_bits(op, bits);
+  check_act_bits(op, act_bits);
+  STD_TORCH_CHECK(arch >= 80, op, ": arch=", arch, "; wanted 80 or more, 10 * major + minor");
+  STD_TORCH_CHECK(m >= 0 && n >= 0 && k >= 1, op, ": m=", m, ", n=", n, ", k=", k, "; wanted m, n >= 0, k >= 1");
+  const bool f32 = dtype == "float32", f16 = dtype == "float16";
+  STD_TORCH_CHECK(f32 || f16 || dtype == "bfloat16", op, ": dtype='", dtype,
+                  "'; wanted 'float32', 'float16' or 'bfloat16'");
+  const int64_t group = checked_group(op, group_size, mpq::padded(k));
+  const mpq::Type type = act_bits ? mpq::Type::int8 : f32 ? mpq::Type::f32 : f16 ? mpq::Type::f16 : mpq::Type::bf16;
+  const mpq::LinearPlan plan = mpq::linear_plan(int(arch), m, n, k, int(bits), group, type);
+  return {mpq::name_of(plan.kernel), plan.columns, plan.splits};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(mpqkern, m) {
@@ -179,6 +194,10 @@ STABLE_TORCH_LIBRARY(mpqkern, m) {
   m.def(
       "linear(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, int bits, int group_size, "
       "int? act_bits=None, Tensor? act_scale=None) -> Tensor");
+  m.def("fragments(Tensor qweight, int bits, int k) -> Tensor");
+  m.def(
+      "linear_fragments(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, int bits, "
+      "int group_size, int? act_bits, Tensor? act_scale, Tensor fragments) -> Tensor");
   m.def(
       "conv2d(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, int bits, int group_size, "
       "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, int? act_bits=None, "
@@ -193,6 +212,9 @@ STABLE_TORCH_LIBRARY(mpqkern, m) {
       "probe_conv2d(Tensor x, Tensor weights, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups) "
       "-> Tensor");
   m.def("isa(str want=\"\") -> str");
+  m.def(
+      "linear_plan(int arch, int m, int n, int k, int bits, int group_size, str dtype, int? act_bits=None) -> "
+      "(str, int, int)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mpqkern, CPU, m) {
@@ -204,4 +226,7 @@ STABLE_TORCH_LIBRARY_IMPL(mpqkern, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&conv2d_cpu));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(mpqkern, CompositeExplicitAutograd, m) { m.impl("isa", TORCH_BOX(&isa)); }
+STABLE_TORCH_LIBRARY_IMPL(mpqkern, CompositeExplicitAutograd, m) {
+  m.impl("isa", TORCH_BOX(&isa));
+  m.impl("linear_plan", TORCH_BOX(&linear_plan));
+}

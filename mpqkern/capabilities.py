@@ -32,7 +32,7 @@ def capabilities() -> dict[str, Any]:
         "isa_asked_for": os.environ.get("MPQKERN_ISA"),
         "compiled": ops.why_plain is None,
         "why_not_compiled": ops.why_plain,
-        "cuda_built": any(_has_kernel(op, "cuda") for op in ops.SCHEMAS),
+        "cuda_built": any(ops.has_kernel(op, "cuda") for op in ops.SCHEMAS),
         "kernels": [
             {"op": op, "bits": bits, "device": device, **_kernel(op, device, isa)}
             for device in devices
@@ -46,17 +46,14 @@ def _kernel(op: str, device: str, isa: str) -> dict[str, str | None]:
     if device != "cpu":
         return (
             {"kernel": "cuda", "why": None}
-            if _has_kernel(op, device)
+            if ops.has_kernel(op, device)
             else {"kernel": "plain", "why": "no CUDA kernel for this op yet"}
         )
     if ops.why_plain is not None:
         return {"kernel": "plain", "why": ops.why_plain}
+    if not ops.has_kernel(op, device):
+        return {"kernel": "plain", "why": "for GPUs"}
     return {"kernel": isa, "why": None}
-
-
-def _has_kernel(op: str, device: str) -> bool:
-    """Whether the loaded library has one of its own; mpqkern.plain, registered for all devices, is not one."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"mpqkern::{op}", device.upper())
 
 
 def describe(found: dict[str, Any]) -> str:

@@ -97,6 +97,8 @@ def load(
             table[key] = made[source]
         _check_act_scales(model, file)
     for name, module in model.named_modules():
+        if isinstance(module, PackedModule):
+            module.derive_()
         for key, value in vars(module).items():
             if isinstance(value, Tensor) and value.is_meta:
                 raise ValueError(

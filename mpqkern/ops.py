@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,9 @@ SCHEMAS = {
     'str search="minmax", str scale_dtype="float16") -> (Tensor, Tensor, Tensor, Tensor)',
     "linear": "(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, "
     "int bits, int group_size, int? act_bits=None, Tensor? act_scale=None) -> Tensor",
+    "fragments": "(Tensor qweight, int bits, int k) -> Tensor",
+    "linear_fragments": "(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, "
+    "int bits, int group_size, int? act_bits, Tensor? act_scale, Tensor fragments) -> Tensor",
     "conv2d": "(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, "
     "int bits, int group_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, "
     "int? act_bits=None, Tensor? act_scale=None) -> Tensor",
@@ -92,6 +95,42 @@ def isa(want: str = "") -> str:
     return torch.ops.mpqkern.isa(want)
 
 
+def has_kernel(op: str, device: str) -> bool:
+    """Whether the loaded library has one of its own; mpqkern.plain, registered for all devices, is not one."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"mpqkern::{op}", device.upper())
+
+
+class LinearPlan(NamedTuple):
+    """Which CUDA kernel serves a `linear`."""
+
+    kernel: str  # "dense": dequantize and torch's own product; "few" tokens; "many" of them; "many_int8"
+    columns: int  # tokens of a block of threads
+    splits: int  # of k, added up in order
+
+
+def linear_plan(
+    arch: int,
+    m: int,
+    n: int,
+    k: int,
+    bits: int,
+    *,
+    group_size: int = 0,
+    dtype: torch.dtype = torch.float16,
+    act_bits: int | None = None,
+) -> LinearPlan:
+    """The kernel for m rows of activations and a weight [n, k] on a GPU of compute capability arch / 10; the same that
+    the op takes there, and it depends on nothing else.
+
+    >>> linear_plan(90, 1, 4096, 4096, 4) if why_plain is None else LinearPlan("few", 8, 8)
+    LinearPlan(kernel='few', columns=8, splits=8)
+    """
+    if why_plain is not None:
+        return LinearPlan("dense", 0, 1)
+    name = str(dtype).removeprefix("torch.")
+    return LinearPlan(*torch.ops.mpqkern.linear_plan(arch, m, n, k, bits, group_size, name, act_bits))
+
+
 # ---- fake kernels: shapes and types without data, with any of the sizes symbolic ------------------
 
 
@@ -133,6 +172,20 @@ def _(weight, bits, group_size, symmetric, search="minmax", scale_dtype="float16
 
 @torch.library.register_fake("mpqkern::linear")
 def _(x, qweight, scales, zeros, bias, bits, group_size, act_bits=None, act_scale=None):  # type: ignore[no-untyped-def]
+    check_linear(x, qweight, scales, zeros, bias, bits, group_size, act_bits, act_scale)
+    return x.new_empty(*x.shape[:-1], qweight.shape[0])
+
+
+@torch.library.register_fake("mpqkern::fragments")
+def _(qweight: Tensor, bits: int, k: int) -> Tensor:
+    check_packed("fragments", qweight, None, None, bits, 0, k)
+    depth = 256 // bits
+    words = (qweight.shape[0] + 15) // 16 * ((padded(k) + depth - 1) // depth) * 128
+    return qweight.new_empty(words, dtype=torch.int32)
+
+
+@torch.library.register_fake("mpqkern::linear_fragments")
+def _(x, qweight, scales, zeros, bias, bits, group_size, act_bits, act_scale, fragments):  # type: ignore[no-untyped-def]
     check_linear(x, qweight, scales, zeros, bias, bits, group_size, act_bits, act_scale)
     return x.new_empty(*x.shape[:-1], qweight.shape[0])
 
@@ -205,7 +258,7 @@ def _straight_through(grad: Tensor, x: Tensor, scale: Tensor) -> Tensor:
 
 
 def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, qweight, scales, zeros, bias, bits, group_size, _, act_scale = inputs
+    x, qweight, scales, zeros, bias, bits, group_size, _, act_scale = inputs[:9]
     _only_activations(ctx, "linear")
     _keep(ctx, x, qweight, scales, zeros, act_scale)
     ctx.weight = (bits, group_size, x.shape[-1])
@@ -223,6 +276,10 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[4]:
         grad_bias = grad.flatten(0, -2).sum(0).to(ctx.bias_dtype) if grad.dim() > 1 else grad.to(ctx.bias_dtype)
     return (grad_x, None, None, None, grad_bias, *[None] * 4)
+
+
+def _linear_fragments_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return (*_linear_backward(ctx, grad), None)
 
 
 def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -252,6 +309,7 @@ def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("mpqkern::linear", _linear_backward, setup_context=_linear_setup)
+torch.library.register_autograd("mpqkern::linear_fragments", _linear_fragments_backward, setup_context=_linear_setup)
 torch.library.register_autograd("mpqkern::conv2d", _conv_backward, setup_context=_conv_setup)
 
 
@@ -269,6 +327,6 @@ def _register_autocast(name: str, device: str, key: str) -> None:
     _library.impl(name, cast, key)
 
 
-for _name in ("linear", "conv2d"):
+for _name in ("linear", "linear_fragments", "conv2d"):
     _register_autocast(_name, "cpu", "AutocastCPU")
     _register_autocast(_name, "cuda", "AutocastCUDA")

@@ -14,6 +14,8 @@ import torch
 from mpqkern import ops, plain
 from mpqkern.cli import main
 
+from . import ptxsim
+
 
 @pytest.fixture(autouse=True)
 def steady() -> Iterator[None]:
@@ -47,6 +49,15 @@ def path(request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
         pytest.skip(f"this processor has no {name}")
     yield SimpleNamespace(name=name, **{op: getattr(torch.ops.mpqkern, op) for op in ops.SCHEMAS})
     ops.isa("best")
+
+
+@pytest.fixture(scope="session")
+def library() -> ptxsim.Library:
+    """The CUDA kernels, interpreted."""
+    path = ptxsim.build()
+    if path is None:
+        pytest.skip("no nvcc on PATH to compile the kernels with")
+    return ptxsim.Library(path)
 
 
 NET = """

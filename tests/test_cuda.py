@@ -88,14 +88,6 @@ def random_grid(n: int, k: int, group: int, kind: str, dtype: torch.dtype) -> tu
     return torch.randn(n, groups).to(dtype), zeros
 
 
-@pytest.fixture(scope="module")
-def library() -> ptxsim.Library:
-    path = ptxsim.build()
-    if path is None:
-        pytest.skip("no nvcc on PATH to compile the kernels with")
-    return ptxsim.Library(path)
-
-
 @pytest.fixture(params=["interpreted", pytest.param("gpu", marks=needs_gpu)])
 def cuda(request: pytest.FixtureRequest) -> Iterator[Interpreted | OnGpu]:
     yield OnGpu() if request.param == "gpu" else Interpreted(request.getfixturevalue("library"))
@@ -285,7 +277,14 @@ def test_the_ops_check_their_arguments(op: str, args: tuple[object, ...], error:
 @needs_built
 def test_which_ops_have_cuda_kernels() -> None:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    assert [op for op in ops.SCHEMAS if has(f"mpqkern::{op}", "CUDA")] == ["pack", "unpack", "dequantize"]
+    assert [op for op in ops.SCHEMAS if has(f"mpqkern::{op}", "CUDA")] == [
+        "pack",
+        "unpack",
+        "dequantize",
+        "linear",
+        "fragments",
+        "linear_fragments",
+    ]
 
 
 # ---- only on a GPU

@@ -36,6 +36,10 @@ def samples() -> dict[str, list[tuple]]:
             (x.requires_grad_(), q, s, z, torch.randn(N, requires_grad=True), 4, GROUP, 8, torch.tensor([0.01])),
             (x.detach().half(), q, s, z, None, 4, GROUP, 8, torch.tensor([0.01, 0.02, 0.03])),
         ],
+        "fragments": [(q, 4, K)],
+        "linear_fragments": [
+            (x.requires_grad_(), q, s, z, torch.randn(N), 4, GROUP, None, None, mpq.fragments(q, 4, K)),
+        ],
         "conv2d": [
             (image, cq, cs, cz, None, 4, GROUP, *CONV),
             (last.requires_grad_(), cq, cs, cz, torch.randn(N, requires_grad=True), 4, GROUP, *CONV, 8),

@@ -132,6 +132,7 @@ class PackedModule(nn.Module):
                 *_, errors = args
                 errors.append(f"{prefix}{problem}")
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.derive_()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -160,6 +161,7 @@ class PackedModule(nn.Module):
             rows, scheme.bits, self.group_size, scheme.symmetric, search, scheme.scale_dtype
         )
         self.qweight, self.scales, self.zeros = qweight, scales, zeros
+        self.derive_()
         return float(errors.double().sum())
 
     @torch.inference_mode(False)
@@ -169,6 +171,10 @@ class PackedModule(nn.Module):
         device = self.qweight.device
         self.qweight = torch.ops.mpqkern.pack(found.codes.to(device), self.scheme.bits)
         self.scales, self.zeros = found.scales.to(device, copy=True), found.zeros.to(device, copy=True)  # may be views
+        self.derive_()
+
+    def derive_(self) -> None:
+        """Makes anew what kernels take in place of `qweight`; called whenever that changes or moves."""
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -205,6 +211,7 @@ class PackedModule(nn.Module):
         self._dtype = fn(torch.empty(0, dtype=self._dtype, device=self.scales.device)).dtype
         if self.__dict__.get("_float") is not None:  # the float module that swap_ was asked to keep
             self._float._apply(fn)
+        self.derive_()
         return self
 
     def _scheme_repr(self) -> str:
