@@ -1,32 +1,10 @@
 // torch.ops.mpqkern.* for CUDA tensors: the way from checked arguments to csrc/cuda/launch.h. No header of CUDA
 // or of torch's CUDA part, and nothing of either is needed to load this, so one binary serves every torch.
-#include <dlfcn.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
-#include "cuda/launch.h"
-#include "op_checks.h"
+#include "ops_cuda.h"
 
 namespace {
-
-using torch::stable::accelerator::DeviceGuard;
-
-// The stream that torch queues its work for `t`'s device on.
-void* current_stream(const Tensor& t) {
-  using Get = AOTITorchError (*)(int32_t, void**);
-  static const Get get = [] {
-    void* lib = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);  // loaded wherever a CUDA tensor can exist
-    return lib ? reinterpret_cast<Get>(dlsym(lib, "aoti_torch_get_current_cuda_stream")) : nullptr;
-  }();
-  STD_TORCH_CHECK(get, "mpqkern: this torch has no aoti_torch_get_current_cuda_stream; wanted torch >= 2.11 with CUDA");
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(get(t.get_device_index(), &stream));
-  return stream;
-}
-
-void check_launch(const char* op, int error) {
-  STD_TORCH_CHECK(error == 0, op, ": CUDA error ", error, ", ", mpq_cuda_error(error));
-}
 
 Tensor pack_cuda(const Tensor& codes, int64_t bits) {
   const char* op = "mpqkern::pack";
@@ -54,9 +32,7 @@ Tensor unpack_cuda(const Tensor& qweight, int64_t bits, int64_t k) {
 Tensor dequantize_cuda(const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros, int64_t bits,
                        int64_t group_size, int64_t k) {
   const char* op = "mpqkern::dequantize";
-  // a CUDA kernel is chosen when any argument is there; the guard below needs qweight to be
-  STD_TORCH_CHECK(qweight.is_cuda(), op, ": qweight is on ", device_of(qweight),
-                  "; wanted cuda, where another argument is");
+  check_cuda(op, "qweight", qweight);
   const DeviceGuard guard(qweight.get_device_index());
   const HeldWeight w = packed_weight(op, "qweight", qweight, qweight, scales, zeros, bits, group_size, k);
   Tensor out = torch::stable::new_empty(qweight, {w.view.n, k}, ScalarType::Float);
@@ -66,7 +42,7 @@ Tensor dequantize_cuda(const Tensor& qweight, const Tensor& scales, const Option
 
 }  // namespace
 
-// quantize, linear and conv2d have no kernel here yet: mpqkern/plain.py serves them.
+// Ops that have no kernel on CUDA are served by mpqkern/plain.py.
 STABLE_TORCH_LIBRARY_IMPL(mpqkern, CUDA, m) {
   m.impl("pack", TORCH_BOX(&pack_cuda));
   m.impl("unpack", TORCH_BOX(&unpack_cuda));
