@@ -68,20 +68,21 @@ Tensor probe_errors_cuda(const Tensor& weight, std::vector<int64_t> bits, int64_
   return out;
 }
 
-int type_index(ScalarType t) { return t == ScalarType::Float ? 0 : t == ScalarType::Half ? 1 : 2; }
+mpq::Type kernel_type(ScalarType t) {
+  return t == ScalarType::Float ? mpq::Type::f32 : t == ScalarType::Half ? mpq::Type::f16 : mpq::Type::bf16;
+}
 
 // float64 [L, n, n]. The device of features[0] is guarded.
 Tensor grams(const char* op, const std::vector<Tensor>& features, int64_t n, bool center) {
   Tensor out = torch::stable::new_empty(features[0], {int64_t(features.size()), n, n}, ScalarType::Double);
   auto* k = static_cast<double*>(out.mutable_data_ptr());
   int64_t most = 0;  // one workspace serves all: the stream takes them in turn
-  for (const Tensor& x : features)
-    most = std::max(most, mpq_gram_workspace(n, mpq_gram_slices(n, x.numel() / n)));
+  for (const Tensor& x : features) most = std::max(most, mpq_gram_workspace(n, mpq_gram_slices(n, x.numel() / n)));
   Tensor workspace = torch::stable::new_empty(out, {most});
   for (const Tensor& feature : features) {
     const Tensor x = with_dense_samples(feature);
     const int64_t columns = x.numel() / n;
-    check_launch(op, mpq_gram(x.const_data_ptr(), type_index(x.scalar_type()), n, columns, x.stride(0), center,
+    check_launch(op, mpq_gram(x.const_data_ptr(), int(kernel_type(x.scalar_type())), n, columns, x.stride(0), center,
                               mpq_gram_slices(n, columns), static_cast<double*>(workspace.mutable_data_ptr()), k,
                               current_stream(x)));
     k += n * n;

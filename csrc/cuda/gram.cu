@@ -13,12 +13,12 @@ namespace {
 
 using namespace mpq;
 
-constexpr int kEach = 4;       // rows and columns of a thread
-constexpr int kDepth = 32;     // columns of a chunk: a lane each
+constexpr int kEach = 4;    // rows and columns of a thread
+constexpr int kDepth = 32;  // columns of a chunk: a lane each
 constexpr int kRow = kDepth + 4;
-constexpr int kSum = 512;      // columns that are summed in fp32
+constexpr int kSum = 512;         // columns that are summed in fp32
 constexpr int64_t kBlocks = 512;  // that slices make of few tiles: four for each processor of a large GPU
-constexpr int kAdders = 256;   // threads of the smaller kernels
+constexpr int kAdders = 256;      // threads of the smaller kernels
 
 // Samples of a feature: rows of `columns` values, `stride` apart. shift: less the first sample.
 template <class T>
@@ -29,7 +29,7 @@ struct Samples {
 };
 
 int side_of(int64_t n) { return n <= 32 ? 32 : 64; }  // entries of a tile's side
-int64_t tiles_of(int64_t n) {                          // on and below the diagonal
+int64_t tiles_of(int64_t n) {                         // on and below the diagonal
   const int64_t across = ceil_div(n, side_of(n));
   return across * (across + 1) / 2;
 }
@@ -188,8 +188,8 @@ int grams(const Samples<T>& s, int64_t slices, double* workspace, double* out, v
   const int64_t per_slice = ceil_div(ceil_div(s.columns, kSum), slices) * kSum;
   const auto kernel = side == 32 ? products<T, 32> : products<T, 64>;
   const double *partial = workspace, *means = workspace, *sums = out;
-  int error = start(kernel, tiles * slices, int(side * side) / (kEach * kEach), stream, s, tiles, slices, per_slice,
-                    workspace);
+  int error =
+      start(kernel, tiles * slices, int(side * side) / (kEach * kEach), stream, s, tiles, slices, per_slice, workspace);
   if (error) return error;
   error = start(add_slices, ceil_div(entries, kAdders), kAdders, stream, partial, s.n, int(side), tiles, slices, out);
   if (error || !s.shift) return error;

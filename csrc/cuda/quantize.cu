@@ -16,8 +16,8 @@ using namespace mpq;
 
 constexpr int kLanes = 32, kEach = 8, kSpan = kLanes * kEach;
 constexpr int kMostWarps = 8;
-constexpr int kMostFits = 64;          // grids that are tried together
-constexpr int kFractions = 41;         // the MSE search: 1, 0.98, ... 0.2 of the full range; the first of equals wins
+constexpr int kMostFits = 64;   // grids that are tried together
+constexpr int kFractions = 41;  // the MSE search: 1, 0.98, ... 0.2 of the full range; the first of equals wins
 constexpr float kFractionStep = 0.02f;
 constexpr int kWidths = 16;            // of a launch of probe_errors, 4 bits each
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves no fraction, rounded to nearest even
@@ -207,9 +207,8 @@ __global__ void __launch_bounds__(kMostWarps* kLanes, 3)
   each_group(weight, n, k, group, [&](int64_t row, int64_t at, const Group& g) {
     const Range r = range_of(s, g);
     const int count = mse ? kFractions : 1;
-    errors(s, g, count, [&](int i) {
-      return fit(r, __fsub_rn(1, __fmul_rn(float(i), kFractionStep)), bits, symmetric, half);
-    });
+    errors(s, g, count,
+           [&](int i) { return fit(r, __fsub_rn(1, __fmul_rn(float(i), kFractionStep)), bits, symmetric, half); });
     if (!r.finite || !fits_type(s.fits[0].scale)) return report(first_bad, row);
     int best = 0;
     for (int i = 1; i < count; ++i)

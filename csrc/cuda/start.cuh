@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "linear.h"
+
 namespace mpq {
 
 constexpr int64_t kMostBlocks = int64_t(1) << 20;  // fills any GPU; blocks stride to what lies beyond
@@ -21,18 +23,19 @@ int start(void (*kernel)(Wanted...), int64_t blocks, int threads, void* stream, 
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-// Calls `f` with a value of the element type: 0 fp32, 1 fp16, 2 bf16.
+// Calls `f` with a value of the element type.
 template <class F>
 int with_type(int type, const F& f) {
-  switch (type) {
-    case 0:
+  switch (Type(type)) {
+    case Type::f32:
       return f(float());
-    case 1:
+    case Type::f16:
       return f(__half());
-    case 2:
+    case Type::bf16:
       return f(__nv_bfloat16());
+    default:
+      return cudaErrorInvalidValue;
   }
-  return cudaErrorInvalidValue;
 }
 
 }  // namespace mpq

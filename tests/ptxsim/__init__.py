@@ -11,5 +11,6 @@ from .library import Library, build
 from .memory import Global, Traffic
 from .packed import Packed
 from .program import PtxError
+from .task import TYPES, Task
 
-__all__ = ["Global", "Library", "Packed", "PtxError", "Traffic", "build"]
+__all__ = ["TYPES", "Global", "Library", "Packed", "PtxError", "Task", "Traffic", "build"]

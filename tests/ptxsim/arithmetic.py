@@ -27,6 +27,18 @@ COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 UNKNOWN = {"sat", "ftz", "approx", "rz", "rm", "rp", "NaN", "cc"}  # modifiers that would change a result
 
 
+def from_bf16(bits: NDArray) -> NDArray:
+    return (bits.view(np.uint16).astype(U32) << U32(16)).view(np.float32)
+
+
+def to_bf16(v: NDArray) -> NDArray:
+    """Bits of the nearest bf16, ties to even."""
+    with np.errstate(over="ignore"):
+        bits = v.astype(np.float32).view(U32)
+    rounded = (bits + U32(0x7FFF) + (bits >> U32(16) & U32(1))) >> U32(16)
+    return np.where(np.isnan(v), U32(0x7FFF), rounded).astype(np.uint16)
+
+
 def refuse(x: Instruction, *more: str) -> None:
     for part in x.parts[1:]:
         if part in UNKNOWN or part in more:
@@ -93,6 +105,12 @@ def multiply_add(b: Block, x: Instruction, m: NDArray) -> None:
 @opcode("fma")
 def fused_multiply_add(b: Block, x: Instruction, m: NDArray) -> None:
     refuse(x)
+    if x.type == "bf16x2":
+        a, c, d = (from_bf16(b.value(o, x.type)).astype(np.float64) for o in x.args[1:])
+        b.put(x.args[0], to_bf16(a * c + d).view(U32), m)
+        return
+    if x.type not in ("f32", "f16", "f16x2"):
+        x.fail("a type that tests/ptxsim does not know here")
     narrow = np.float32 if x.type == "f32" else np.float16
     # the product is exact in fp64; the sum is rounded there and once more, which can differ in the last bit
     a, c, d = (b.value(o, x.type).view(narrow).astype(np.float64) for o in x.args[1:])
@@ -140,6 +158,14 @@ def convert(b: Block, x: Instruction, m: NDArray) -> None:
         b.put(x.args[0], v.view(U32).reshape(-1), m)
         return
     v = b.value(x.args[1], source)
+    if "bf16" in (to, source):
+        if (to, source) == ("bf16", "f32") and x.parts[1] == "rn":
+            b.put(x.args[0], to_bf16(v), m)
+        elif (to, source) == ("f32", "bf16"):
+            b.put(x.args[0], from_bf16(v), m)
+        else:
+            x.fail("a conversion that tests/ptxsim does not know")
+        return
     if source[0] == "f":
         if x.parts[1] in ROUND:
             v = ROUND[x.parts[1]](v)
@@ -202,3 +228,12 @@ def extract_bits(b: Block, x: Instruction, m: NDArray) -> None:
         x.fail("a type that tests/ptxsim does not know here")
     a, first, count = (b.value(o, "u32").astype(np.int64) for o in x.args[1:])
     b.put(x.args[0], (a >> first & (1 << count) - 1).astype(U32), m)
+
+
+@opcode("bfi")
+def insert_bits(b: Block, x: Instruction, m: NDArray) -> None:
+    if x.type != "b32":
+        x.fail("a type that tests/ptxsim does not know here")
+    a, into, first, count = (b.value(o, "u32").astype(np.int64) for o in x.args[1:])
+    field = ((1 << count) - 1) << first
+    b.put(x.args[0], (into & ~field | a << first & field).astype(U32), m)

@@ -53,7 +53,10 @@ class Block:
             self.special[f"%tid.{name}"] = tid[axis]
             for key, value in (("ntid", block), ("nctaid", grid), ("ctaid", at)):
                 self.special[f"%{key}.{name}"] = np.full(count, value[axis], U32)
-        self.params = {name: value for (name, _), value in zip(kernel.params, args, strict=True)}
+        self.params, self.param_at = b"", {}  # all parameters in a row, and where each begins
+        for (name, _), value in zip(kernel.params, args, strict=True):
+            self.param_at[name] = len(self.params)
+            self.params += value
         self.registers: dict[str, NDArray] = {}
         self.constants: dict[tuple[str, str], NDArray] = {}
         end, self.symbols = 0, {}
@@ -78,7 +81,7 @@ class Block:
         return found
 
     def value(self, arg: str, kind: str) -> NDArray:
-        """A register, special register, shared variable or number, seen as `kind`."""
+        """A register, special register, shared variable's or parameter's address, or number, seen as `kind`."""
         dtype = np.dtype(DTYPES[kind])
         if arg in self.special or arg[0] == "%" or arg in self.kernel.registers:
             v = self.special[arg] if arg in self.special else self.register(arg)
@@ -89,6 +92,8 @@ class Block:
         if found is None:
             if arg in self.symbols:
                 x = np.array(self.symbols[arg], U64).astype(dtype)
+            elif arg in self.param_at:
+                x = np.array(self.param_at[arg], U64).astype(dtype)
             elif arg[:2] in ("0f", "0F"):
                 x = np.array(int(arg[2:], 16), U32).view(np.float32).astype(dtype)
             elif arg[:2] in ("0d", "0D"):
@@ -220,7 +225,8 @@ def load(b: Block, x: Instruction, m: NDArray) -> None:
     dtype, count = np.dtype(DTYPES[x.type]), vector_of(x)
     if "param" in x.parts:
         name, _, offset = x.args[1].strip("[] ").partition("+")
-        v = np.frombuffer(b.params[name], dtype, count, int(offset or 0))
+        at = b.param_at[name] if name in b.param_at else int(b.register(name)[m][0])
+        v = np.frombuffer(b.params, dtype, count, at + int(offset or 0))
         out = np.broadcast_to(v, (b.count, count))
     else:
         size = dtype.itemsize * count
@@ -251,7 +257,8 @@ def convert_address(b: Block, x: Instruction, m: NDArray) -> None:
 def move(b: Block, x: Instruction, m: NDArray) -> None:
     to, source = x.args
     if source[0] == "{":  # several registers into one
-        v = np.stack([b.register(n) for n in b.names(source)], 1)
+        names = b.names(source)
+        v = np.stack([b.value(n, f"b{8 * np.dtype(DTYPES[x.type]).itemsize // len(names)}") for n in names], 1)
         b.put(to, v.view(DTYPES[x.type]).reshape(-1), m)
     elif to[0] == "{":
         names, v = b.names(to), np.ascontiguousarray(b.value(source, x.type))

@@ -16,7 +16,7 @@ typedef struct {
 } Config;  // cudaLaunchConfig_t
 typedef int (*Launch)(const char* kernel, const unsigned* grid_and_block, size_t shared, void** args);
 
-enum { kInvalidValue = 1, kInvalidDeviceFunction = 98, kMaxShared = 227 * 1024, kDynamicSharedSize = 8 };
+enum { kInvalidValue = 1, kInvalidDeviceFunction = 98, kMaxShared = 227 * 1024, kDynamicSharedSize = 8, kMajor = 75 };
 
 static Launch sim_launch;
 static const void* fatbins[64];
@@ -79,6 +79,11 @@ int __cudaPopCallConfiguration(Dim3* g, Dim3* b, size_t* shared, void* stream) {
 int cudaFuncSetAttribute(const void* f, int attribute, int value) {
   (void)f;
   return attribute == kDynamicSharedSize && value > kMaxShared ? kInvalidValue : 0;
+}
+int cudaDeviceGetAttribute(int* value, int attribute, int device) {
+  (void)device;
+  *value = attribute == kMajor ? 8 : 0;  // sm_80, as the PTX is
+  return 0;
 }
 int cudaGetLastError(void) { return 0; }
 const char* cudaGetErrorString(int error) { return error ? "a CUDA error" : "no error"; }

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes as c
 import hashlib
 import os
+import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,24 +24,47 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 LAUNCH_FAILED = 719  # cudaErrorLaunchFailure
 
 
+# -lineinfo: errors name source lines. Not compressed: the PTX is read out of the library as text.
+FLAGS = "-std=c++17 -O3 -lineinfo --no-compress -gencode arch=compute_80,code=compute_80 -Xcompiler -fPIC"
+
+
 def build() -> Path | None:
-    """The library, built again only when a source changed; None where there is no nvcc."""
+    """The library, made anew of the sources that changed; None where there is no nvcc."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         return None
+    common = [subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout, FLAGS.encode()]
+
+    def compiled(source: Path) -> Path:
+        out = _kept(source.stem, ".o", [*common, *(path.read_bytes() for path in _includes(source))])
+        return _make(out, [nvcc, *FLAGS.split(), "-c", str(source)])
+
     sources = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), Path(__file__).with_name("fakecudart.c")]
-    # -lineinfo: errors name source lines. Not compressed: the PTX is read out of the library as text.
-    flags = "-std=c++20 -O3 -lineinfo --no-compress -gencode arch=compute_80,code=compute_80 -Xcompiler -fPIC -shared"
-    command = [nvcc, *flags.split(), "-cudart", "none", *map(str, sources)]
-    version = subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout
-    key = hashlib.sha256(version + " ".join(command).encode())
-    headers = [*(ROOT / "csrc" / "cuda").glob("*.*h"), ROOT / "csrc" / "packed.h"]
-    for path in sources + sorted(headers):
-        key.update(path.read_bytes())
-    out = ROOT / "build" / "ptxsim" / f"{key.hexdigest()[:16]}.so"
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        objects = list(pool.map(compiled, sources))
+    out = _kept("kernels", ".so", [str(path).encode() for path in objects])
+    return _make(out, [nvcc, "-shared", "-cudart", "none", *map(str, objects)])
+
+
+def _includes(path: Path) -> list[Path]:
+    """`path` and all that it includes of ours."""
+    found = [path]
+    for source in found:  # which grows on the way
+        for name in re.findall(r'^#include "(.+)"', source.read_text(), re.M):
+            header = (source.parent / name).resolve()
+            if header not in found:
+                found.append(header)
+    return found
+
+
+def _kept(name: str, suffix: str, made_of: list[bytes]) -> Path:
+    return ROOT / "build" / "ptxsim" / f"{name}-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}{suffix}"
+
+
+def _make(out: Path, command: list[str]) -> Path:
     if not out.is_file():
         out.parent.mkdir(parents=True, exist_ok=True)
-        mine = out.with_suffix(f".{os.getpid()}")  # several runs may build at a time
+        mine = out.with_name(f"{os.getpid()}-{out.name}")  # several runs may build at a time
         done = subprocess.run([*command, "-o", mine], capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")

@@ -23,6 +23,8 @@ DTYPES: dict[str, type] = {
     "b32": U32,
     "f32": np.float32,
     "f16x2": U32,
+    "bf16": np.uint16,  # as bits: NumPy has no such type
+    "bf16x2": U32,
     "s64": np.int64,
     "u64": U64,
     "b64": U64,
@@ -90,7 +92,10 @@ def parse(text: str) -> dict[str, Kernel]:
         params = [
             (name, int(count or 1) * np.dtype(DTYPES[type]).itemsize) for type, name, count in PARAM.findall(found[2])
         ]
-        kernels[found[1]] = Kernel(*_code(body, files), registers, params, shared)
+        mine = {
+            name: size for name, size in shared.items() if re.search(rf"(?<![\w$]){re.escape(name)}(?![\w$])", body)
+        }
+        kernels[found[1]] = Kernel(*_code(body, files), registers, params, mine)
     return kernels
 
 

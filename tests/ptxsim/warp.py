@@ -23,6 +23,29 @@ def shuffle(b: Block, x: Instruction, m: NDArray) -> None:
     b.put(x.args[0].split("|")[0], np.take_along_axis(v, np.where(inside, source, LANE), 1).ravel(), m)
 
 
+@opcode("bar", "barrier")  # those of a warp: the others are Block.run's
+def meet(b: Block, x: Instruction, m: NDArray) -> None:
+    """Orders nothing here: to the search for races, threads of one warp are like any others."""
+    b.need_whole_warps(x, m)
+
+
+@opcode("vote")
+def vote(b: Block, x: Instruction, m: NDArray) -> None:
+    b.need_whole_warps(x, m)
+    if x.parts[1] != "sync" or (b.value(x.args[-1], "u32") != U32(0xFFFFFFFF)).any():
+        x.fail("a vote of less than a warp, that tests/ptxsim does not know")
+    v = b.value(x.args[1].lstrip("!"), "pred").reshape(-1, 32)
+    v = ~v if x.args[1][0] == "!" else v
+    how = x.parts[2]
+    if how == "ballot":
+        b.put(x.args[0], np.repeat((v.astype(np.uint64) << LANE.astype(np.uint64)).sum(1).astype(U32), 32), m)
+    elif how in ("all", "any", "uni"):
+        one = {"all": v.all(1), "any": v.any(1), "uni": v.all(1) | ~v.any(1)}[how]
+        b.put(x.args[0], np.repeat(one, 32), m)
+    else:
+        x.fail("a vote that tests/ptxsim does not know")
+
+
 @opcode("cp")
 def copy_async(b: Block, x: Instruction, m: NDArray) -> None:
     form = ".".join(x.parts[:3])

@@ -1,0 +1,149 @@
+// What `many` needs to know of activations before it multiplies: their sums over units of k, aligned rows, and for
+// 8-bit products the rounded values and their scales. A warp takes one stretch of a row: a unit, or a group.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "convert.cuh"
+#include "launch.h"
+
+namespace {
+
+using namespace mpq;
+
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int64_t kMostBlocks = 1 << 16;  // warps stride to what lies beyond
+
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+  for (int by = 16; by > 0; by /= 2) v += __shfl_xor_sync(0xffffffff, v, by);
+  return v;
+}
+__device__ __forceinline__ float warp_max(float v) {
+#pragma unroll
+  for (int by = 16; by > 0; by /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffff, v, by));
+  return v;
+}
+
+// body(row, stretch) for all rows < rows and stretches < count, one warp each
+template <class Body>
+__device__ void each_warp(int64_t rows, int64_t count, const Body& body) {
+  const int64_t step = int64_t(gridDim.x) * kWarps;
+  for (int64_t i = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32; i < rows * count; i += step)
+    body(i / count, i % count);
+}
+
+template <class T>
+__global__ void row_sums(const T* x, int64_t m, int64_t k, int unit, int64_t units, float* sums, int64_t ld, T* copy,
+                         int64_t copy_ld) {
+  const int lane = threadIdx.x % 32;
+  each_warp(ld, units, [&](int64_t row, int64_t u) {
+    float sum = 0;
+    if (row < m)
+      for (int64_t i = u * unit + lane; i < (u + 1) * unit; i += 32) {
+        const T v = i < k ? x[row * k + i] : T(0.0f);
+        sum += to_float(v);
+        if (copy && i < copy_ld) copy[row * copy_ld + i] = v;
+      }
+    sum = warp_sum(sum);
+    if (lane == 0) sums[u * ld + row] = sum;
+  });
+}
+
+template <class T>
+__global__ void round_rows(const T* x, const Packed w, int64_t m, const float* fixed, bool each, int unit,
+                           int64_t units, int8_t* q, float* sums, int64_t ld) {
+  const int lane = threadIdx.x % 32;
+  const int64_t q_ld = ceil_div(w.kp, 128) * 128;
+  float* scales = sums + units * ld;
+  each_warp(ld, w.groups, [&](int64_t row, int64_t group) {
+    const int64_t begin = group * w.group, end = group == w.groups - 1 ? units * unit : begin + w.group;
+    const auto value = [&](int64_t i) { return row < m && i < w.k ? to_float(x[row * w.k + i]) : 0.0f; };
+    float most = 0, strange = 0;
+    for (int64_t i = begin + lane; i < end; i += 32) {
+      const float v = value(i);
+      most = fmaxf(most, fabsf(v));
+      strange = fmaf(v, 0, strange);  // NaN once there is an infinity or NaN
+    }
+    const float known = fixed ? fixed[each ? group : 0] : __fdiv_rn(warp_max(most), 127.0f);
+    const float scale = known + warp_sum(strange);  // infinities and NaN reach every result
+    for (int64_t u = begin / unit; u * unit < end; ++u) {
+      float sum = 0;  // whole numbers, exact
+      for (int64_t i = u * unit + lane; i < (u + 1) * unit; i += 32) {
+        const float v = scale > 0 ? rintf(fminf(fmaxf(__fdiv_rn(value(i), scale), -127.0f), 127.0f)) : 0.0f;
+        sum += v;
+        if (row < m && i < q_ld) q[row * q_ld + i / 32 * 32 + byte_place(int(i % 32))] = int8_t(v);
+      }
+      sum = warp_sum(sum);
+      if (lane == 0) {
+        sums[u * ld + row] = sum;
+        scales[u * ld + row] = row < m ? scale : 0;
+      }
+    }
+  });
+}
+
+// Splits of k added up in their order.
+template <class T>
+__global__ void join(const float* partial, int splits, int64_t n, int64_t count, const float* bias, T* y) {
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < count; i += int64_t(gridDim.x) * kThreads) {
+    float sum = partial[i];
+    for (int s = 1; s < splits; ++s) sum += partial[s * count + i];
+    y[i] = to_type<T>(sum + (bias ? bias[i % n] : 0));
+  }
+}
+
+template <class... Wanted, class... Given>
+int launch(void (*kernel)(Wanted...), int64_t blocks, void* stream, const Given&... arguments) {
+  if (blocks == 0) return cudaSuccess;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(unsigned(std::min(blocks, kMostBlocks)));
+  config.blockDim = dim3(kThreads);
+  config.stream = static_cast<cudaStream_t>(stream);
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+// Calls `f` with a value of the type.
+template <class F>
+int with_type(int type, const F& f) {
+  switch (Type(type)) {
+    case Type::f32:
+      return f(float());
+    case Type::f16:
+      return f(__half());
+    case Type::bf16:
+      return f(__nv_bfloat16());
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace
+
+int mpq_row_sums(const void* x, int type, int64_t m, int64_t k, int unit, float* sums, int64_t ld, void* copy,
+                 int64_t copy_ld, void* stream) {
+  const int64_t units = sum_units(padded(k), unit);
+  return with_type(type, [&](auto t) {
+    using T = decltype(t);
+    return launch(row_sums<T>, ceil_div(ld * units, kWarps), stream, static_cast<const T*>(x), m, k, unit, units, sums,
+                  ld, static_cast<T*>(copy), copy_ld);
+  });
+}
+
+int mpq_round_rows(const void* x, int type, const Packed& w, int64_t m, const float* fixed, bool each, int unit,
+                   int8_t* q, float* sums, int64_t ld, void* stream) {
+  return with_type(type, [&](auto t) {
+    using T = decltype(t);
+    return launch(round_rows<T>, ceil_div(ld * w.groups, kWarps), stream, static_cast<const T*>(x), w, m, fixed, each,
+                  unit, sum_units(w.kp, unit), q, sums, ld);
+  });
+}
+
+int mpq_join(const LinearTask& a, void* stream) {
+  return with_type(a.type, [&](auto t) {
+    using T = decltype(t);
+    const int64_t count = a.m * a.weight.n;
+    return launch(join<T>, ceil_div(count, kThreads), stream, a.partial, a.splits, a.weight.n, count, a.bias,
+                  static_cast<T*>(a.y));
+  });
+}

@@ -1,0 +1,3 @@
+#include "few.cuh"
+
+template int mpq::few<2>(const LinearTask&, void*);
