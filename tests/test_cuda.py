@@ -285,7 +285,10 @@ def test_the_ops_check_their_arguments(op: str, args: tuple[object, ...], error:
 @needs_built
 def test_which_ops_have_cuda_kernels() -> None:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    assert [op for op in ops.SCHEMAS if has(f"mpqkern::{op}", "CUDA")] == ["pack", "unpack", "dequantize"]
+    assert [op for op in ops.SCHEMAS if has(f"mpqkern::{op}", "CUDA")] == [
+        *("pack", "unpack", "dequantize", "quantize"),
+        *("conv2d", "gram", "orthogonality", "probe_errors"),
+    ]
 
 
 # ---- only on a GPU

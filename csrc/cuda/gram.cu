@@ -1,21 +1,15 @@
 // gram: a block sums a tile of x x^T over a slice of the columns, in a workspace; the slices of an entry are then added
 // in order. How columns are cut depends on shapes alone, and nothing is added in an order of chance, so results never
 // vary. Sums are fp32 over 512 columns, fp64 from there on.
-//
-// A thread has 4 x 4 entries of its tile: rows ty + i * kSide and columns tx + j * kSide. Chunks of 32 columns of both
-// operands lie in shared memory, a row to 36 floats, so that the rows that 8 threads read, 16 bytes each, are in
-// different banks.
 #include "convert.cuh"
 #include "launch.h"
 #include "start.cuh"
+#include "tile.cuh"
 
 namespace {
 
 using namespace mpq;
 
-constexpr int kEach = 4;    // rows and columns of a thread
-constexpr int kDepth = 32;  // columns of a chunk: a lane each
-constexpr int kRow = kDepth + 4;
 constexpr int kSum = 512;         // columns that are summed in fp32
 constexpr int64_t kBlocks = 512;  // that slices make of few tiles: four for each processor of a large GPU
 constexpr int kAdders = 256;      // threads of the smaller kernels
@@ -44,7 +38,7 @@ __device__ void tile_at(int64_t index, int64_t* i, int64_t* j) {
 // Chunks of a tile's rows: from memory to registers, and on to shared memory when that is free.
 template <class T, int kTile>
 struct Chunk {
-  static constexpr int kWarps = kTile / kEach * (kTile / kEach) / 32, kRows = kTile / kWarps;
+  static constexpr int kWarps = tile_threads(kTile) / 32, kRows = kTile / kWarps;
   float v[kRows];
 
   __device__ void load(const Samples<T>& s, int64_t row, int64_t k, int64_t end) {
@@ -56,48 +50,24 @@ struct Chunk {
       v[i] = at < end && r < s.n ? __fsub_rn(to_float(s.x[r * s.stride + at]), first) : 0;
     }
   }
-  __device__ void store(float (*to)[kRow]) const {
+  __device__ void store(float (*to)[kTileRow]) const {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) to[threadIdx.x / 32 + i * kWarps][threadIdx.x % 32] = v[i];
   }
 };
 
-template <int kTile>
-__device__ void multiply(const float (*a)[kRow], const float (*b)[kRow], float (&sum)[kEach][kEach]) {
-  constexpr int kSide = kTile / kEach;
-  const int tx = threadIdx.x % kSide, ty = threadIdx.x / kSide;
-#pragma unroll 2
-  for (int k = 0; k < kDepth; k += 4) {
-    float4 left[kEach], right[kEach];
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      left[i] = *reinterpret_cast<const float4*>(&a[ty + i * kSide][k]);
-      right[i] = *reinterpret_cast<const float4*>(&b[tx + i * kSide][k]);
-    }
-#pragma unroll
-    for (int i = 0; i < kEach; ++i)
-#pragma unroll
-      for (int j = 0; j < kEach; ++j) {
-        float t = fmaf(left[i].x, right[j].x, sum[i][j]);
-        t = fmaf(left[i].y, right[j].y, t);
-        t = fmaf(left[i].z, right[j].z, t);
-        sum[i][j] = fmaf(left[i].w, right[j].w, t);
-      }
-  }
-}
-
 // partial [slices][tiles][kTile][kTile]
 template <class T, int kTile>
-__global__ void __launch_bounds__(kTile* kTile / (kEach * kEach))
+__global__ void __launch_bounds__(tile_threads(kTile))
     products(const Samples<T> s, int64_t tiles, int64_t slices, int64_t per_slice, double* partial) {
   constexpr int kSide = kTile / kEach;
-  __shared__ __align__(16) float a[kTile][kRow], b[kTile][kRow];
+  __shared__ __align__(16) float a[kTile][kTileRow], b[kTile][kTileRow];
   for (int64_t task = blockIdx.x; task < tiles * slices; task += gridDim.x) {
     const int64_t slice = task / tiles, begin = slice * per_slice;
     const int64_t end = begin + per_slice < s.columns ? begin + per_slice : s.columns;
     int64_t ti, tj;
     tile_at(task - slice * tiles, &ti, &tj);
-    const float(*right)[kRow] = ti == tj ? a : b;
+    const float(*right)[kTileRow] = ti == tj ? a : b;
     double total[kEach][kEach] = {};
     Chunk<T, kTile> rows, columns;
     auto load = [&](int64_t k) {
@@ -188,8 +158,7 @@ int grams(const Samples<T>& s, int64_t slices, double* workspace, double* out, v
   const int64_t per_slice = ceil_div(ceil_div(s.columns, kSum), slices) * kSum;
   const auto kernel = side == 32 ? products<T, 32> : products<T, 64>;
   const double *partial = workspace, *means = workspace, *sums = out;
-  int error =
-      start(kernel, tiles * slices, int(side * side) / (kEach * kEach), stream, s, tiles, slices, per_slice, workspace);
+  int error = start(kernel, tiles * slices, tile_threads(int(side)), stream, s, tiles, slices, per_slice, workspace);
   if (error) return error;
   error = start(add_slices, ceil_div(entries, kAdders), kAdders, stream, partial, s.n, int(side), tiles, slices, out);
   if (error || !s.shift) return error;
