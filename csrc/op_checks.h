@@ -79,6 +79,10 @@ inline void check_bits(const char* op, int64_t bits) {
   STD_TORCH_CHECK(bits == 2 || bits == 4 || bits == 8, op, ": bits=", bits, "; wanted 2, 4 or 8");
 }
 
+inline void check_act_bits(const char* op, const std::optional<int64_t>& act_bits) {
+  STD_TORCH_CHECK(!act_bits || *act_bits == 8, op, ": act_bits=", act_bits.value_or(0), "; wanted None or 8");
+}
+
 inline int64_t checked_group(const char* op, int64_t group_size, int64_t kp) {
   STD_TORCH_CHECK(group_size >= 0 && group_size % mpq::kBlock == 0, op, ": group_size=", group_size,
                   "; wanted a multiple of 32, or 0 for the whole row");

@@ -20,10 +20,6 @@ int64_t thread_count() { return torch::stable::get_num_threads(); }
 
 namespace {
 
-void check_act_bits(const char* op, const std::optional<int64_t>& act_bits) {
-  STD_TORCH_CHECK(!act_bits || *act_bits == 8, op, ": act_bits=", act_bits.value_or(0), "; wanted None or 8");
-}
-
 Tensor pack_cpu(const Tensor& codes, int64_t bits) {
   const char* op = "mpqkern::pack";
   check_codes(op, codes, bits);

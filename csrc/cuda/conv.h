@@ -24,7 +24,8 @@ constexpr int64_t kMostSide = int64_t(1) << 29;
 // What serves a convolution. cast: torch's own, on the dequantized weight.
 enum class ConvKernel { cast, depthwise, tiles };
 
-inline ConvKernel conv_kernel(const ConvTask& a) {
+// own: not torch's where it can be helped, whose products of fp32 may be TF32.
+inline ConvKernel conv_kernel(const ConvTask& a, bool own) {
   for (int i = 0; i < 2; ++i) {
     const int64_t side = i ? a.width : a.height;
     if (side >= kMostSide || a.padding[i] >= kMostSide || a.stride[i] >= kMostSide || a.dilation[i] >= kMostSide)
@@ -32,7 +33,7 @@ inline ConvKernel conv_kernel(const ConvTask& a) {
   }
   if (a.groups > 1 && a.in_channels == a.groups) return ConvKernel::depthwise;
   // Few results for a weight: it had better not go to memory and back as floats. A model, not a measurement.
-  return a.pixels() <= 512 ? ConvKernel::tiles : ConvKernel::cast;
+  return own || a.pixels() <= 512 ? ConvKernel::tiles : ConvKernel::cast;
 }
 
 }  // namespace mpq

@@ -17,7 +17,7 @@ __device__ __forceinline__ void multiply(const float (*a)[kTileRow], const float
                                          float (&sum)[kEach][kEach]) {
   constexpr int kSide = kTile / kEach;
   const int tx = threadIdx.x % kSide, ty = threadIdx.x / kSide;
-#pragma unroll 2
+#pragma unroll 1
   for (int k = 0; k < kDepth; k += 4) {
     float4 left[kEach], right[kEach];
 #pragma unroll
