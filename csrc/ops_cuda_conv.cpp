@@ -100,7 +100,9 @@ Tensor conv2d_cuda(const Tensor& x, const Tensor& qweight, const Tensor& scales,
   Tensor y = empty_images(in, w.view.n, task.out_height, task.out_width, in.scalar_type());
   task.y = y.mutable_data_ptr();
   for (int i = 0; i < 4; ++i) task.y_stride[i] = y.stride(i);
-  const auto launch = kernel == mpq::ConvKernel::depthwise ? mpq_conv_depthwise : mpq_conv_tiles;
+  const auto launch = kernel == mpq::ConvKernel::depthwise ? mpq_conv_depthwise
+                      : kernel == mpq::ConvKernel::tiles   ? mpq_conv_tiles
+                                                           : mpq_conv_halves;
   check_launch(op, launch(task, current_stream(x)));
   return as_type(y, x.scalar_type());
 }

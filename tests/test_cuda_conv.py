@@ -48,7 +48,7 @@ class Case:
     def check(self, got: Tensor, x: Tensor, extra: float = 2) -> None:
         """Sums in fp32, and `extra` roundings a product: two make a weight."""
         want = reference.conv(x, self.w, self.bias, **self.how)
-        size = reference.conv(x.abs(), self.w.abs(), self.bias.abs(), **self.how)
+        size = reference.conv(x.abs(), self.w.abs(), None if self.bias is None else self.bias.abs(), **self.how)
         reference.assert_within(got, want, (6 * self.k**0.5 + extra) * reference.U * size, got.dtype)
 
 
@@ -73,7 +73,7 @@ class Interpreted:
         task = ptxsim.Conv(
             weight(case.q, case.scales, case.zeros, case.bits, case.group, case.k),
             read_only(memory(x)),
-            read_only(case.bias),
+            None if case.bias is None else read_only(case.bias),
             memory(y).numpy(),
             *(x.shape, y.shape, x.stride(), y.stride()),
             *case.sizes(),
@@ -87,6 +87,9 @@ class Interpreted:
 
     def tiles(self, case: Case, x: Tensor) -> Tensor:
         return self.conv2d("mpq_conv_tiles", case, x)
+
+    def halves(self, case: Case, x: Tensor) -> Tensor:
+        return self.conv2d("mpq_conv_halves", case, x)
 
     def rounded(self, x: Tensor, fixed: Tensor | None) -> Tensor:
         most, out = torch.zeros(len(x), dtype=torch.int32), unwritten(tuple(x.shape), torch.float32)
@@ -103,7 +106,7 @@ class OpsOnGpu:
     def conv2d(self, case: Case, x: Tensor) -> Tensor:
         return OnGpu().conv2d(x, case.q, case.scales, case.zeros, case.bias, case.bits, case.group, *case.sizes())
 
-    depthwise = tiles = conv2d
+    depthwise = tiles = halves = conv2d
 
 
 @pytest.fixture(params=["interpreted", pytest.param("gpu", marks=needs_gpu)])
@@ -142,23 +145,44 @@ def test_more_channels_and_groups_of_weights_than_a_tile_has(cuda: Interpreted |
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_element_types(cuda: Interpreted | OpsOnGpu, dtype: torch.dtype) -> None:
-    for shape, way in ((DEPTHWISE[0], cuda.depthwise), (DENSE[1], cuda.tiles)):
-        case = Case(shape, 4, 0)
-        for x in images(shape, 1)[:2]:
-            x = x.to(dtype)
-            case.check(way(case, x), x)
+def test_depthwise_of_halves(cuda: Interpreted | OpsOnGpu, dtype: torch.dtype) -> None:
+    case = Case(DEPTHWISE[0], 4, 0)
+    for x in images(DEPTHWISE[0], 1)[:2]:
+        case.check(cuda.depthwise(case, x.to(dtype)), x.to(dtype))
 
 
-def test_without_bias_and_without_images(interpreted: Interpreted) -> None:
-    for shape, way in ((DEPTHWISE[0], interpreted.depthwise), (DENSE[0], interpreted.tiles)):
-        case = Case(shape, 4, 0)
-        assert not way(case, torch.empty(0, shape[0], 7, 7)).numel()
+@pytest.mark.parametrize("i,shape", list(enumerate(DENSE)))
+def test_halves(cuda: Interpreted | OpsOnGpu, i: int, shape: tuple) -> None:
+    """Weights are rounded to the type of activations."""
+    dtype = TYPES[1 + i % 2]
+    case = Case(shape, BITS[i % 3], (32, 64, 0)[i % 3], ("mid", "one", "each")[i % 3])
+    for x in images(shape, 2 if shape[7] < 10 else 1):
+        got = cuda.halves(case, x.to(dtype) if x.is_contiguous() else same_strides(x, dtype))
+        case.check(got, x.to(dtype), torch.finfo(dtype).eps / 2 / reference.U)
+
+
+def same_strides(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x.to(dtype) also where elements do not lie side by side."""
+    out = torch.zeros(memory(x).shape, dtype=dtype).as_strided(x.shape, x.stride())
+    return out.copy_(x)
+
+
+def test_without_bias_and_without_images(cuda: Interpreted | OpsOnGpu) -> None:
+    for shape, way, dtype in (
+        (DEPTHWISE[0], cuda.depthwise, torch.float32),
+        (DENSE[0], cuda.tiles, torch.float32),
+        (DENSE[0], cuda.halves, torch.float16),
+    ):
+        case = Case(shape, 8, 0)
+        case.bias = None
+        assert not way(case, torch.empty(0, shape[0], 7, 7, dtype=dtype)).numel()
+        x = torch.randn(1, shape[0], 3, 3).to(dtype)
+        case.check(way(case, x), x, torch.finfo(dtype).eps / reference.U)
 
 
 def test_blocks_take_tiles_in_turn(library: ptxsim.Library, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setattr(library, "most_blocks", 2)
-    cases = [(DEPTHWISE[-2], "mpq_conv_depthwise"), (DEPTHWISE[-3], "mpq_conv_depthwise"), (DENSE[1], "mpq_conv_tiles")]
+    cases = [(DEPTHWISE[-2], "mpq_conv_depthwise"), (DEPTHWISE[-3], "mpq_conv_depthwise"), (DENSE[8], "mpq_conv_tiles")]
     for shape, launcher in cases:
         case = Case(shape, 2, 32)
         for x in images(shape, 2)[:2]:

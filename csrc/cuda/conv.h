@@ -22,7 +22,7 @@ struct ConvTask {
 constexpr int64_t kMostSide = int64_t(1) << 29;
 
 // What serves a convolution. cast: torch's own, on the dequantized weight.
-enum class ConvKernel { cast, depthwise, tiles };
+enum class ConvKernel { cast, depthwise, tiles, halves };
 
 // own: not torch's where it can be helped, whose products of fp32 may be TF32.
 inline ConvKernel conv_kernel(const ConvTask& a, bool own) {
@@ -33,7 +33,8 @@ inline ConvKernel conv_kernel(const ConvTask& a, bool own) {
   }
   if (a.groups > 1 && a.in_channels == a.groups) return ConvKernel::depthwise;
   // Few results for a weight: it had better not go to memory and back as floats. A model, not a measurement.
-  return own || a.pixels() <= 512 ? ConvKernel::tiles : ConvKernel::cast;
+  if (!own && a.pixels() > 512) return ConvKernel::cast;
+  return Type(a.type) == Type::f32 ? ConvKernel::tiles : ConvKernel::halves;
 }
 
 }  // namespace mpq
@@ -42,8 +43,9 @@ extern "C" {
 
 // For groups == in_channels; any number of results a channel.
 int mpq_conv_depthwise(const mpq::ConvTask& task, void* stream);
-// For all convolutions: an implicit GEMM.
+// For all convolutions: implicit GEMMs, of fp32 by multiply-adds, and of fp16 and bf16 on tensor cores.
 int mpq_conv_tiles(const mpq::ConvTask& task, void* stream);
+int mpq_conv_halves(const mpq::ConvTask& task, void* stream);
 
 // out fp32 = what 8-bit activations stand for: each of `batch` samples of `count` values of a Type, rounded to
 // -127..127 times its maximum / 127, or times `fixed` where that is not null. `most` holds a number a sample, 0 before.
