@@ -16,7 +16,7 @@ from mpqkern import ops, plain
 from mpqkern.scheme import padded
 
 from . import ptxsim
-from .test_cuda import library, needs_gpu, read_only  # noqa: F401  (library is a fixture)
+from .test_cuda import library, needs_built, needs_gpu, read_only  # noqa: F401  (library is a fixture)
 from .test_packed import BITS
 
 WIDTHS = [1, 2, 3, 4, 5, 6, 7, 8]
@@ -221,3 +221,29 @@ def test_more_grids_and_widths_than_a_block_and_a_launch_take(cuda: Interpreted 
     for widths, count in ((WIDTHS * 2 + [3, 5], 2), ([4, 2], 70)):
         args = (w, widths, 32, False, torch.linspace(0.1, 1, count))
         assert torch.equal(cuda.probe_errors(*args), cpu.probe_errors(*args))
+
+
+# ---- bindings
+
+
+@needs_built
+@pytest.mark.parametrize(
+    "op,args,error",
+    [
+        ("quantize", (torch.ones(2, 5), 3, 0, True), "bits=3; wanted 2, 4 or 8"),
+        ("quantize", (torch.ones(2, 5), 4, 0, True, "best"), "search='best'; wanted 'minmax' or 'mse'"),
+        ("quantize", (torch.ones(2, 5), 4, 33, True), "group_size=33; wanted a multiple of 32"),
+        ("quantize", (torch.ones(2, 5), 4, 0, True), "weight is on cpu; wanted cuda"),
+        ("probe_errors", (torch.ones(2, 5), [9], 0, True, FRACTIONS), r"bits holds 9; wanted 1\.\.8"),
+        ("probe_errors", (torch.ones(2, 5), [4], 0, True, FRACTIONS), "weight is on cpu; wanted cuda"),
+        ("gram", ([torch.ones(1025, 1)],), r"wanted 1\.\.1024 samples"),
+        ("gram", ([torch.ones(3, 1)],), r"features\[0\] is on cpu; wanted cuda"),
+        ("orthogonality", ([torch.ones(3, 5)], True, True), "wanted at least 4 with debiased=True"),
+        ("orthogonality", ([torch.ones(3, 5)],), r"features\[0\] is on cpu; wanted cuda"),
+    ],
+)
+def test_the_ops_check_their_arguments(op: str, args: tuple[object, ...], error: str) -> None:
+    """The CUDA kernels of the ops, reached past the dispatcher."""
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    with pytest.raises(RuntimeError, match=f"mpqkern::{op}: .*{error}"):
+        getattr(torch.ops.mpqkern, op).default.redispatch(keys, *args)

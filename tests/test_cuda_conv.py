@@ -14,7 +14,14 @@ from mpqkern import packed, plain
 
 from . import ptxsim, reference
 from .test_conv import CASES, images
-from .test_cuda import library, needs_gpu, random_grid, read_only, weight  # noqa: F401  (library is a fixture)
+from .test_cuda import (  # noqa: F401  (library is a fixture)
+    library,
+    needs_built,
+    needs_gpu,
+    random_grid,
+    read_only,
+    weight,
+)
 from .test_cuda_analysis import OnGpu, unwritten
 from .test_cuda_gram import TYPES
 from .test_packed import BITS, codes_for
@@ -200,3 +207,37 @@ def test_rounded_activations(interpreted: Interpreted, dtype: torch.dtype) -> No
         q, scale = plain.quantize_activations(x.float().flatten(1), 0, scale=fixed)
         got = interpreted.rounded(x, fixed)
         assert torch.equal(got[:3], (q * scale)[:3].view(3, *x.shape[1:])) and got[3:].isnan().all()
+
+
+# ---- bindings
+
+
+@needs_built
+def test_the_op_checks_its_arguments() -> None:
+    """The CUDA kernel of the op, reached past the dispatcher."""
+    keys, case = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), Case(DENSE[0], 4, 0)
+    for x, sizes, act_bits, error in (
+        (torch.randn(1, 3, 9, 10), case.sizes(), 4, "act_bits=4; wanted None or 8"),
+        (torch.randn(3, 9, 10), case.sizes(), None, r"x is float32 \[3, 9, 10\]"),
+        (torch.randn(1, 3, 9, 10), (*case.sizes()[:-1], 2), None, "groups=2; wanted a divisor of x's 3 channels"),
+        (torch.randn(1, 3, 9, 10), case.sizes(), None, "x is on cpu; wanted cuda"),
+    ):
+        args = (x, case.q, case.scales, case.zeros, case.bias, case.bits, case.group, *sizes, act_bits)
+        with pytest.raises(RuntimeError, match=f"mpqkern::conv2d: .*{error}"):
+            torch.ops.mpqkern.conv2d.default.redispatch(keys, *args, None)
+
+
+@needs_gpu
+@pytest.mark.parametrize("shape", [DEPTHWISE[0], DENSE[1], (3, 8, 1, (3, 3), (1, 1), (1, 1), (1, 1), 40, 40)])
+def test_8_bit_activations_and_large_images(shape: tuple) -> None:
+    case = Case(shape, 4, 0)
+    for x in images(shape, 2):
+        for type in (torch.float32, torch.float16):
+            image = plain.rounded_images(x.to(type))
+            want = reference.conv(image, case.w, case.bias, **case.how)
+            size = reference.conv(image.abs(), case.w.abs(), case.bias.abs(), **case.how)
+            args = (case.q, case.scales, case.zeros, case.bias, case.bits, case.group, *case.sizes())
+            got = OnGpu().conv2d(x.to(type), *args, 8)
+            reference.assert_within(got, want, (6 * case.k**0.5 + 3) * reference.U * size, type)
+        half = x.to(torch.float16)
+        case.check(OnGpu().conv2d(half, *args), half, torch.finfo(torch.float16).eps / reference.U)
