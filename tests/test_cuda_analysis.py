@@ -162,16 +162,15 @@ def test_special_rows(cuda: Interpreted | OnGpu, cpu: object) -> None:
 
 
 def test_blocks_take_groups_in_turn(library: ptxsim.Library, cpu: object, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    monkeypatch.setattr(library, "most_blocks", 2)
-    w = torch.randn(2, 1100)
-    for group in (0, 512):
-        args = (w, 4, group, False, "mse")
-        assert_equal(Interpreted(library).quantize(*args), cpu.quantize(*args))
-        args = (w, [2, 3], group, True, torch.linspace(0.1, 1, 40))
-        assert torch.equal(Interpreted(library).probe_errors(*args), cpu.probe_errors(*args))
+    monkeypatch.setattr(library, "most_blocks", 1)
+    w = torch.randn(2, 300)  # a span for each of two warps
+    args = (w, 4, 0, False, "mse")
+    assert_equal(Interpreted(library).quantize(*args), cpu.quantize(*args))
+    args = (w, [2, 3], 0, True, torch.linspace(0.1, 1, 40))
+    assert torch.equal(Interpreted(library).probe_errors(*args), cpu.probe_errors(*args))
     w[0, 3] = torch.nan
     with pytest.raises(RuntimeError, match="row 0"):
-        Interpreted(library).probe_errors(w, [2], 512, True, FRACTIONS)
+        Interpreted(library).probe_errors(w, [2], 0, True, FRACTIONS)
 
 
 @pytest.mark.parametrize("value,place", [(torch.nan, 3), (torch.inf, 39), (-torch.inf, 33)])
