@@ -209,6 +209,19 @@ def test_rounded_activations(interpreted: Interpreted, dtype: torch.dtype) -> No
         assert torch.equal(got[:3], (q * scale)[:3].view(3, *x.shape[1:])) and got[3:].isnan().all()
 
 
+def test_tiles_are_read_without_bank_conflicts(interpreted: Interpreted) -> None:
+    case = Case(DENSE[0], 4, 0)
+    for x in images(DENSE[0], 1)[:2]:
+        for launcher, dtype, read in (
+            ("mpq_conv_tiles", torch.float32, "ld.shared.v4.f32"),
+            ("mpq_conv_halves", torch.float16, "ldmatrix.sync.aligned.m8n8.x4.shared.b16"),
+        ):
+            interpreted.conv2d(launcher, case, x.to(dtype))
+            banks = interpreted.library.cost.banks
+            reads = [total for (_, op), total in banks.items() if op == read]
+            assert reads and all(actual == ideal for actual, ideal in reads), banks
+
+
 # ---- bindings
 
 

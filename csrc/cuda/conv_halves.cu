@@ -17,6 +17,25 @@ struct Shared {
   Pixel pixels[kSquare];
 };
 
+template <class T>
+struct Rows {
+  T (*to)[kLine];
+
+  __device__ void one(int row, int d, T v) const { to[row][d] = v; }
+  __device__ void eight(int row, int d, const T (&v)[8]) const {
+    uint32_t two[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) two[i] = bits_of(v[2 * i]) | bits_of(v[2 * i + 1]) << 16;
+    *reinterpret_cast<uint4*>(&to[row][d]) = make_uint4(two[0], two[1], two[2], two[3]);
+  }
+  __device__ void eight(int row, int d, const float (&v)[8]) const {
+    T rounded[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) rounded[i] = to_type<T>(v[i]);
+    eight(row, d, rounded);
+  }
+};
+
 // sum[t] += left . right^T over kDeep, for 16 rows from `left` on and 8 rows from right + 8 t on.
 template <class T>
 __device__ void multiply(const T (*left)[kLine], const T (*right)[kLine], float (&sum)[kHalf / 8][4]) {
@@ -50,14 +69,8 @@ __global__ void __launch_bounds__(kGatherers, 2) halves(const ConvTask a, int64_
     float sum[kHalf / 8][4] = {};
     for (int64_t k = 0; k < a.weight.k; k += kDeep) {
       __syncthreads();  // the chunk before has been used, the pixels are there
-      gather<T, last>(a, x, s.pixels, part.pixels, k, [&](int m, int d, T v) { s.patches[m][d] = v; });
-      dequantize(a.weight, grid, part.n0, part.channels, k, [&](int r, int d, const float(&v)[kLoads]) {
-        uint32_t two[kLoads / 2];
-#pragma unroll
-        for (int i = 0; i < kLoads / 2; ++i)
-          two[i] = bits_of(to_type<T>(v[2 * i])) | bits_of(to_type<T>(v[2 * i + 1])) << 16;
-        *reinterpret_cast<uint4*>(&s.weights[r][d]) = make_uint4(two[0], two[1], two[2], two[3]);
-      });
+      gather<T, last>(a, x, s.pixels, part.pixels, k, Rows<T>{s.patches});
+      dequantize(a.weight, grid, part.n0, part.channels, k, Rows<T>{s.weights});
       __syncthreads();
       multiply(last ? s.patches + row : s.weights + row, last ? s.weights + column : s.patches + column, sum);
     }

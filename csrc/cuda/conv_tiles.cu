@@ -13,6 +13,16 @@ struct Shared {
   Pixel pixels[kSquare];
 };
 
+struct Rows {
+  float (*to)[kTileRow];
+
+  __device__ void one(int row, int d, float v) const { to[row][d] = v; }
+  __device__ void eight(int row, int d, const float (&v)[8]) const {
+    *reinterpret_cast<float4*>(&to[row][d]) = make_float4(v[0], v[1], v[2], v[3]);
+    *reinterpret_cast<float4*>(&to[row][d + 4]) = make_float4(v[4], v[5], v[6], v[7]);
+  }
+};
+
 // last: channels lie side by side, in x and y, and so do the columns of a tile; else pixels do.
 template <bool last>
 __global__ void __launch_bounds__(kGatherers, 2) tiles(const ConvTask a, int64_t across, int64_t down) {
@@ -27,12 +37,8 @@ __global__ void __launch_bounds__(kGatherers, 2) tiles(const ConvTask a, int64_t
     float sum[kEach][kEach] = {};
     for (int64_t k = 0; k < a.weight.k; k += kDeep) {
       __syncthreads();  // the chunk before has been used, the pixels are there
-      gather<float, last>(a, x, s.pixels, part.pixels, k, [&](int m, int d, float v) { s.patches[m][d] = v; });
-      dequantize(a.weight, grid, part.n0, part.channels, k, [&](int row, int d, const float(&v)[kLoads]) {
-#pragma unroll
-        for (int i = 0; i < kLoads; i += 4)
-          *reinterpret_cast<float4*>(&s.weights[row][d + i]) = make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]);
-      });
+      gather<float, last>(a, x, s.pixels, part.pixels, k, Rows{s.patches});
+      dequantize(a.weight, grid, part.n0, part.channels, k, Rows{s.weights});
       __syncthreads();
       multiply<kSquare>(last ? s.patches : s.weights, last ? s.weights : s.patches, sum);
     }

@@ -44,35 +44,35 @@ __device__ T gathered(const ConvTask& a, const T* x, const Pixel& p, const Tap& 
   return x[p.x + t.channel * a.x_stride[1] + row * a.x_stride[2] + column * a.x_stride[3]];
 }
 
-// put(pixel, depth, value) for depths k0..k0 + 31 of `count` pixels' patches, 0 past the last pixel and past K. Lanes
-// run along the depth where channels lie side by side (`last`), else along pixels.
-template <class T, bool last, class Put>
-__device__ void gather(const ConvTask& a, const T* x, const Pixel* pixels, int count, int64_t k0, const Put& put) {
+// Depths k0..k0 + 31 of `count` pixels' patches, 0 past the last pixel and past K, to a tile in shared memory: to.one
+// takes a value, to.eight a row's next 8. Lanes run along the depth where channels lie side by side (`last`), else
+// along pixels.
+template <class T, bool last, class Rows>
+__device__ void gather(const ConvTask& a, const T* x, const Pixel* pixels, int count, int64_t k0, const Rows& to) {
+  T v[kLoads];
   if constexpr (last) {
-    const int d = threadIdx.x % kDeep;
+    const int d = threadIdx.x % kDeep, m = threadIdx.x / kDeep;
     const Tap tap(a, k0 + d);
-    T v[kLoads];
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const int m = threadIdx.x / kDeep + i * (kGatherers / kDeep);
-      v[i] = m < count && k0 + d < a.weight.k ? gathered(a, x, pixels[m], tap) : to_type<T>(0);
+      const int at = m + i * (kGatherers / kDeep);
+      v[i] = at < count && k0 + d < a.weight.k ? gathered(a, x, pixels[at], tap) : to_type<T>(0);
     }
 #pragma unroll
-    for (int i = 0; i < kLoads; ++i) put(threadIdx.x / kDeep + i * (kGatherers / kDeep), d, v[i]);
+    for (int i = 0; i < kLoads; ++i) to.one(m + i * (kGatherers / kDeep), d, v[i]);
   } else {
-    const int m = threadIdx.x % kSquare;
+    const int m = threadIdx.x % kSquare, d = threadIdx.x / kSquare * kLoads;
     const Pixel p = pixels[m];
 #pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      const int d = threadIdx.x / kSquare + i * (kGatherers / kSquare);
-      put(m, d, m < count && k0 + d < a.weight.k ? gathered(a, x, p, Tap(a, k0 + d)) : to_type<T>(0));
-    }
+    for (int i = 0; i < kLoads; ++i)
+      v[i] = m < count && k0 + d + i < a.weight.k ? gathered(a, x, p, Tap(a, k0 + d + i)) : to_type<T>(0);
+    to.eight(m, d, v);
   }
 }
 
-// put(row, first depth, 8 weights) for the same depths of weight rows n0..n0 + count, 0 past the last row.
-template <class Put>
-__device__ void dequantize(const Packed& w, const Grid& grid, int64_t n0, int count, int64_t k0, const Put& put) {
+// The same depths of weight rows n0..n0 + count, 0 past the last row.
+template <class Rows>
+__device__ void dequantize(const Packed& w, const Grid& grid, int64_t n0, int count, int64_t k0, const Rows& to) {
   const int row = threadIdx.x / (kDeep / kLoads), d = threadIdx.x % (kDeep / kLoads) * kLoads;
   const bool real = row < count;
   const int64_t n = real ? n0 + row : n0;
@@ -82,7 +82,7 @@ __device__ void dequantize(const Packed& w, const Grid& grid, int64_t n0, int co
   float v[kLoads];
 #pragma unroll
   for (int i = 0; i < kLoads; ++i) v[i] = __fmul_rn(scale, __fsub_rn(float(get_code(codes, i, w.bits)), zero));
-  put(row, d, v);
+  to.eight(row, d, v);
 }
 
 // Which part of y a block makes.
