@@ -142,6 +142,7 @@ def test_orthogonality(cuda: Interpreted | OnGpu, center: bool, debiased: bool) 
 @pytest.mark.parametrize("n,debiased", [(40, True), (6, False)])
 def test_features_that_hold_nothing_are_orthogonal_to_all(cuda: Interpreted | OnGpu, n: int, debiased: bool) -> None:
     nothing = [torch.zeros(n, 5), torch.full((n, 3), 0.1), torch.empty(n, 0)]
-    alike = [torch.eye(n)] if debiased else []  # all pairs of samples equally far apart: unbiased, that is nothing
+    # all pairs of samples equally far apart: unbiased, that is nothing
+    alike = [torch.eye(n), 0.1 * torch.eye(n), torch.eye(n) / 3 + 1] if debiased else []
     m = cuda.orthogonality([*nothing, *alike, torch.randn(n, 40)], True, debiased)
     assert torch.equal(m, torch.eye(len(m), dtype=torch.float64))
