@@ -5,8 +5,11 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "packed.h"
 
@@ -46,6 +49,14 @@ inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::sta
 inline Tensor as_type(const Tensor& t, ScalarType type) {
   return t.scalar_type() == type ? t : torch::stable::to(t, type);
 }
+
+inline bool is_float(ScalarType t) {
+  return t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16;
+}
+
+inline const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
+inline const float* floats(const OptionalTensor& t) { return t ? floats(*t) : nullptr; }
+inline float* new_floats(Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
 
 // Type and shape, as in "float32 [2, 3]".
 inline std::string describe(const Tensor& t) {
@@ -92,6 +103,16 @@ inline void check_qweight(const char* op, const Tensor& qweight, int64_t bits, i
                   ": qweight is ", describe(qweight), "; wanted uint8 [N, ", bytes, "] for k=", k, " at bits=", bits);
 }
 
+// The bias as contiguous fp32, or nothing.
+inline OptionalTensor float_bias(const char* op, const Tensor& x, const OptionalTensor& bias, int64_t n) {
+  if (!bias) return {};
+  check_device(op, "bias", *bias, "x", x);
+  STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == n, op, ": bias is ", describe(*bias), "; wanted [", n, "]");
+  STD_TORCH_CHECK(is_float(bias->scalar_type()) || bias->scalar_type() == ScalarType::Double, op,
+                  ": bias is not of a float type; wanted floats");
+  return dense(as_type(*bias, ScalarType::Float));
+}
+
 // A packed weight held by tensors: keeps contiguous copies alive while kernels use the pointers.
 struct HeldWeight {
   Tensor codes, scales;
@@ -132,4 +153,81 @@ inline HeldWeight packed_weight(const char* op, const char* home_name, const Ten
   held.view.codes = static_cast<const uint8_t*>(held.codes.const_data_ptr());
   held.view.scales = held.scales.const_data_ptr();
   return held;
+}
+
+// ---- ops that look at a model before it is packed
+
+// A weight and the number type of its scales, as quantize takes them; whether that is fp16.
+inline bool check_quantize(const char* op, const Tensor& weight, const std::string& scale_dtype) {
+  STD_TORCH_CHECK(weight.dim() == 2 && is_float(weight.scalar_type()) && weight.size(1) > 0, op, ": weight is ",
+                  describe(weight), "; wanted float32, float16 or bfloat16 [N, K], K at least 1");
+  STD_TORCH_CHECK(scale_dtype == "float16" || scale_dtype == "float32", op, ": scale_dtype='", scale_dtype,
+                  "'; wanted 'float16' or 'float32'");
+  return scale_dtype == "float16";
+}
+
+inline void check_search(const char* op, const std::string& search) {
+  STD_TORCH_CHECK(search == "minmax" || search == "mse", op, ": search='", search, "'; wanted 'minmax' or 'mse'");
+}
+
+inline void check_no_bad_row(const char* op, int64_t bad, bool half) {
+  STD_TORCH_CHECK(bad < 0, op, ": row ", bad, " of weight is not finite or too large for ",
+                  half ? "float16" : "float32", " scales; wanted finite weights",
+                  half ? " (scale_dtype='float32' allows larger ones)" : "");
+}
+
+// Everything about probe_errors but the values of its fractions; whether scales are fp16.
+inline bool check_probe_errors(const char* op, const Tensor& weight, const std::vector<int64_t>& bits,
+                               const Tensor& fractions, const std::string& scale_dtype) {
+  const bool half = check_quantize(op, weight, scale_dtype);
+  for (int64_t b : bits) STD_TORCH_CHECK(b >= 1 && b <= 8, op, ": bits holds ", b, "; wanted 1..8");
+  check_device(op, "fractions", fractions, "weight", weight);
+  STD_TORCH_CHECK(fractions.dim() == 1 && fractions.scalar_type() == ScalarType::Float, op, ": fractions is ",
+                  describe(fractions), "; wanted float32 [F]");
+  return half;
+}
+
+// `f` is dense and on the CPU.
+inline void check_fractions(const char* op, const Tensor& f) {
+  for (int64_t i = 0; i < f.numel(); ++i)
+    STD_TORCH_CHECK(floats(f)[i] > 0 && floats(f)[i] <= 1, op, ": fractions holds ", floats(f)[i],
+                    "; wanted above 0, at most 1");
+}
+
+// Features of the same samples, whose number it returns.
+inline int64_t checked_samples(const char* op, const std::vector<Tensor>& features) {
+  constexpr int64_t kMostSamples = 1024;
+  STD_TORCH_CHECK(!features.empty(), op, ": features is empty; wanted at least one tensor");
+  const int64_t n = features[0].dim() > 0 ? features[0].size(0) : 0;
+  STD_TORCH_CHECK(n >= 1 && n <= kMostSamples, op, ": features[0] is ", describe(features[0]),
+                  "; wanted 1..1024 samples in dimension 0");
+  for (size_t i = 0; i < features.size(); ++i) {
+    const Tensor& x = features[i];
+    const std::string name = "features[" + std::to_string(i) + "]";
+    check_device(op, name.c_str(), x, "features[0]", features[0]);
+    STD_TORCH_CHECK(is_float(x.scalar_type()) && x.dim() > 0 && x.size(0) == n, op, ": ", name, " is ", describe(x),
+                    "; wanted float32, float16 or bfloat16 [", n, ", ...]");
+  }
+  return n;
+}
+
+inline void check_debiased(const char* op, int64_t n, bool debiased) {
+  STD_TORCH_CHECK(!debiased || n >= 4, op, ": features hold ", n, " samples; wanted at least 4 with debiased=True");
+}
+
+// A feature whose samples are each one dense block, in whatever order their dimensions run: a Gram matrix does not
+// depend on it. Copied only where it is not.
+inline Tensor with_dense_samples(const Tensor& x) {
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  for (int64_t d = 1; d < x.dim(); ++d) {
+    if (x.size(d) == 0) return x;
+    if (x.size(d) != 1) dims.emplace_back(x.stride(d), x.size(d));
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t want = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != want) return torch::stable::contiguous(x);
+    want *= size;
+  }
+  return x;
 }

@@ -59,7 +59,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_cpu(const Tensor& weight, in
   const char* op = "mpqkern::quantize";
   check_bits(op, bits);
   const bool half = check_quantize(op, weight, scale_dtype);
-  STD_TORCH_CHECK(search == "minmax" || search == "mse", op, ": search='", search, "'; wanted 'minmax' or 'mse'");
+  check_search(op, search);
   const Tensor w = dense(as_type(weight, ScalarType::Float));
   const int64_t n = w.size(0), k = w.size(1), kp = mpq::padded(k), group = checked_group(op, group_size, kp);
   const int64_t groups = mpq::ceil_div(kp, group);

@@ -7,26 +7,8 @@
 
 using torch::headeronly::MemoryFormat;
 
-inline bool is_float(ScalarType t) {
-  return t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16;
-}
-
 inline mpq::Float float_type(ScalarType t) {
   return t == ScalarType::Float ? mpq::Float::f32 : t == ScalarType::Half ? mpq::Float::f16 : mpq::Float::bf16;
-}
-
-inline const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
-inline const float* floats(const OptionalTensor& t) { return t ? floats(*t) : nullptr; }
-inline float* new_floats(Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
-
-// The bias as contiguous fp32, or nothing.
-inline OptionalTensor float_bias(const char* op, const Tensor& x, const OptionalTensor& bias, int64_t n) {
-  if (!bias) return {};
-  check_device(op, "bias", *bias, "x", x);
-  STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == n, op, ": bias is ", describe(*bias), "; wanted [", n, "]");
-  STD_TORCH_CHECK(is_float(bias->scalar_type()) || bias->scalar_type() == ScalarType::Double, op,
-                  ": bias is not of a float type; wanted floats");
-  return dense(as_type(*bias, ScalarType::Float));
 }
 
 // Fixed scales of 8-bit activations as contiguous fp32 [1] or [groups], or nothing.
@@ -43,21 +25,6 @@ inline OptionalTensor checked_act_scale(const char* op, const Tensor& x, const s
 }
 
 inline mpq::FixedScale fixed_scale(const OptionalTensor& t) { return {floats(t), t && t->numel() > 1}; }
-
-// A weight and the number type of its scales, as quantize takes them; whether that is fp16.
-inline bool check_quantize(const char* op, const Tensor& weight, const std::string& scale_dtype) {
-  STD_TORCH_CHECK(weight.dim() == 2 && is_float(weight.scalar_type()) && weight.size(1) > 0, op, ": weight is ",
-                  describe(weight), "; wanted float32, float16 or bfloat16 [N, K], K at least 1");
-  STD_TORCH_CHECK(scale_dtype == "float16" || scale_dtype == "float32", op, ": scale_dtype='", scale_dtype,
-                  "'; wanted 'float16' or 'float32'");
-  return scale_dtype == "float16";
-}
-
-inline void check_no_bad_row(const char* op, int64_t bad, bool half) {
-  STD_TORCH_CHECK(bad < 0, op, ": row ", bad, " of weight is not finite or too large for ",
-                  half ? "float16" : "float32", " scales; wanted finite weights",
-                  half ? " (scale_dtype='float32' allows larger ones)" : "");
-}
 
 // Sizes of a convolution stay far from where their products overflow 64 bits.
 constexpr int64_t kMostSize = (int64_t(1) << 31) - 1;

@@ -32,9 +32,7 @@ Tensor unpack_cuda(const Tensor& qweight, int64_t bits, int64_t k) {
 Tensor dequantize_cuda(const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros, int64_t bits,
                        int64_t group_size, int64_t k) {
   const char* op = "mpqkern::dequantize";
-  // a CUDA kernel is chosen when any argument is there; the guard below needs qweight to be
-  STD_TORCH_CHECK(qweight.is_cuda(), op, ": qweight is on ", device_of(qweight),
-                  "; wanted cuda, where another argument is");
+  check_cuda(op, "qweight", qweight);
   const DeviceGuard guard(qweight.get_device_index());
   const HeldWeight w = packed_weight(op, "qweight", qweight, qweight, scales, zeros, bits, group_size, k);
   Tensor out = torch::stable::new_empty(qweight, {w.view.n, k}, ScalarType::Float);
@@ -44,7 +42,8 @@ Tensor dequantize_cuda(const Tensor& qweight, const Tensor& scales, const Option
 
 }  // namespace
 
-// linear is bound in ops_cuda_linear.cpp; mpqkern/plain.py serves what has no kernel here yet.
+// linear is bound in ops_cuda_linear.cpp, conv2d in ops_cuda_conv.cpp, what scores call in ops_cuda_analysis.cpp;
+// mpqkern/plain.py serves what has no kernel here.
 STABLE_TORCH_LIBRARY_IMPL(mpqkern, CUDA, m) {
   m.impl("pack", TORCH_BOX(&pack_cuda));
   m.impl("unpack", TORCH_BOX(&unpack_cuda));

@@ -25,3 +25,8 @@ inline void* current_stream(const Tensor& t) {
 inline void check_launch(const char* op, int error) {
   STD_TORCH_CHECK(error == 0, op, ": CUDA error ", error, ", ", mpq_cuda_error(error));
 }
+
+// A CUDA kernel is chosen when any argument is there; the argument whose device is guarded has to be.
+inline void check_cuda(const char* op, const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cuda(), op, ": ", name, " is on ", device_of(t), "; wanted cuda, where another argument is");
+}

@@ -104,8 +104,9 @@ def test_nan_and_infinity_show(path: SimpleNamespace) -> None:
         assert not path.gram([x])[0].isfinite().any()
         k = path.gram([x], False)[0]
         assert not k[2].isfinite().any() and k[:2, :2].isfinite().all() and k[3:, 3:].isfinite().all()
-        m = path.orthogonality([x, torch.randn(5, 4)])
-        assert m[0].isnan().all() and m[1, 1] == 1
+        for debiased in (False, True):
+            m = path.orthogonality([x, torch.randn(5, 4)], True, debiased)
+            assert m[0].isnan().all() and m[1, 1] == 1
 
 
 @pytest.mark.sanitize

@@ -66,6 +66,7 @@ void double_centre(double* k, int64_t n) {
 void u_centre(double* k, int64_t n) {
   Buffer<double> part(n);
   double all = 0, noise = 0, left = 0;
+  bool all_finite = true;
   for (int64_t i = 0; i < n; ++i) noise = std::max(noise, k[i * n + i] * 0x1p-24);
   for (int64_t i = 0; i < n; ++i) {
     k[i * n + i] = 0;
@@ -77,8 +78,12 @@ void u_centre(double* k, int64_t n) {
   all /= double((n - 1) * (n - 2));
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = 0; j < n; ++j)
-      if (i != j) left = std::max(left, std::abs(k[i * n + j] -= (part[i] + part[j]) - all));
-  if (left <= noise) std::fill(k, k + n * n, 0.0);
+      if (i != j) {
+        const double v = k[i * n + j] -= (part[i] + part[j]) - all;
+        left = std::max(left, std::abs(v));
+        all_finite &= std::isfinite(v);  // NaN is above nothing, and has to show
+      }
+  if (left <= noise && all_finite) std::fill(k, k + n * n, 0.0);
 }
 
 double dot(const double* a, const double* b, int64_t count) {

@@ -28,6 +28,32 @@ int mpq_row_sums(const void* x, int type, int64_t m, int64_t k, int unit, float*
 int mpq_round_rows(const void* x, int type, const mpq::Packed& w, int64_t m, const float* fixed, bool each, int unit,
                    int8_t* q, float* sums, int64_t ld, void* stream);
 
+// weight fp32 [N][K] -> packed codes, scales and zeros (fp16 if `half`, else fp32; [N][groups], or one zero if
+// symmetric) and squared errors [N][groups]. *first_bad, N before, becomes the first row that is not finite or too
+// large for fp16 scales; such rows are not written.
+int mpq_quantize(const float* weight, int64_t n, int64_t k, int64_t group, int bits, bool symmetric, bool mse,
+                 bool half, uint8_t* packed, void* scales, void* zeros, float* errors, int64_t* first_bad,
+                 void* stream);
+
+// The errors that mpq_quantize would report, out [widths][N][groups][fractions]; `bits`, 1..8, lie on the host.
+int mpq_probe_errors(const float* weight, int64_t n, int64_t k, int64_t group, const int64_t* bits, int64_t widths,
+                     const float* fractions, int64_t fraction_count, bool symmetric, bool half, float* out,
+                     int64_t* first_bad, void* stream);
+
+// out fp64 [n][n] = x x^T of n samples of `columns` values each, `stride` apart; center: each column less its mean.
+// type: a Type. The columns are cut into `slices`, as many as mpq_gram_slices wants, whose sums lie in a workspace of
+// mpq_gram_workspace numbers.
+int64_t mpq_gram_slices(int64_t n, int64_t columns);
+int64_t mpq_gram_workspace(int64_t n, int64_t slices);
+int mpq_gram(const void* x, int type, int64_t n, int64_t columns, int64_t stride, bool center, int64_t slices,
+             double* workspace, double* out, void* stream);
+
+// out[i][j] = <K_i, K_j> / (|K_i| |K_j|) of `count` Gram matrices [n][n], which are overwritten if `debiased`: their
+// diagonals are dropped and they are U-centred first. A matrix of zeros is orthogonal to all others. `workspace` is
+// [count][count].
+int mpq_orthogonality(double* grams, int64_t count, int64_t n, bool debiased, double* workspace, double* out,
+                      void* stream);
+
 int mpq_arch(int device, int* arch);    // 10 * major + minor of its compute capability
 const char* mpq_cuda_error(int error);  // what a launcher's result means
 }

@@ -7,10 +7,11 @@ nobody wrote, races between barriers, cp.async data used too early. Memory traff
 Not covered: what ptxas makes of the PTX, time, memory order between blocks, and races on global memory.
 """
 
+from .conv import Conv
 from .library import Library, build
 from .memory import Global, Traffic
 from .packed import Packed
 from .program import PtxError
 from .task import TYPES, Task
 
-__all__ = ["TYPES", "Global", "Library", "Packed", "PtxError", "Task", "Traffic", "build"]
+__all__ = ["TYPES", "Conv", "Global", "Library", "Packed", "PtxError", "Task", "Traffic", "build"]

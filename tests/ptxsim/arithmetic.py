@@ -69,6 +69,7 @@ elementwise("and", np.bitwise_and)
 elementwise("or", np.bitwise_or)
 elementwise("xor", np.bitwise_xor)
 elementwise("not", np.invert)
+elementwise("sqrt", np.sqrt)
 
 
 def product(b: Block, x: Instruction) -> NDArray:

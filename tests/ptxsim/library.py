@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from . import arithmetic, warp  # noqa: F401  (they fill the table of instructions)
+from . import arithmetic, atomics, warp  # noqa: F401  (they fill the table of instructions)
 from .block import Block, Dim
 from .memory import Global, Traffic
 from .program import Kernel, PtxError, parse
@@ -85,6 +85,7 @@ class Library:
         self.lib = c.CDLL(str(path))
         self.memory, self.cost = Global(), Traffic()
         self.error: Exception | None = None
+        self.most_blocks = 1 << 31  # of a grid in x; fewer make blocks stride
         self.kernels: dict[str, Kernel] = {}
         self.lib.sim_fatbin.restype = c.POINTER(c.c_char)
         size = c.c_uint64()
@@ -119,7 +120,7 @@ class Library:
         try:
             kernel = self.kernels[name.decode()]
             values = [c.string_at(args[i], size) for i, (_, size) in enumerate(kernel.params)]
-            grid: Dim = tuple(shape[0:3])
+            grid: Dim = (min(shape[0], self.most_blocks), shape[1], shape[2])
             block: Dim = tuple(shape[3:6])
             with np.errstate(all="ignore"):
                 for z, y, x in product(*map(range, reversed(grid))):

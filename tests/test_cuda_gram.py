@@ -1,0 +1,148 @@
+"""gram and orthogonality on CUDA: interpreted (tests/ptxsim) where there is nvcc, and on a GPU where there is one. The
+same cases for both."""
+
+from __future__ import annotations
+
+import ctypes as c
+from collections.abc import Iterator
+
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import ptxsim, reference
+from .test_cuda import library, needs_gpu, read_only  # noqa: F401  (library is a fixture)
+from .test_cuda_analysis import OnGpu, unwritten
+
+TYPES = [torch.float32, torch.float16, torch.bfloat16]  # in the order of launchers' numbers
+
+
+def samples(x: Tensor) -> tuple[NDArray, int, int, int]:
+    """What the launcher takes of a feature whose samples are dense: memory, type, columns and stride."""
+    n, columns = len(x), x[0].numel()
+    flat = x.as_strided(((n - 1) * x.stride(0) + columns if columns else 0,), (1,))
+    return (
+        read_only(flat.view(torch.int16) if x.dtype == torch.bfloat16 else flat),
+        TYPES.index(x.dtype),
+        columns,
+        x.stride(0),
+    )
+
+
+class Interpreted:
+    """The launchers, on arrays of exactly the sizes that they may touch."""
+
+    def __init__(self, library: ptxsim.Library, slices: int | None = None) -> None:  # noqa: F811
+        self.library, self.slices = library, slices
+
+    def gram(self, features: list[Tensor], center: bool = True) -> Tensor:
+        n, out = len(features[0]), []
+        for x in features:
+            array, type, columns, stride = samples(x)
+            slices = self.slices or self.library.lib.mpq_gram_slices(c.c_int64(n), c.c_int64(columns))
+            size = self.library.lib.mpq_gram_workspace(c.c_int64(n), c.c_int64(slices))
+            workspace, k = unwritten((size,), torch.float64), unwritten((n, n), torch.float64)
+            arrays = (workspace.numpy(), k.numpy())
+            self.library.call("mpq_gram", array, type, n, columns, stride, center, slices, *arrays, None)
+            out.append(k)
+        return torch.stack(out)
+
+    def orthogonality(self, features: list[Tensor], center: bool = True, debiased: bool = False) -> Tensor:
+        k, count = self.gram(features, center or debiased), len(features)
+        inner, out = (unwritten((count, count), torch.float64) for _ in range(2))
+        arrays = (k.numpy(), count, k.shape[1], debiased, inner.numpy(), out.numpy())
+        self.library.call("mpq_orthogonality", *arrays, None)
+        return out
+
+
+@pytest.fixture(params=["interpreted", pytest.param("gpu", marks=needs_gpu)])
+def cuda(request: pytest.FixtureRequest) -> Iterator[Interpreted | OnGpu]:
+    yield OnGpu() if request.param == "gpu" else Interpreted(request.getfixturevalue("library"))
+
+
+def assert_gram(cuda: Interpreted | OnGpu, features: list[Tensor], center: bool) -> None:
+    got = cuda.gram(features, center)
+    assert got.shape == (len(features), len(features[0]), len(features[0]))
+    for k, x in zip(got, features, strict=True):
+        reference.assert_within(k, *reference.gram(x, center), torch.float64)
+        assert torch.equal(k, k.T)
+
+
+# Tiles of 32 and of 64 samples, one and several; chunks of 32 columns, fp32 sums and slices of 512.
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("n,columns", [(1, 1), (3, 33), (31, 1030), (32, 32), (33, 513), (64, 31), (130, 70)])
+def test_shapes(cuda: Interpreted | OnGpu, n: int, columns: int, center: bool) -> None:
+    assert_gram(cuda, [torch.randn(n, columns) + 3], center)
+
+
+def test_slices_of_several_sums(library: ptxsim.Library) -> None:  # noqa: F811
+    x = torch.randn(5, 1050)
+    for slices in (1, 2):
+        assert_gram(Interpreted(library, slices), [x], True)
+
+
+def test_blocks_take_tiles_and_slices_in_turn(library: ptxsim.Library, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    features = [torch.randn(65, 40)]
+    want = Interpreted(library).orthogonality([features[0][:9], features[0][9:18]], True, True)
+    monkeypatch.setattr(library, "most_blocks", 2)
+    assert_gram(Interpreted(library), features, True)
+    assert torch.equal(Interpreted(library).orthogonality([features[0][:9], features[0][9:18]], True, True), want)
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_element_types(cuda: Interpreted | OnGpu, center: bool) -> None:
+    features = [(torch.randn(n, 3, 23) + offset).to(t) for t in TYPES for n, offset in ((6, 0), (6, 100))]
+    assert_gram(cuda, features, center)
+
+
+def test_layouts(cuda: Interpreted | OnGpu) -> None:
+    """Every order of dense samples is the same feature, and samples may lie apart."""
+    x, wide = torch.randn(6, 5, 3, 4), torch.randn(12, 60)
+    last = x.contiguous(memory_format=torch.channels_last)
+    got = cuda.gram([x, last, wide[::2]])
+    assert torch.allclose(got[0], got[1], rtol=1e-5, atol=1e-5)
+    assert_gram(cuda, [x, last, wide[::2], torch.randn(6)], True)
+
+
+def test_no_columns_and_constant_features(cuda: Interpreted | OnGpu) -> None:
+    constant = torch.full((7, 1), 0.1) * torch.rand(1, 90)
+    assert not cuda.gram([torch.empty(7, 0), constant]).any()
+    x = torch.randint(-8, 9, (10, 60)).float()
+    assert torch.allclose(cuda.gram([x + 2.0**15]), cuda.gram([x]), rtol=1e-12)
+
+
+def test_nan_and_infinity_show(cuda: Interpreted | OnGpu) -> None:
+    for value in (torch.nan, torch.inf):
+        x = torch.randn(5, 40)
+        x[2, 33] = value
+        assert not cuda.gram([x])[0].isfinite().any()
+        k = cuda.gram([x], False)[0]
+        assert not k[2].isfinite().any() and k[:2, :2].isfinite().all() and k[3:, 3:].isfinite().all()
+        for debiased in (True, False):
+            m = cuda.orthogonality([x, torch.randn(5, 4)], True, debiased)
+            assert m[0].isnan().all() and m[1, 1] == 1
+
+
+# ---- orthogonality
+
+
+@pytest.mark.parametrize("center,debiased", [(True, False), (False, False), (True, True)])
+def test_orthogonality(cuda: Interpreted | OnGpu, center: bool, debiased: bool) -> None:
+    base = torch.randn(12, 30)
+    features = [torch.randn(12, p).relu() for p in (1, 100)] + [base, base @ torch.randn(30, 40), base.relu()]
+    grams = [reference.gram(x, center or debiased)[0] for x in features]
+    inner = torch.tensor([[reference.hsic(a, b, debiased) for b in grams] for a in grams], dtype=torch.float64)
+    want = inner / (inner.diag().sqrt().unsqueeze(1) * inner.diag().sqrt())
+    got = cuda.orthogonality(features, center, debiased)
+    assert got.dtype == torch.float64 and torch.allclose(got, want, rtol=0, atol=1e-5)
+    assert torch.equal(got, got.T) and (got.diagonal() == 1).all()
+
+
+@pytest.mark.parametrize("n,debiased", [(40, True), (6, False)])
+def test_features_that_hold_nothing_are_orthogonal_to_all(cuda: Interpreted | OnGpu, n: int, debiased: bool) -> None:
+    nothing = [torch.zeros(n, 5), torch.full((n, 3), 0.1), torch.empty(n, 0)]
+    # all pairs of samples equally far apart: unbiased, that is nothing
+    alike = [torch.eye(n), 0.1 * torch.eye(n), torch.eye(n) / 3 + 1] if debiased else []
+    m = cuda.orthogonality([*nothing, *alike, torch.randn(n, 40)], True, debiased)
+    assert torch.equal(m, torch.eye(len(m), dtype=torch.float64))
