@@ -1,5 +1,6 @@
 """CLADO: exact where the loss is quadratic, the same by both engines, resumable, and what it says it costs."""
 
+import itertools
 import logging
 
 import numpy as np
@@ -258,3 +259,28 @@ def test_options_are_checked():
     for name, value in [("engine", "fast"), ("pairs", "some"), ("baseline", "best"), ("shrink", "x"), ("trim", 0.5)]:
         with pytest.raises(ValueError, match=f"{name}={value!r}; wanted"):
             clado_of(model, [batch], **{name: value})
+
+
+@pytest.mark.parametrize("pair,doubted", [(-1.0, True), (-0.3, False)])
+def test_pairs_that_promise_less_than_no_loss_are_doubted(caplog, pair: float, doubted: bool) -> None:
+    layers = [mq.Layer(f"l{i}", "linear", (8, 8), 64) for i in range(4)]
+    unary = [[0.5, 0.0]] * 4
+    pairwise = np.zeros((4, 2, 4, 2))
+    for i, j in itertools.combinations(range(4), 2):
+        pairwise[i, 0, j, 0] = pairwise[j, 0, i, 0] = pair
+    notes = {"method": "clado", "loss": "kl", "loss0": 0.1}
+    found = mq.solve(mq.Scores(layers, [2, 4], unary, pairwise, notes), mq.Budget(avg_bits=2))
+    assert found.objective == pytest.approx(4 * 0.5 + 6 * pair)
+    said = [record.getMessage() for record in caplog.records if "promise a kl loss of" in record.getMessage()]
+    assert bool(said) == doubted and all('psd="clip"' in text for text in said)
+    caplog.clear()
+    mq.solve(mq.Scores(layers, [2, 4], unary, pairwise, notes), mq.Budget(avg_bits=2), psd="clip")
+    assert not caplog.records
+
+
+def test_the_loss_with_nothing_changed_is_kept() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    x, y = torch.randn(12, 8), torch.randint(3, (12,))
+    found = mq.score(model, [(x[:8], y[:8]), (x[8:], y[8:])], method="clado")
+    assert found.provenance["loss0"] == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-6)

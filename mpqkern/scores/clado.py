@@ -50,7 +50,8 @@ def score(
               widest scheme, which costs nothing there, so one scheme fewer is measured in each layer
     trim, shrink  see `Samples.scores`; the paper takes plain means: 0 and None
 
-    Standard errors of `unary` are in the provenance; `samples` has those of pairs, and all losses.
+    Standard errors of `unary` are in the provenance, and "loss0", the loss with nothing changed; `samples` has those
+    of pairs, and all losses.
     """
     design = _design(run, engine, pairs, baseline)
     run = perturbed.fitted(run, design)
@@ -63,6 +64,7 @@ def score(
         "losses": design.losses(found.batches[0][0]["order"].tolist()),
         "forwards": passes,
         "unary_errors": found.errors()[0].tolist() if found.count > 1 else None,
+        "loss0": sum(float(np.sum(base["loss"])) for base, _ in found.batches) / found.count,
     }
     scores = found.scores(trim=trim, shrink=shrink)
     return run.scores(scores.unary, scores.pairwise, **notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,10 @@ from .prepare import PROJECTIONS, is_seed, projected
 from .prices import local_prices
 from .problem import Problem, make_problem
 
+log = logging.getLogger("mpqkern")
+
 OBJECTIVES = ("sum", "minimax")
+NEVER_NEGATIVE = ("ce", "kl")  # losses
 
 
 def solve(
@@ -104,6 +108,8 @@ def solve(
             raise TimeoutError(f"time_limit={time_limit!r} passed before any assignment was found; wanted longer")
         # With psd the objective is that of the projected scores: the bound and the prices hold for them only.
         value = None if psd == "none" else outcome.objective
+        if psd == "none":
+            _doubt(scores, outcome.objective)
         unary, pairwise, _ = projected(problem.unary, problem.pairwise, psd)
         prices = local_prices(unary, pairwise, outcome.choice, *budget)
         return make_assignment(problem, outcome.choice, outcome.bound, outcome.status, prices, start, value=value)
@@ -119,6 +125,19 @@ def solve(
     value = result.objective if objective == "minimax" else None
     prices = None if objective == "minimax" else result.price
     return make_assignment(problem, result.choice, result.bound, result.status, prices, start, value=value)
+
+
+def _doubt(scores: Scores, cost: float) -> None:
+    """Pairs that were measured where the loss no longer grows with the error add up to what no loss can be."""
+    start = scores.provenance.get("loss0")
+    if scores.provenance.get("loss") not in NEVER_NEGATIVE or start is None:
+        return
+    if start + cost < -np.abs(scores.unary).max():  # below zero by more than noise: than any layer costs alone
+        log.warning(
+            "these pairs promise a %s loss of %.3g, and there is none below 0: their errors are too large to add up. "
+            'Better: psd="clip", scores of a rounding that errs less (rounding="gptq"), or no layer at the least bits',
+            scores.provenance["loss"], start + cost,
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
