@@ -16,7 +16,7 @@ from mpqkern import ops, plain
 from mpqkern.scheme import padded
 
 from . import ptxsim
-from .test_cuda import library, needs_built, needs_gpu, read_only  # noqa: F401  (library is a fixture)
+from .test_cuda import needs_built, needs_gpu, read_only
 from .test_packed import BITS
 
 WIDTHS = [1, 2, 3, 4, 5, 6, 7, 8]
@@ -36,7 +36,7 @@ class Numbers:
 class Interpreted:
     """The launchers, on arrays of exactly the sizes that they may touch."""
 
-    def __init__(self, library: ptxsim.Library) -> None:  # noqa: F811
+    def __init__(self, library: ptxsim.Library) -> None:
         self.library = library
 
     def quantize(
@@ -161,7 +161,7 @@ def test_special_rows(cuda: Interpreted | OnGpu, cpu: object) -> None:
     assert_equal(cuda.quantize(*args), cpu.quantize(*args))
 
 
-def test_blocks_take_groups_in_turn(library: ptxsim.Library, cpu: object, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_blocks_take_groups_in_turn(library: ptxsim.Library, cpu: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "most_blocks", 1)
     w = torch.randn(2, 300)  # a span for each of two warps
     args = (w, 4, 0, False, "mse")

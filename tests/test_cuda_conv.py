@@ -14,14 +14,7 @@ from mpqkern import packed, plain
 
 from . import ptxsim, reference
 from .test_conv import CASES, images
-from .test_cuda import (  # noqa: F401  (library is a fixture)
-    library,
-    needs_built,
-    needs_gpu,
-    random_grid,
-    read_only,
-    weight,
-)
+from .test_cuda import needs_built, needs_gpu, random_grid, read_only, weight
 from .test_cuda_analysis import OnGpu, unwritten
 from .test_cuda_gram import TYPES
 from .test_packed import BITS, codes_for
@@ -69,7 +62,7 @@ def memory(t: Tensor) -> Tensor:
 class Interpreted:
     """The launchers, on arrays of exactly the sizes that they may touch."""
 
-    def __init__(self, library: ptxsim.Library) -> None:  # noqa: F811
+    def __init__(self, library: ptxsim.Library) -> None:
         self.library = library
 
     def conv2d(self, launcher: str, case: Case, x: Tensor, y_type: torch.dtype | None = None) -> Tensor:
@@ -122,7 +115,7 @@ def cuda(request: pytest.FixtureRequest) -> Iterator[Interpreted | OpsOnGpu]:
 
 
 @pytest.fixture
-def interpreted(library: ptxsim.Library) -> Interpreted:  # noqa: F811
+def interpreted(library: ptxsim.Library) -> Interpreted:
     return Interpreted(library)
 
 
@@ -187,7 +180,7 @@ def test_without_bias_and_without_images(cuda: Interpreted | OpsOnGpu) -> None:
         case.check(way(case, x), x, torch.finfo(dtype).eps / reference.U)
 
 
-def test_blocks_take_tiles_in_turn(library: ptxsim.Library, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_blocks_take_tiles_in_turn(library: ptxsim.Library, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "most_blocks", 2)
     cases = [(DEPTHWISE[-2], "mpq_conv_depthwise"), (DEPTHWISE[-3], "mpq_conv_depthwise"), (DENSE[8], "mpq_conv_tiles")]
     for shape, launcher in cases:

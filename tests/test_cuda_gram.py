@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import ptxsim, reference
-from .test_cuda import library, needs_gpu, read_only  # noqa: F401  (library is a fixture)
+from .test_cuda import needs_gpu, read_only
 from .test_cuda_analysis import OnGpu, unwritten
 
 TYPES = [torch.float32, torch.float16, torch.bfloat16]  # in the order of launchers' numbers
@@ -33,7 +33,7 @@ def samples(x: Tensor) -> tuple[NDArray, int, int, int]:
 class Interpreted:
     """The launchers, on arrays of exactly the sizes that they may touch."""
 
-    def __init__(self, library: ptxsim.Library, slices: int | None = None) -> None:  # noqa: F811
+    def __init__(self, library: ptxsim.Library, slices: int | None = None) -> None:
         self.library, self.slices = library, slices
 
     def gram(self, features: list[Tensor], center: bool = True) -> Tensor:
@@ -76,13 +76,13 @@ def test_shapes(cuda: Interpreted | OnGpu, n: int, columns: int, center: bool) -
     assert_gram(cuda, [torch.randn(n, columns) + 3], center)
 
 
-def test_slices_of_several_sums(library: ptxsim.Library) -> None:  # noqa: F811
+def test_slices_of_several_sums(library: ptxsim.Library) -> None:
     x = torch.randn(5, 1050)
     for slices in (1, 2):
         assert_gram(Interpreted(library, slices), [x], True)
 
 
-def test_blocks_take_tiles_and_slices_in_turn(library: ptxsim.Library, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_blocks_take_tiles_and_slices_in_turn(library: ptxsim.Library, monkeypatch: pytest.MonkeyPatch) -> None:
     features = [torch.randn(65, 40)]
     want = Interpreted(library).orthogonality([features[0][:9], features[0][9:18]], True, True)
     monkeypatch.setattr(library, "most_blocks", 2)
