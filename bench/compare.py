@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, help="calibration samples; each model has a number of its own")
+    parser.add_argument("--psd", default="none", choices=["none", "clip", "shift"], help="of pairs, when solving")
     parser.add_argument("--time-limit", type=float, default=60, help="seconds for each cross-layer solve")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", help="write JSON here")
@@ -45,12 +46,12 @@ def main() -> None:
                 break
             run = mq.compare(
                 case.model, case.calibration, case.evaluate, budgets,
-                methods=args.methods, bits=args.bits, seed=seed, solver={"time_limit": args.time_limit},
+                methods=args.methods, bits=args.bits, seed=seed,
+                solver={"time_limit": args.time_limit, "psd": args.psd},
             )  # fmt: skip
             runs.append(run)
             rows.append({"model": name, "seed": seed, **json.loads(run.to_json())})
-            asked = {name: value for name, value in vars(args).items() if name != "out"}
-            write(args.out, {"bench": "compare", "arguments": asked, "rows": rows})  # what there is so far
+            write(args.out, {"bench": "compare", "arguments": vars(args), "rows": rows})  # what there is so far
         if runs:
             print(f"\n{name}, {args.seeds} calibration sets\n{mq.Repeated(runs)}")
 

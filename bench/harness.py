@@ -21,8 +21,12 @@ def environment() -> dict[str, Any]:
 
 
 def write(path: str | Path | None, results: Mapping[str, Any]) -> None:
-    if path is not None:
-        Path(path).write_text(json.dumps({"environment": environment(), **results}, indent=1) + "\n")
+    """Where to (`out` among the arguments) is nobody else's business."""
+    if path is None:
+        return
+    asked = {name: value for name, value in results.get("arguments", {}).items() if name != "out"}
+    told = {"environment": environment(), **results} | ({"arguments": asked} if asked else {})
+    Path(path).write_text(json.dumps(told, indent=1) + "\n")
 
 
 def _commit() -> str:

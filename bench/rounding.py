@@ -91,8 +91,7 @@ def main() -> None:
                 rows.append({"model": name, "plan": label, "rounding": rounding, **got})
                 shown = f"{got['loss']:.4f}", f"{got['accuracy']:.2%}", f"{got['bytes']:,}", f"{got['seconds']:.1f}"
                 lines.append((label, rounding, *shown))
-                asked = {key: value for key, value in vars(args).items() if key != "out"}
-                write(args.out, {"bench": "rounding", "arguments": asked, "rows": rows})  # what there is so far
+                write(args.out, {"bench": "rounding", "arguments": vars(args), "rows": rows})  # what there is so far
         print(f"\n{name}\n{table(lines, left=(0, 1))}")
 
 
