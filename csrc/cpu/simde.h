@@ -22,6 +22,13 @@ static inline __m512i mpq_cvtepu8_epi32(__m128i a) {
   for (int i = 0; i < 16; ++i) out[i] = in[i];
   return _mm512_load_si512(out);
 }
+static inline __m512i mpq_cvtepu8_epi16(__m256i a) {
+  alignas(32) uint8_t in[32];
+  alignas(64) int16_t out[32];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(in), a);
+  for (int i = 0; i < 32; ++i) out[i] = in[i];
+  return _mm512_load_si512(out);
+}
 static inline __m512d mpq_cvtps_pd(__m256 a) {
   alignas(32) float in[8];
   alignas(64) double out[8];
@@ -45,6 +52,7 @@ static inline __m128i mpq_cvtepi32_epi8(__m512i a) {
 }
 #define _mm512_cvtepi32_epi8 mpq_cvtepi32_epi8
 #define _mm512_cvtepi32_ps mpq_cvtepi32_ps
+#define _mm512_cvtepu8_epi16 mpq_cvtepu8_epi16
 #define _mm512_cvtepu8_epi32 mpq_cvtepu8_epi32
 #define _mm512_cvtps_epi32 mpq_cvtps_epi32
 #define _mm512_cvtps_pd mpq_cvtps_pd

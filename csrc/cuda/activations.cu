@@ -2,17 +2,15 @@
 // 8-bit products the rounded values and their scales. A warp takes one stretch of a row: a unit, or a group.
 #include <cuda_runtime.h>
 
-#include <algorithm>
-
 #include "convert.cuh"
 #include "launch.h"
+#include "start.cuh"
 
 namespace {
 
 using namespace mpq;
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int64_t kMostBlocks = 1 << 16;  // warps stride to what lies beyond
 
 __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
@@ -93,31 +91,6 @@ __global__ void join(const float* partial, int splits, int64_t n, int64_t count,
   }
 }
 
-template <class... Wanted, class... Given>
-int launch(void (*kernel)(Wanted...), int64_t blocks, void* stream, const Given&... arguments) {
-  if (blocks == 0) return cudaSuccess;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(unsigned(std::min(blocks, kMostBlocks)));
-  config.blockDim = dim3(kThreads);
-  config.stream = static_cast<cudaStream_t>(stream);
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
-}
-
-// Calls `f` with a value of the type.
-template <class F>
-int with_type(int type, const F& f) {
-  switch (Type(type)) {
-    case Type::f32:
-      return f(float());
-    case Type::f16:
-      return f(__half());
-    case Type::bf16:
-      return f(__nv_bfloat16());
-    default:
-      return cudaErrorInvalidValue;
-  }
-}
-
 }  // namespace
 
 int mpq_row_sums(const void* x, int type, int64_t m, int64_t k, int unit, float* sums, int64_t ld, void* copy,
@@ -125,8 +98,8 @@ int mpq_row_sums(const void* x, int type, int64_t m, int64_t k, int unit, float*
   const int64_t units = sum_units(padded(k), unit);
   return with_type(type, [&](auto t) {
     using T = decltype(t);
-    return launch(row_sums<T>, ceil_div(ld * units, kWarps), stream, static_cast<const T*>(x), m, k, unit, units, sums,
-                  ld, static_cast<T*>(copy), copy_ld);
+    return start(row_sums<T>, ceil_div(ld * units, kWarps), kThreads, stream, static_cast<const T*>(x), m, k, unit,
+                 units, sums, ld, static_cast<T*>(copy), copy_ld);
   });
 }
 
@@ -134,8 +107,8 @@ int mpq_round_rows(const void* x, int type, const Packed& w, int64_t m, const fl
                    int8_t* q, float* sums, int64_t ld, void* stream) {
   return with_type(type, [&](auto t) {
     using T = decltype(t);
-    return launch(round_rows<T>, ceil_div(ld * w.groups, kWarps), stream, static_cast<const T*>(x), w, m, fixed, each,
-                  unit, sum_units(w.kp, unit), q, sums, ld);
+    return start(round_rows<T>, ceil_div(ld * w.groups, kWarps), kThreads, stream, static_cast<const T*>(x), w, m,
+                 fixed, each, unit, sum_units(w.kp, unit), q, sums, ld);
   });
 }
 
@@ -143,7 +116,7 @@ int mpq_join(const LinearTask& a, void* stream) {
   return with_type(a.type, [&](auto t) {
     using T = decltype(t);
     const int64_t count = a.m * a.weight.n;
-    return launch(join<T>, ceil_div(count, kThreads), stream, a.partial, a.splits, a.weight.n, count, a.bias,
-                  static_cast<T*>(a.y));
+    return start(join<T>, ceil_div(count, kThreads), kThreads, stream, a.partial, a.splits, a.weight.n, count, a.bias,
+                 static_cast<T*>(a.y));
   });
 }
