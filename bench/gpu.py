@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CUDA = Path("/usr/local/cuda/bin")
 NEEDS = {"torch": "2.11", "numpy": "", "tqdm": "", "setuptools": "77", "pytest": "8", "hypothesis": ""}
 SHOWN = 12  # last lines of a step that failed
-SPEED = {"linear": 150, "gram": 45, "conv": 120}  # sections of gpu_speed.py, and seconds for each
+SPEED = {"linear": 160, "gram": 45, "conv": 150}  # sections of gpu_speed.py, and seconds for each
 TINY = ["--device", "cpu", "--shapes", "256x256", "--m", "1", "--networks", "resnet18", "--batch", "1", "--rounds", "2"]
 
 
