@@ -2,6 +2,7 @@
 # make test   sets everything up and runs the whole suite
 # make wheel  builds one, and tries it in an environment of its own
 # make docs   builds the pages in build/docs, and checks their links
+# make gpu    on a machine with a GPU: builds for it, tests and measures there, in ten minutes, fetching nothing
 # make lint   formatting and style;  make bench   kernels against torch;  make clean
 #
 # PYTHON=python3.12 picks the interpreter, TORCH=torch==2.12.0 the torch to install where there is none.
@@ -14,7 +15,7 @@ INPUTS = setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CLEAN = build/clean
 EXAMPLE = --model mpqkern.cli.example:net --data mpqkern.cli.example:batches
 
-.PHONY: demo test lint bench wheel docs clean
+.PHONY: demo test lint bench gpu wheel docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python bench/demo.py
@@ -29,6 +30,10 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python bench/linear.py
+
+# With the interpreter that has torch; OUT=folder takes the results.
+gpu:
+	$(PYTHON) bench/gpu.py $(if $(OUT),--out $(OUT))
 
 wheel: $(VENV)/.installed
 	rm -rf build/wheel $(CLEAN)

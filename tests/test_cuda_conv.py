@@ -235,7 +235,7 @@ def test_the_op_checks_its_arguments() -> None:
 
 @needs_gpu
 @pytest.mark.parametrize("shape", [DEPTHWISE[0], DENSE[1], (3, 8, 1, (3, 3), (1, 1), (1, 1), (1, 1), 40, 40)])
-def test_8_bit_activations_and_large_images(shape: tuple) -> None:
+def test_8_bit_activations_and_large_images_on_a_gpu(shape: tuple) -> None:
     case = Case(shape, 4, 0)
     for x in images(shape, 2):
         for type in (torch.float32, torch.float16):
