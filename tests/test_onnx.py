@@ -181,6 +181,7 @@ def test_the_runtime_unpacks_convolutions_when_it_loads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "model,example,message",
     [
+        (None, (torch.zeros(1, 8),), "model=NoneType; wanted an nn.Module"),
         (nn.Sequential(nn.Linear(8, 8)).eval(), (torch.zeros(1, 8),), "model has no packed layer"),
         (mq.PackedLinear(8, 8, Scheme(4)).eval(), torch.zeros(1, 8), "example=Tensor; wanted a tuple"),
         (mq.PackedLinear(8, 8, Scheme(4)).train(), (torch.zeros(1, 8),), "in training mode; wanted model.eval"),

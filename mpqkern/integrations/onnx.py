@@ -54,6 +54,8 @@ def to_onnx(
     ...     to_onnx(model, (torch.zeros(1, 64),), f"{folder}/model.onnx") < 64 * 64 * 4
     True
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={type(model).__name__}; wanted an nn.Module")
     if not isinstance(example, tuple):
         raise TypeError(f"example={type(example).__name__}; wanted a tuple of the model's arguments")
     if not any(isinstance(module, PackedModule) for module in model.modules()):
