@@ -27,7 +27,7 @@ class Room:
 
 
 # A row of layers fits where its cells stay wide enough to see, else it is wider. 96 pixels on paper are an inch.
-DESK, PHONE, PAPER = Room(1040), Room(352, 58, 14), Room(680)
+DESK, PHONE, PAPER = Room(1040), Room(352, 58, 14), Room(704)
 
 
 @dataclass(frozen=True)

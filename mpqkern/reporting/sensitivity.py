@@ -15,6 +15,7 @@ from .markup import details, number, paragraph, table
 
 TITLE = "Sensitivity"
 HIGH, TOP, KEY = 30, 8, 46  # pixels: of a cell, above, and of the key to the colours
+FIGURED = 46  # pixels of a cell from which on its figure is in it
 FLOOR = 1e-6  # costs below this share of the largest have the palest colour, as those of 0 and below
 
 
@@ -61,7 +62,7 @@ def _map(given: Given, room: Room) -> Drawing:
 def cell(row: Row, layer: int, y: float, tale: str, short: str, color: str) -> list[Mark]:
     """A colour that tells its figure under the pointer, and at once where there is room."""
     rect = Rect(row.x(layer), y, row.step, HIGH, color, (tale,))
-    if row.step < 46:
+    if row.step < FIGURED:
         return [rect]
     return [rect, Text(short, row.x(layer) + row.step / 2, y + HIGH / 2 + 4, "middle", f"on-{color}")]
 

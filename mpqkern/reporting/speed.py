@@ -7,11 +7,11 @@ import math
 from ..latency import Latency
 from ..latency.table import FLOAT
 from .axes import Room, Row, fitted, signs
-from .colors import sign_class
+from .colors import SIGNS, sign_class
 from .given import Given
 from .marks import Drawing, Mark, Text
 from .markup import details, listed, number, paragraph, table
-from .sensitivity import HIGH, KEY, TOP, cell, chosen_marks
+from .sensitivity import FIGURED, HIGH, KEY, TOP, cell, chosen_marks
 
 TITLE = "Latency"
 RANGE = 8.0  # times faster or slower: the ends of the colours
@@ -71,7 +71,9 @@ def _map(given: Given, room: Room) -> Drawing:
                 frames += chosen_marks(row, i, y)
     bottom = TOP + len(texts) * HIGH
     ends = (f"{RANGE:.0f}x faster", "float", f"{RANGE:.0f}x slower")
-    marks += [*frames, *row.labels(bottom), *signs(16, bottom + row.height + 8, ends)]
+    key = bottom + row.height + 8
+    marks += [*frames, *row.labels(bottom), *signs(4, key, ends)]
+    marks += [Text("milliseconds", 14 * SIGNS + 16, key + 10)] if row.step >= FIGURED else []
     return Drawing(row.width, bottom + row.height + KEY, "Milliseconds of each scheme in each layer", marks)
 
 

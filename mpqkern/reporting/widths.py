@@ -74,7 +74,7 @@ def _keyed(bars: Drawing, facts: list[Fact]) -> Drawing:
     """With the legend below, for where nothing stands around the drawing."""
     keys = [(width_class(bits), name) for bits, name in _schemes(facts)]
     keys += [("ghost", "bytes in float")] if _sized(facts) else []
-    marks, x, y = list(bars.marks), 10.0, bars.height + 16.0
+    marks, x, y = list(bars.marks), 10.0, bars.height + 20.0
     for class_, name in keys:
         wide = 16 + len(name) * GLYPH + 16
         if x > 10 and x + wide > bars.width:
