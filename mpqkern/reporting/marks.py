@@ -29,7 +29,7 @@ class Rect:
     height: float
     class_: str
     tale: Tale = ()
-    rx: float | None = None  # radius of its corners
+    rx: float | None = None  # radius of its corners in a page
 
 
 @dataclass(frozen=True)
