@@ -1,4 +1,5 @@
 """The main job on a small real model: compare methods, solve, round, pack, verify, save, load elsewhere, report.
+Where matplotlib is installed, the plots of the report are PNG files too, in plots/ beside it.
 
 python bench/demo.py [--report build/demo/report.html] [--json demo.json]
 """
@@ -10,6 +11,7 @@ import copy
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -125,6 +127,7 @@ def main() -> None:
         comparison=comparison,
         ledger=ledger,
         latency=latency,
+        pictures=folder / "plots" if find_spec("matplotlib") else None,
     )
     write(args.json, {"bench": "demo", "rows": rows})
     say(f"Done. Open {written} in a browser.")

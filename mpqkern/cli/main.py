@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _stopped(args, str(error).replace("the same call with its bank goes", "the same command goes"), FAILED)
     except Exception as error:
         # What a caller got wrong is an error of one of these types; any other is named, to be looked into.
-        expected = isinstance(error, (ValueError, TypeError, OSError, TimeoutError))
+        expected = isinstance(error, (ValueError, TypeError, OSError, TimeoutError, ImportError))
         text = str(error) if expected else f"{type(error).__name__}: {error}; --debug shows where"
         if isinstance(error, OSError) and error.filename is not None:
             text = f"{error.filename}: {error.strerror}"

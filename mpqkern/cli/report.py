@@ -1,4 +1,4 @@
-"""mpqkern report: everything that the run has, as one HTML file."""
+"""mpqkern report: everything that the run has, as one HTML file, and its plots as PNG if asked."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ PARTS = {
 def add(parser: ArgumentParser) -> None:
     parser.add_argument("--title", default="mpqkern", help="of the page")
     parser.add_argument("--out", metavar="FILE", help="where to write it (report.html of the run)")
+    parser.add_argument("--png", metavar="FOLDER", help="write the plots there too, as PNG; needs matplotlib")
     options.add_method(parser)
     options.add_run(parser)
 
@@ -41,8 +42,11 @@ def run(args: Namespace) -> Answer:
         raise ValueError(
             f"--run {folder.path} has nothing to show; wanted `mpqkern score --run {folder.path} ...` first"
         )
-    file = report(Path(args.out) if args.out else folder.path / "report.html", title=args.title, **found)
-    return Answer(f"wrote {file}: {', '.join(sorted(found))}", {"file": str(file), "parts": sorted(found)})
+    out = Path(args.out) if args.out else folder.path / "report.html"
+    file = report(out, title=args.title, pictures=args.png, **found)
+    plots = f", and its plots to {args.png}" if args.png else ""
+    told = {"file": str(file), "parts": sorted(found), "pictures": args.png}
+    return Answer(f"wrote {file}: {', '.join(sorted(found))}{plots}", told)
 
 
 REPORT = Verb(

@@ -8,12 +8,26 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from .markup import coordinate, el, esc, number
+from .colors import NONE, SIGNS, sign_class
+from .marks import Drawing, Line, Mark, Rect, Text
+from .markup import number
+from .svg import markup
 
-ROOM = 1040  # pixels of a page's column; a row of layers fits it where its cells stay wide enough to see
-PHONE = 352
 FEW = 60  # layers that fit a phone; a longer row scrolls there
 GLYPH = 6.1  # pixels of a letter at 11 px
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a drawing has to fit: pixels of its width, pixels left of a row of layers, and letters of a layer's name."""
+
+    width: float
+    left: float = 92  # also for names that lean out
+    letters: int = 24
+
+
+# A row of layers fits where its cells stay wide enough to see, else it is wider. 96 pixels on paper are an inch.
+DESK, PHONE, PAPER = Room(1040), Room(352, 58, 14), Room(704)
 
 
 @dataclass(frozen=True)
@@ -79,35 +93,27 @@ class Axis:
         return [float(f"{i * step:.10g}") for i in range(first, last + 1)]
 
 
-def rules(axis: Axis, left: float, right: float, *, text: Callable[[float], str] = number, most: int = 5) -> str:
+def rules(axis: Axis, left: float, right: float, *, text: Callable[[float], str] = number, most: int = 5) -> list[Mark]:
     """Horizontal lines at the ticks of a vertical axis, labelled at their left."""
-    return "".join(
-        el("line", x1=left, x2=right, y1=axis(v), y2=axis(v), class_="grid")
-        + label(text(v), left - 8, axis(v) + 4, "end")
-        for v in axis.ticks(most)
-    )
+    found: list[Mark] = []
+    for v in axis.ticks(most):
+        found += [Line(left, axis(v), right, axis(v), "grid"), Text(text(v), left - 8, axis(v) + 4, "end")]
+    return found
 
 
-def posts(axis: Axis, top: float, bottom: float, *, text: Callable[[float], str] = number, most: int = 6) -> str:
+def posts(axis: Axis, top: float, bottom: float, *, text: Callable[[float], str] = number, most: int = 6) -> list[Mark]:
     """Vertical lines at the ticks of a horizontal axis, labelled below."""
-    return "".join(
-        el("line", x1=axis(v), x2=axis(v), y1=top, y2=bottom, class_="grid")
-        + label(text(v), axis(v), bottom + 17, "middle")
-        for v in axis.ticks(most)
-    )
+    found: list[Mark] = []
+    for v in axis.ticks(most):
+        found += [Line(axis(v), top, axis(v), bottom, "grid"), Text(text(v), axis(v), bottom + 17, "middle")]
+    return found
 
 
-def label(text: str, x: float, y: float, anchor: str | None = None, class_: str | None = None, angle: int = 0) -> str:
-    place = {"transform": f"translate({coordinate(x)} {coordinate(y)}) rotate({angle})"} if angle else {"x": x, "y": y}
-    return el("text", esc(text), **place, text_anchor=anchor, class_=class_)
-
-
-def drawing(width: float, height: float, name: str, *content: str, shrinks: float = 0.85, class_: str = "") -> str:
-    """An SVG of its natural size; on a narrow page it shrinks so far, then its box scrolls."""
-    style = f"width:{coordinate(width)}px;min-width:{coordinate(width * shrinks)}px"
-    box = f"0 0 {coordinate(width)} {coordinate(height)}"
-    body = el("svg", *content, viewBox=box, role="img", aria_label=name, style=style)
-    return el("div", body, class_=f"scroll {class_}".strip(), tabindex=0)
+def signs(x: float, y: float, ends: tuple[str, str, str]) -> list[Mark]:
+    """The key to colours of signs: what the lowest, the middle and the highest stand for."""
+    cells = [Rect(x + 14 * i, y, 14, 12, sign_class((i - NONE) / NONE)) for i in range(SIGNS)]
+    places = ((0, "start"), (SIGNS / 2, "middle"), (SIGNS, "end"))
+    return [*cells, *(Text(end, x + 14 * i, y + 27, a) for end, (i, a) in zip(ends, places, strict=True))]
 
 
 def shortened(names: Sequence[str], most: int = 24) -> list[str]:
@@ -127,13 +133,15 @@ class Row:
     """Layers from left to right, one column each; names below are thinned until they do not touch."""
 
     names: Sequence[str]
-    room: float = ROOM
-    left: float = 92  # also for names that lean out
-    letters: int = 24
+    room: Room
+
+    @property
+    def left(self) -> float:
+        return self.room.left
 
     @property
     def step(self) -> float:
-        return min(max((self.room - self.left - 16) / max(len(self.names), 1), 2.4), 94.0)
+        return min(max((self.room.width - self.left - 16) / max(len(self.names), 1), 2.4), 94.0)
 
     @property
     def right(self) -> float:
@@ -146,7 +154,7 @@ class Row:
     @cached_property
     def _shown(self) -> dict[int, str]:
         """Names that are written, by layer."""
-        return dict(list(enumerate(shortened(self.names, self.letters)))[:: math.ceil(20 / self.step)])
+        return dict(list(enumerate(shortened(self.names, self.room.letters)))[:: math.ceil(20 / self.step)])
 
     @property
     def height(self) -> float:
@@ -157,15 +165,13 @@ class Row:
     def x(self, layer: int) -> float:
         return self.left + layer * self.step
 
-    def labels(self, y: float) -> str:
+    def labels(self, y: float) -> list[Text]:
         """Names under the row, their ends at `y`."""
-        return "".join(
-            label(name, self.x(i) + self.step / 2 + 4, y + 12, "end", angle=-60) for i, name in self._shown.items()
-        )
+        return [Text(name, self.x(i) + self.step / 2 + 4, y + 12, "end", angle=-60) for i, name in self._shown.items()]
 
 
-def rows(names: Sequence[str], draw: Callable[[Row, str], str]) -> str:
-    """What `draw` makes of a row for desks, and of one for phones where that fits; the page shows either."""
-    if len(names) > FEW:
-        return draw(Row(names), "")
-    return draw(Row(names), "wide") + draw(Row(names, PHONE, 58, 14), "narrow")
+def fitted(draw: Callable[[Room], Drawing], layers: int = 0) -> str:
+    """A drawing for desks, and one for phones where a row of so many layers fits; the page shows either."""
+    if layers > FEW:
+        return markup(draw(DESK))
+    return markup(draw(DESK), "wide") + markup(draw(PHONE), "narrow")

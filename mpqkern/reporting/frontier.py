@@ -8,23 +8,24 @@ from collections.abc import Callable
 import numpy as np
 
 from ..solve import Frontier
-from .axes import PHONE, ROOM, Axis, drawing, label, posts, rules
+from .axes import Axis, Room, fitted, posts, rules
 from .given import Given
-from .markup import coordinate, details, el, hover, number, paragraph, size, table
+from .marks import Circle, Drawing, Group, Line, Mark, Path, Text
+from .markup import details, number, paragraph, size, table
 
 TITLE = "Frontier"
 UNITS = {"avg_bits": "bits a parameter", "bytes": "bytes", "mbytes": "MiB", "fraction": "share of float32"}
 UNITS |= {"gbops": "GBOPs", "ms": "ms", "limit": "budget"}
 MANY = 60  # points from which on they are drawn small
 MOST = 120  # points that can be pointed at and are in the table; the line has all
-WIDE, NARROW = (ROOM, 400), (PHONE, 320)  # pixels: one drawing for desks and one for phones; the page shows either
+HIGH, LOW = 400, 320  # pixels: where there is room beside it, and on phones
 
 
 def section(given: Given) -> str | None:
     front = given.frontier
     if front is None or not len(front):
         return None
-    chosen, unit = _chosen(given), UNITS.get(front.kind, front.kind)
+    unit = UNITS.get(front.kind, front.kind)
     proven = sum(_gap(front, i) == 0 for i in range(len(front)))
     note = f"Least cost against {unit}. {proven} of {len(front)} points are proven optimal"
     note += "." if proven == len(front) else "; the others are hollow, and a line goes down to what is proven."
@@ -43,10 +44,13 @@ def section(given: Given) -> str | None:
     name = "All points" if len(shown) == len(front) else f"{len(shown)} of the {len(front)} points"
     return (
         paragraph(note)
-        + _plot(front, chosen, unit, *WIDE, class_="wide")
-        + _plot(front, chosen, unit, *NARROW, class_="narrow")
+        + fitted(lambda room: _plot(given, room))
         + details(name, table((unit, "objective", "bound", "certificate", ""), rows, left=(3, 4)))
     )
+
+
+def drawings(given: Given, room: Room) -> list[Drawing]:
+    return [_plot(given, room)] if given.frontier is not None and len(given.frontier) else []
 
 
 def _chosen(given: Given) -> tuple[float, float] | None:
@@ -86,25 +90,25 @@ def _place(front: Frontier, i: int) -> str:
     return "knee" if i == front.knee and len(front) > 2 else ""
 
 
-def _plot(
-    front: Frontier, chosen: tuple[float, float] | None, unit: str, width: float, height: float, *, class_: str
-) -> str:
+def _plot(given: Given, room: Room) -> Drawing:
+    front, chosen = given.frontier, _chosen(given)
+    unit, width, height = UNITS.get(front.kind, front.kind), room.width, HIGH if room.width > 400 else LOW
     left, right, top, bottom = 68, width - 16, 24, height - 48
     bounds = [b for b, v in zip(front.bound, front.objective, strict=True) if _near(b, v)]
     values = [*front.objective, *bounds, *([chosen[1]] if chosen else [])]
     x = Axis.over([*front.use, *([chosen[0]] if chosen else [])], left, right, bent=False)
     y = Axis.over(values, bottom, top)
     tick: Callable[[float], str] = size if front.kind == "bytes" else number
-    marks = [rules(y, left, right), posts(x, top, bottom, text=tick, most=max(3, int(width // 130)))]
-    marks += [label("objective" + (" (log scale)" if y.bend else ""), 4, 14), label(unit, right, height - 8, "end")]
-    marks.append(el("path", d=_stairs(front, x, y), class_="stairs"))
+    marks = [*rules(y, left, right), *posts(x, top, bottom, text=tick, most=max(3, int(width // 130)))]
+    marks += [Text("objective" + (" (log scale)" if y.bend else ""), 4, 14), Text(unit, right, height - 8, "end")]
+    marks.append(Path(_stairs(front, x, y), "stairs"))
     marks += [_point(front, i, x, y, 2.5 if len(front) > MANY else 4.5) for i in _shown(front)]
     knee = front.knee if len(front) > 2 else None
     if knee is not None:
         marks.append(_named("knee", x(front.use[knee]), y(front.objective[knee]), below=True))
     if chosen:
-        marks.append(_ring(chosen, unit, x, y, tick))
-    return drawing(width, height, f"Objective against {unit}", *marks, class_=class_)
+        marks += _ring(chosen, unit, x, y, tick)
+    return Drawing(width, height, f"Objective against {unit}", marks)
 
 
 def _near(bound: float | None, value: float) -> bool:
@@ -112,37 +116,36 @@ def _near(bound: float | None, value: float) -> bool:
     return bound is not None and math.isfinite(bound) and (value <= 0 or bound > value / 100)
 
 
-def _stairs(front: Frontier, x: Axis, y: Axis) -> str:
+def _stairs(front: Frontier, x: Axis, y: Axis) -> list[tuple[float, float]]:
     """Between two budgets the answer of the smaller one holds."""
-    steps = [f"M{coordinate(x(front.use[0]))} {coordinate(y(front.objective[0]))}"]
+    steps = [(x(front.use[0]), y(front.objective[0]))]
     for use, value in zip(front.use[1:], front.objective[1:], strict=True):
-        steps.append(f"H{coordinate(x(use))}V{coordinate(y(value))}")
-    return "".join(steps)
+        steps += [(x(use), steps[-1][1]), (x(use), y(value))]
+    return steps
 
 
-def _point(front: Frontier, i: int, x: Axis, y: Axis, radius: float) -> str:
+def _point(front: Frontier, i: int, x: Axis, y: Axis, radius: float) -> Group:
     at, bound, gap = (x(front.use[i]), y(front.objective[i])), front.bound[i], _gap(front, i)
-    title = hover(
+    tale = [
         f"{front.use[i]:,.10g} {UNITS.get(front.kind, front.kind)}",
         f"objective {number(front.objective[i])}",
         *([f"bound {number(bound)}"] if math.isfinite(gap) else []),
         _certificate(front, i),
-    )
-    parts = [title, el("circle", cx=at[0], cy=at[1], r=12.0, class_="hit")]
+    ]
+    marks: list[Mark] = [Circle(*at, 12.0, "hit")]
     if gap > 0:
         end = y(bound) if _near(bound, front.objective[i]) and bound >= y.low else y.start
-        parts.append(el("line", x1=at[0], x2=at[0], y1=at[1], y2=end, class_="whisker"))
-    parts.append(el("circle", cx=at[0], cy=at[1], r=radius, class_="point" if gap == 0 else "point open"))
-    return el("g", *parts, class_="column")
+        marks.append(Line(*at, at[0], end, "whisker"))
+    marks.append(Circle(*at, radius, "point" if gap == 0 else "point open"))
+    return Group(marks, tale, "column")
 
 
-def _ring(chosen: tuple[float, float], unit: str, x: Axis, y: Axis, tick: Callable[[float], str]) -> str:
+def _ring(chosen: tuple[float, float], unit: str, x: Axis, y: Axis, tick: Callable[[float], str]) -> list[Mark]:
     at = x(chosen[0]), y(chosen[1])
-    title = hover("the assignment", f"{chosen[0]:,.10g} {unit}", f"objective {number(chosen[1])}")
-    ring = el("circle", title, cx=at[0], cy=at[1], r=8.0, class_="ring")
-    return ring + _named(f"chosen: {tick(chosen[0])}", *at, below=False)
+    tale = ("the assignment", f"{chosen[0]:,.10g} {unit}", f"objective {number(chosen[1])}")
+    return [Circle(*at, 8.0, "ring", tale), _named(f"chosen: {tick(chosen[0])}", *at, below=False)]
 
 
-def _named(text: str, x: float, y: float, *, below: bool) -> str:
+def _named(text: str, x: float, y: float, *, below: bool) -> Text:
     """A name beside a point: above the curve, which falls, or below it."""
-    return label(text, x - 10, y + 20, "end", "strong") if below else label(text, x + 11, y - 9, None, "strong")
+    return Text(text, x - 10, y + 20, "end", "strong") if below else Text(text, x + 11, y - 9, None, "strong")

@@ -59,6 +59,11 @@ class Given:
         named += [self.assignment and self.assignment.schemes, self.latency]
         return [self._fact(name) for name in dict.fromkeys(name for names in named for name in names or ())]
 
+    @cached_property
+    def chosen(self) -> dict[str, str]:
+        """Schemes of the layers whose scheme is known, as text."""
+        return {fact.name: text(fact.scheme) for fact in self.facts if fact.chosen}
+
     def _fact(self, name: str) -> Fact:
         layer, row, plan = self._layers.get(name), self._rows.get(name), self.assignment and self.assignment.schemes
         found = row or layer

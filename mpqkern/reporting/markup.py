@@ -10,12 +10,17 @@ TALL = 24  # rows from which on a table scrolls in its box
 
 
 def esc(text: Any) -> str:
-    """Text for between tags and in attributes; what does not print (controls, changes of direction) is a U+FFFD.
+    """Text for between tags and in attributes.
 
     >>> esc('<b> & "c"' + chr(0))
     '&lt;b&gt; &amp; &quot;c&quot;\ufffd'
     """
-    return html.escape("".join(c if c.isprintable() else "\ufffd" for c in str(text)))
+    return html.escape(printable(text))
+
+
+def printable(text: Any) -> str:
+    """What does not print (controls, changes of direction) is a U+FFFD."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in str(text))
 
 
 def el(tag: str, *content: str, **attributes: Any) -> str:

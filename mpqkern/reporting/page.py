@@ -13,6 +13,7 @@ from ..latency import Latency
 from ..ledger import Ledger
 from ..solve import Assignment, Frontier, Scores
 from . import colors, comparison, environment, frontier, packed, pairs, sensitivity, speed, summary, widths
+from . import pictures as drawn
 from .given import Given
 from .markup import el, esc
 
@@ -30,12 +31,16 @@ def report(
     comparison: Comparison | None = None,
     ledger: Ledger | None = None,
     latency: Latency | None = None,
+    pictures: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Writes one HTML file about all that is given, and returns where.
 
     Plots are SVG inside of it; nothing is loaded and nothing runs, it follows the reader's light or dark mode, fits a
     phone and prints. Pointing at a mark shows its figures, and each plot has them as a table too. What is not given is
     left out; the environment is always there. The same inputs on the same machine give the same bytes.
+
+    With `pictures`, a folder, the plots are written there as PNG files too, each of its section's name. This needs
+    matplotlib. What the folder holds under these names is replaced, all of it or nothing.
 
     >>> import tempfile
     >>> from mpqkern import Layer
@@ -62,8 +67,12 @@ def report(
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path={str(path)!r}; wanted a file in a folder that exists")
+    folder = None if pictures is None else drawn.wanted(pictures)
     given = Given(title, capabilities(), assignment, scores, frontier, comparison, ledger, latency)
-    path.write_text(page(given), encoding="utf-8", newline="\n")
+    text = page(given)
+    if folder is not None:
+        drawn.write(folder, drawn.pictures(given))
+    path.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 

@@ -6,11 +6,12 @@ import math
 
 from ..latency import Latency
 from ..latency.table import FLOAT
-from .axes import Row, drawing, label, rows
-from .colors import sign_class
-from .given import Given, text
+from .axes import Room, Row, fitted, signs
+from .colors import SIGNS, sign_class
+from .given import Given
+from .marks import Drawing, Mark, Text
 from .markup import details, listed, number, paragraph, table
-from .sensitivity import HIGH, TOP, cell, chosen_mark
+from .sensitivity import FIGURED, HIGH, KEY, TOP, cell, chosen_marks
 
 TITLE = "Latency"
 RANGE = 8.0  # times faster or slower: the ends of the colours
@@ -20,14 +21,21 @@ def section(given: Given) -> str | None:
     latency = given.latency
     if latency is None or not len(latency):
         return None
-    texts = [FLOAT, *dict.fromkeys(t for row in latency.values() for t in row if t != FLOAT)]
-    chosen = {fact.name: text(fact.scheme) for fact in given.facts if fact.chosen}
-    plot = rows(list(latency), lambda row, class_: _map(latency, texts, chosen, row, class_))
-    return _words(given, chosen) + plot + details("All milliseconds", _table(given, texts, chosen))
+    plot = fitted(lambda room: _map(given, room), len(latency))
+    return _words(given) + plot + details("All milliseconds", _table(given))
 
 
-def _words(given: Given, chosen: dict[str, str]) -> str:
-    latency = given.latency
+def drawings(given: Given, room: Room) -> list[Drawing]:
+    return [_map(given, room)] if given.latency is not None and len(given.latency) else []
+
+
+def _texts(latency: Latency) -> list[str]:
+    """Schemes that any layer was timed with."""
+    return [FLOAT, *dict.fromkeys(t for row in latency.values() for t in row if t != FLOAT)]
+
+
+def _words(given: Given) -> str:
+    latency, chosen = given.latency, given.chosen
     slow = [name for name in latency if latency.fastest(name) == FLOAT]
     note = f"Of {number(latency.total)} ms in float, {number(latency.rest)} ms are spent outside of these layers."
     note += " Blue is faster than float, red is slower."
@@ -44,24 +52,29 @@ def _words(given: Given, chosen: dict[str, str]) -> str:
     return "".join(lines)
 
 
-def _map(latency: Latency, texts: list[str], chosen: dict[str, str], row: Row, class_: str) -> str:
-    marks, frames = [], []
+def _map(given: Given, room: Room) -> Drawing:
+    latency, texts = given.latency, _texts(given.latency)
+    row = Row(list(latency), room)
+    marks: list[Mark] = []
+    frames: list[Mark] = []
     for r, scheme in enumerate(texts):
         y = TOP + r * HIGH
-        marks.append(label(scheme, row.left - 8, y + HIGH / 2 + 4, "end"))
+        marks.append(Text(scheme, row.left - 8, y + HIGH / 2 + 4, "end"))
         for i, name in enumerate(latency):
             if scheme not in latency[name]:
                 continue
             ms, plain = latency[name][scheme], latency[name][FLOAT]
             speed = f", {plain / ms:.2f}x float's speed" if scheme != FLOAT and ms > 0 else ""
             color = sign_class(-_share(plain, ms))
-            marks.append(cell(row, i, y, f"{name} at {scheme}: {number(ms)} ms{speed}", f"{ms:.2g}", color))
-            if chosen.get(name) == scheme:
-                frames.append(chosen_mark(row, i, y))
+            marks += cell(row, i, y, f"{name} at {scheme}: {number(ms)} ms{speed}", f"{ms:.2g}", color)
+            if given.chosen.get(name) == scheme:
+                frames += chosen_marks(row, i, y)
     bottom = TOP + len(texts) * HIGH
-    marks += [*frames, row.labels(bottom)]
-    name = "Milliseconds of each scheme in each layer"
-    return drawing(row.width, bottom + row.height, name, *marks, class_=class_)
+    ends = (f"{RANGE:.0f}x faster", "float", f"{RANGE:.0f}x slower")
+    key = bottom + row.height + 8
+    marks += [*frames, *row.labels(bottom), *signs(4, key, ends)]
+    marks += [Text("milliseconds", 14 * SIGNS + 16, key + 10)] if row.step >= FIGURED else []
+    return Drawing(row.width, bottom + row.height + KEY, "Milliseconds of each scheme in each layer", marks)
 
 
 def _share(plain: float, ms: float) -> float:
@@ -71,8 +84,8 @@ def _share(plain: float, ms: float) -> float:
     return max(-1.0, min(1.0, math.log(plain / ms) / math.log(RANGE)))
 
 
-def _table(given: Given, texts: list[str], chosen: dict[str, str]) -> str:
-    latency = given.latency
+def _table(given: Given) -> str:
+    latency, texts, chosen = given.latency, _texts(given.latency), given.chosen
     lines = [
         (name, *(_ms(row.get(t)) for t in texts), latency.fastest(name), chosen.get(name, ""))
         for name, row in latency.items()

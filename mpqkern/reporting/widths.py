@@ -3,55 +3,85 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from .axes import Axis, Row, drawing, label, rows, rules
+from .axes import GLYPH, Axis, Room, Row, fitted, rules
 from .colors import width_class
 from .given import Fact, Given, text
-from .markup import el, esc, hover, number, paragraph, size
+from .marks import Circle, Drawing, Group, Line, Mark, Rect, Text
+from .markup import el, esc, number, paragraph, size
+from .svg import element
 
 TITLE = "Bits along the network"
 TOP, HIGH, GAP = 12, 130, 34  # pixels: above the plot, of a panel, between the two
 
 
 def section(given: Given) -> str | None:
-    facts = [fact for fact in given.facts if fact.chosen]
+    facts = _facts(given)
     if not facts:
         return None
-    sized = any(fact.float_bytes is not None for fact in facts)
-    note = "Layers in the model's order." + (" Below, bytes in float (pale) and as packed." if sized else "")
-    return (
-        paragraph(note)
-        + legend(sorted({(f.bits, text(f.scheme)) for f in facts}))
-        + rows([fact.name for fact in facts], lambda row, class_: _bars(facts, sized, row, class_))
-    )
+    note = "Layers in the model's order." + (" Below, bytes in float (pale) and as packed." if _sized(facts) else "")
+    bars = fitted(lambda room: _bars(facts, Row([fact.name for fact in facts], room)), len(facts))
+    return paragraph(note) + _legend(_schemes(facts)) + bars
 
 
-def _bars(facts: list[Fact], sized: bool, row: Row, class_: str) -> str:
-    base = TOP + HIGH
+def drawings(given: Given, room: Room) -> list[Drawing]:
+    facts = _facts(given)
+    return [_keyed(_bars(facts, Row([fact.name for fact in facts], room)), facts)] if facts else []
+
+
+def _facts(given: Given) -> list[Fact]:
+    return [fact for fact in given.facts if fact.chosen]
+
+
+def _sized(facts: list[Fact]) -> bool:
+    return any(fact.float_bytes is not None for fact in facts)
+
+
+def _schemes(facts: list[Fact]) -> list[tuple[int, str]]:
+    """Widths, with the name of each scheme."""
+    return sorted({(fact.bits, text(fact.scheme)) for fact in facts})
+
+
+def _bars(facts: list[Fact], row: Row) -> Drawing:
+    base, sized = TOP + HIGH, _sized(facts)
     bottom = base + (GAP + HIGH if sized else 0)
     widths = sorted({fact.bits for fact in facts})
     heights = Axis(0, _level(max(widths)) + 0.3, base, TOP)
-    marks = [label("bits", 4, TOP + 4)]
+    marks: list[Mark] = [Text("bits", 4, TOP + 4)]
     for bits in widths:
         y = heights(_level(bits))
-        marks.append(el("line", x1=row.left, x2=row.right, y1=y, y2=y, class_="grid"))
-        marks.append(label("float" if bits > 8 else str(bits), row.left - 8, y + 4, "end"))
+        marks.append(Line(row.left, y, row.right, y, "grid"))
+        marks.append(Text("float" if bits > 8 else str(bits), row.left - 8, y + 4, "end"))
     sizes = Axis(0, max((f.float_bytes or 0 for f in facts), default=0) or 1, bottom, bottom - HIGH) if sized else None
     if sizes:
-        marks += [label("bytes", 4, bottom - HIGH - 10), rules(sizes, row.left, row.right, text=size, most=4)]
+        marks += [Text("bytes", 4, bottom - HIGH - 10), *rules(sizes, row.left, row.right, text=size, most=4)]
     marks += [_column(row, i, fact, heights, sizes) for i, fact in enumerate(facts)]
-    marks.append(el("line", x1=row.left, x2=row.right, y1=base, y2=base, class_="axis"))
-    marks.append(row.labels(bottom))
-    return drawing(row.width, bottom + row.height, "Bits and bytes of each layer", *marks, class_=class_)
+    marks += [Line(row.left, base, row.right, base, "axis"), *row.labels(bottom)]
+    return Drawing(row.width, bottom + row.height, "Bits and bytes of each layer", marks)
 
 
-def legend(schemes: list[tuple[int, str]]) -> str:
-    """Of widths, with the name of each scheme."""
+def _legend(schemes: list[tuple[int, str]]) -> str:
+    """Above the drawing in a page, where it wraps."""
     keys = [
-        el("span", el("svg", el("circle", cx=6, cy=6, r=6, class_=width_class(bits)), viewBox="0 0 12 12"), esc(name))
+        el("span", el("svg", element(Circle(6, 6, 6, width_class(bits))), viewBox="0 0 12 12"), esc(name))
         for bits, name in schemes
     ]
     return el("div", *keys, class_="legend")
+
+
+def _keyed(bars: Drawing, facts: list[Fact]) -> Drawing:
+    """With the legend below, for where nothing stands around the drawing."""
+    keys = [(width_class(bits), name) for bits, name in _schemes(facts)]
+    keys += [("ghost", "bytes in float")] if _sized(facts) else []
+    marks, x, y = list(bars.marks), 10.0, bars.height + 20.0
+    for class_, name in keys:
+        wide = 16 + len(name) * GLYPH + 16
+        if x > 10 and x + wide > bars.width:
+            x, y = 10.0, y + 18
+        marks += [Circle(x, y - 4, 5, class_), Text(name, x + 10, y)]
+        x += wide
+    return replace(bars, height=y + 8, marks=marks)
 
 
 def _level(bits: int) -> float:
@@ -59,23 +89,21 @@ def _level(bits: int) -> float:
     return 1 + math.log2(bits)
 
 
-def _column(row: Row, i: int, fact: Fact, heights: Axis, sizes: Axis | None) -> str:
-    x, wide = row.x(i), row.step
-    thick = min(wide * 0.76, 44.0)
-    bar = {"x": x + (wide - thick) / 2, "width": thick}
-    y, end = heights(_level(fact.bits)), (sizes or heights).start
-    parts = [
-        hover(*_tale(fact)),
-        el("rect", x=x, y=TOP, width=wide, height=end - TOP, class_="hit"),
-        el("rect", **bar, y=y, height=heights.start - y, class_=width_class(fact.bits)),
-    ]
+def _column(row: Row, i: int, fact: Fact, heights: Axis, sizes: Axis | None) -> Group:
+    thick = min(row.step * 0.76, 44.0)
+    x = row.x(i) + (row.step - thick) / 2
+    end = (sizes or heights).start
+
+    def bar(axis: Axis, value: float, class_: str) -> Rect:
+        return Rect(x, axis(value), thick, axis.start - axis(value), class_)
+
+    color = width_class(fact.bits)
+    marks = [Rect(row.x(i), TOP, row.step, end - TOP, "hit"), bar(heights, _level(fact.bits), color)]
     if sizes and fact.float_bytes is not None:
-        y = sizes(fact.float_bytes)
-        parts.append(el("rect", **bar, y=y, height=sizes.start - y, class_="ghost"))
+        marks.append(bar(sizes, fact.float_bytes, "ghost"))
     if sizes and fact.bytes is not None:
-        y = sizes(fact.bytes)
-        parts.append(el("rect", **bar, y=y, height=sizes.start - y, class_=width_class(fact.bits)))
-    return el("g", *parts, class_="column")
+        marks.append(bar(sizes, fact.bytes, color))
+    return Group(marks, _tale(fact), "column")
 
 
 def _tale(fact: Fact) -> list[str]:
