@@ -95,6 +95,29 @@ def analysis() -> Iterator[Case]:
     yield "orthogonality", "orthogonality", ([torch.randn(33, 300), torch.randn(33, 130)],), 1e-5
 
 
+def probes() -> Iterator[Case]:
+    for dtype in FLOATS:
+        for m in (1, 33):
+            args = (whole(m, K, dtype=dtype), whole(3, N, K, dtype=dtype))
+            for bias in (None, whole(N, dtype=dtype)):
+                yield (
+                    f"probe_linear {m} x {dtype}, {'no ' if bias is None else ''}bias",
+                    "probe_linear",
+                    (*args, bias),
+                    0,
+                )
+        for channels, n, kernel, stride, groups in CONVS:
+            how = ([stride] * 2, [kernel // 2] * 2, [1, 1], groups)
+            for form in (torch.contiguous_format, torch.channels_last):
+                x = whole(2, channels, 11, 9, dtype=dtype).contiguous(memory_format=form)
+                weights = whole(3, n, channels // groups, kernel, kernel, dtype=dtype)
+                name = f"probe_conv2d {channels}>{n} k{kernel}, {dtype}, {form}".replace("torch.", "")
+                yield name, "probe_conv2d", (x, weights, whole(n, dtype=dtype), *how), 0
+    # what TF32 would round away
+    x, weights = whole(2, 16, 11, 9, low=-4095, high=4095), whole(3, 8, 16, 1, 1)
+    yield "probe_conv2d in fp32", "probe_conv2d", (x, weights, None, [1, 1], [0, 0], [1, 1], 1), 0
+
+
 def on(device: str, value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)  # keeps the order of memory
@@ -125,7 +148,7 @@ def main() -> int:
         print("mpqkern was built without CUDA kernels")
         return 1
     done, failed = 0, []
-    for part in (layouts, linears, convolutions, analysis):
+    for part in (layouts, linears, convolutions, analysis, probes):
         for case in part():
             try:
                 problem = wrong(case, args.device)
