@@ -25,7 +25,13 @@ FLOATS = torch.float32, *HALVES
 BITS = 2, 4, 8
 N, K = 40, 200  # rows end inside a strip of 16, columns inside a group of 128
 ROWS = 1, 9, 33, 65, 130  # of activations: every number of columns that linear_plan knows
-CONVS = ((12, 20, 3, 1, 1), (16, 40, 1, 1, 1), (3, 16, 5, 2, 1), (24, 24, 3, 2, 24))  # channels, kernel, stride, groups
+CONVS = (
+    (12, 20, 3, 1, 1),
+    (16, 40, 1, 1, 1),
+    (3, 16, 5, 2, 1),
+    (32, 72, 3, 1, 2),
+    (24, 24, 3, 2, 24),
+)  # channels, kernel, stride, groups
 Case = tuple[str, str, tuple[Any, ...], float]  # a name, an op, its arguments, the relative error that it may have
 
 
@@ -71,13 +77,12 @@ def convolutions() -> Iterator[Case]:
                 for form in (torch.contiguous_format, torch.channels_last):
                     x = whole(2, channels, 11, 9, dtype=dtype).contiguous(memory_format=form)
                     name = f"conv {channels}>{n} k{kernel} {bits} bits, {dtype}, {form}".replace("torch.", "")
-                    yield name, "conv2d", (x, *weight(bits, 0, n, k), whole(n, dtype=dtype), bits, 0, *how), 0
-            yield (
-                f"{name}, 8-bit activations",
-                "conv2d",
-                (x, *weight(8, 0, n, k), None, 8, 0, *how, 8, torch.ones(1)),
-                0,
-            )
+                    args = (x, *weight(bits, 0, n, k), whole(n, dtype=dtype), bits, 0, *how)
+                    yield name, "conv2d", args, 0
+                    yield f"{name}, 8-bit activations", "conv2d", (*args, 8, torch.ones(1)), 0
+                    if dtype == torch.float32:
+                        args = (torch.randn(x.shape).to(x), *weight(bits, 32, n, k), None, bits, 32, *how, 8)
+                        yield f"{name}, a scale a sample", "conv2d", args, 1e-6
 
 
 def analysis() -> Iterator[Case]:
