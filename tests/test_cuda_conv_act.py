@@ -28,7 +28,8 @@ PIECES = [
     (64, 10, 2, (2, 2), (1, 2), (1, 0), (2, 1), 5, 6),
     (16, 4, 1, (3, 3), (1, 1), (4, 4), (1, 1), 1, 2),  # more padding than image
 ]
-DEEP = (80, 5, 1, (3, 3), (1, 1), (1, 1), (1, 1), 3, 3)  # 720 deep: two spans of 8 bits
+# three spans of 8 bits, in pieces and in bytes
+DEEP = [(128, 5, 1, (3, 3), (1, 1), (1, 1), (1, 1), 2, 3), (123, 5, 1, (3, 3), (1, 1), (1, 1), (1, 1), 3, 2)]
 
 
 def one_channel_each(case: Case, x: Tensor) -> bool:
@@ -130,20 +131,26 @@ def test_depthwise_in_several_spans(cuda: Kernels, shape: tuple) -> None:
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("group", [0, 32, 96, 512])
+@pytest.mark.parametrize("group", [0, 32, 96, 1024])
 @pytest.mark.parametrize("zero", ["lowest", "highest"])
 def test_extremes(cuda: Kernels, bits: int, group: int, zero: str) -> None:
     """The largest codes and activations of one sign: sums at the bounds of their spans, exact."""
-    top = 2**bits - 1
-    case = Case(DEEP, bits, group, "each")
-    case.q = packed.pack(torch.full((DEEP[1], case.k), top, dtype=torch.uint8), bits)
+    top, shape = 2**bits - 1, DEEP[zero == "highest"]
+    case = Case(shape, bits, group, "each")
+    case.q = packed.pack(torch.full((shape[1], case.k), top, dtype=torch.uint8), bits)
     case.q[0] = 0
     case.scales.fill_(0.5)
     case.zeros.fill_(0 if zero == "lowest" else top)
     case.refresh()
-    x = torch.full((2, *DEEP[:1], 3, 3), 3.0)
+    x = torch.full((2, shape[0], *shape[7:]), 3.0)
     x[1] = -x[1]
     check(case, x, cuda.conv2d(case, x))
+
+
+@pytest.mark.parametrize("shape", DEEP)
+def test_several_spans(cuda: Kernels, shape: tuple) -> None:
+    case = Case(shape, 8, 0, "each")
+    check(case, x := images(shape, 2)[1], cuda.conv2d(case, x))
 
 
 def test_whole_numbers_are_exact(cuda: Kernels) -> None:

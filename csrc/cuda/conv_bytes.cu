@@ -1,10 +1,10 @@
 // conv2d as an implicit GEMM of bytes on tensor cores, for 8-bit activations: codes as they are against rounded values,
 // sums in int32 over spans, each brought into fp32 as the CPU does it, so that results are the same to the bit.
 //
-// A block makes 64 output channels by 64 pixels, a warp 32 by 32. Patches come in steps of 64 depths through a ring of
-// stages; codes of the step that follows wait in registers, packed, until the stage they are spread into is free. In
-// shared memory a step of a row is 64 bytes, whose 16-byte pieces are at (piece ^ row / 2 % 4): the eight rows that
-// ldmatrix reads at a time lie in different banks.
+// A block makes 64 output channels by 64 pixels, a warp 32 by 32. Patches and packed codes come in steps of 64 depths
+// through a ring of stages; codes that have come are spread to bytes a step ahead, each by the thread that brought it,
+// which needs no barrier. In shared memory a step of a row is 64 bytes, whose 16-byte pieces are at
+// (piece ^ row / 2 % 4): the eight rows that ldmatrix reads at a time lie in different banks.
 #include "patches.cuh"
 #include "ptx.cuh"
 
@@ -20,9 +20,11 @@ constexpr int kBetween = kThreads / kPieces,
 
 using Rows = uint8_t (*)[kStep];
 
+template <int bits>
 struct Shared {
   uint8_t patches[kStages][kSquare][kStep];
   uint8_t codes[2][kSquare][kStep];
+  uint8_t packed[kStages][kPasses][kThreads][kPiece * bits / 8];  // codes, each thread's own
   Pixel pixels[kSquare];
   float scales[kSquare];  // of the pixels' activations
   int sums[2][kSquare];   // of a span's activations, in turn: one is written while others still read the one before
@@ -32,49 +34,28 @@ __device__ __forceinline__ uint8_t* piece_of(Rows rows, int row, int piece) {
   return rows[row] + (piece ^ row / 2 % kPieces) * kPiece;
 }
 
-// 16 codes: packed, and spread to bytes.
+// 16 packed codes as bytes.
 template <int bits>
-struct Codes {
-  uint32_t words[bits / 2];
-
-  __device__ __forceinline__ void load(const uint8_t* from) {
-    if constexpr (bits == 2) {
-      words[0] = *reinterpret_cast<const uint32_t*>(from);
-    } else if constexpr (bits == 4) {
-      const uint2 v = *reinterpret_cast<const uint2*>(from);
-      words[0] = v.x, words[1] = v.y;
-    } else {
-      const uint4 v = *reinterpret_cast<const uint4*>(from);
-      words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
-    }
+__device__ __forceinline__ uint4 spread(const uint8_t* packed) {
+  if constexpr (bits == 8) {
+    return *reinterpret_cast<const uint4*>(packed);
+  } else if constexpr (bits == 4) {  // nibbles of a byte follow each other
+    const uint2 words = *reinterpret_cast<const uint2*>(packed);
+    const uint32_t even = words.x & 0x0f0f0f0f, odd = words.x >> 4 & 0x0f0f0f0f;
+    const uint32_t next_even = words.y & 0x0f0f0f0f, next_odd = words.y >> 4 & 0x0f0f0f0f;
+    return make_uint4(__byte_perm(even, odd, 0x5140), __byte_perm(even, odd, 0x7362),
+                      __byte_perm(next_even, next_odd, 0x5140), __byte_perm(next_even, next_odd, 0x7362));
+  } else {  // byte j of field i is code 4j + i
+    const uint32_t word = *reinterpret_cast<const uint32_t*>(packed);
+    uint32_t field[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) field[i] = word >> 2 * i & 0x03030303;
+    const uint32_t a = __byte_perm(field[0], field[1], 0x5140), b = __byte_perm(field[2], field[3], 0x5140);
+    const uint32_t c = __byte_perm(field[0], field[1], 0x7362), d = __byte_perm(field[2], field[3], 0x7362);
+    return make_uint4(__byte_perm(a, b, 0x5410), __byte_perm(a, b, 0x7632), __byte_perm(c, d, 0x5410),
+                      __byte_perm(c, d, 0x7632));
   }
-  __device__ __forceinline__ void clear() {
-#pragma unroll
-    for (uint32_t& word : words) word = 0;
-  }
-  __device__ __forceinline__ uint4 spread() const {
-    uint32_t out[4];
-    if constexpr (bits == 8) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) out[i] = words[i];
-    } else if constexpr (bits == 4) {  // nibbles of a byte follow each other
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const uint32_t even = words[i] & 0x0f0f0f0f, odd = words[i] >> 4 & 0x0f0f0f0f;
-        out[2 * i] = __byte_perm(even, odd, 0x5140), out[2 * i + 1] = __byte_perm(even, odd, 0x7362);
-      }
-    } else {  // byte j of field i is code 4j + i
-      uint32_t field[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) field[i] = words[0] >> 2 * i & 0x03030303;
-      const uint32_t a = __byte_perm(field[0], field[1], 0x5140), b = __byte_perm(field[2], field[3], 0x5140);
-      const uint32_t c = __byte_perm(field[0], field[1], 0x7362), d = __byte_perm(field[2], field[3], 0x7362);
-      out[0] = __byte_perm(a, b, 0x5410), out[1] = __byte_perm(a, b, 0x7632);
-      out[2] = __byte_perm(c, d, 0x5410), out[3] = __byte_perm(c, d, 0x7632);
-    }
-    return make_uint4(out[0], out[1], out[2], out[3]);
-  }
-};
+}
 
 // Brings patches, a step at a time from depth 0 on: 16 channels of a tap at once, without a register in between.
 // Threads side by side bring pieces of one patch, which in an image with channels last follow each other.
@@ -151,7 +132,7 @@ __device__ __forceinline__ void put(const ConvTask& a, int64_t at, float v) {
 template <int bits, class Patches>
 __global__ void __launch_bounds__(kThreads, 3)
     bytes(const __grid_constant__ ConvTask a, int64_t across, int64_t down, int span) {
-  __shared__ __align__(128) Shared s;
+  __shared__ __align__(128) Shared<bits> s;
   const Packed& w = a.weight;
   const Grid grid(w);
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
@@ -175,21 +156,21 @@ __global__ void __launch_bounds__(kThreads, 3)
     __syncthreads();
 
     Patches patches(a);
-    Codes<bits> next[kPasses];
-    const auto fetch = [&](int step) {
+    const auto bring = [&](int step) {
+      const int stage = step % kStages;
+      patches.bring(a, x, s.pixels, part.pixels, step, s.patches[stage]);
 #pragma unroll
       for (int i = 0; i < kPasses; ++i) {
         const bool there = my_row + i * kBetween < part.channels && step * kStep + my_piece * kPiece < w.kp;
-        if (there)
-          next[i].load(packed + i * kBetween * packed_bytes(w.kp, bits) + packed_bytes(step * kStep, bits));
-        else
-          next[i].clear();
+        const int64_t at = i * kBetween * packed_bytes(w.kp, bits) + packed_bytes(step * kStep, bits);
+        ptx::copy<kPiece * bits / 8>(s.packed[stage][i][threadIdx.x], there ? packed + at : w.codes, there);
       }
     };
-    const auto spread = [&](int step) {
+    const auto unpack = [&](int step) {
 #pragma unroll
       for (int i = 0; i < kPasses; ++i)
-        *reinterpret_cast<uint4*>(piece_of(s.codes[step % 2], my_row + i * kBetween, my_piece)) = next[i].spread();
+        *reinterpret_cast<uint4*>(piece_of(s.codes[step % 2], my_row + i * kBetween, my_piece)) =
+            spread<bits>(s.packed[step % kStages][i][threadIdx.x]);
     };
 
     int acc[kStrips][kEights][4] = {}, act_sums[kEights / 2][4] = {};  // the other half is another warp's
@@ -228,19 +209,16 @@ __global__ void __launch_bounds__(kThreads, 3)
 
 #pragma unroll 1
     for (int i = 0; i < kStages - 1; ++i) {
-      if (i < steps) patches.bring(a, x, s.pixels, part.pixels, i, s.patches[i]);
+      if (i < steps) bring(i);
       ptx::commit();
     }
-    fetch(0);
-    spread(0);
+    ptx::wait<kStages - 2>();
+    unpack(0);
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
-      ptx::wait<kStages - 2>();
       __syncthreads();  // the step is there for all, and all are done with the one before it
-      const int ahead = step + kStages - 1;
-      if (ahead < steps) patches.bring(a, x, s.pixels, part.pixels, ahead, s.patches[ahead % kStages]);
+      if (step + kStages - 1 < steps) bring(step + kStages - 1);
       ptx::commit();
-      if (step + 1 < steps) fetch(step + 1);
       const Rows codes = s.codes[step % 2], acts = s.patches[step % kStages];
 #pragma unroll 1
       for (int block = 0; block < kBlocks && step * kBlocks + block < blocks; ++block) {
@@ -268,7 +246,8 @@ __global__ void __launch_bounds__(kThreads, 3)
         }
         left = min(span, min(in_group, blocks - step * kBlocks - block - 1));
       }
-      if (step + 1 < steps) spread(step + 1);
+      ptx::wait<kStages - 2>();
+      if (step + 1 < steps) unpack(step + 1);
     }
     ptx::wait<0>();
 
