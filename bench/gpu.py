@@ -3,7 +3,7 @@
 make gpu                                       # with the python3 that has torch; nothing is fetched
 python bench/gpu.py --out /tmp/gpu --minutes 9
 python bench/gpu.py --only library exact       # some steps
-python bench/gpu.py --device cpu --out /tmp/gpu --only exact linear gram conv    # a dry run, sizes tiny
+python bench/gpu.py --device cpu --out /tmp/gpu --only exact linear gram conv probe    # a dry run, sizes tiny
 
 A step that fails or is cut off does not stop the next ones. gpu.log in the folder has all that they said,
 cuda-*.json what they measured so far. The exit code is 0 when all passed, else 1.
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CUDA = Path("/usr/local/cuda/bin")
 NEEDS = {"torch": "2.11", "numpy": "", "tqdm": "", "setuptools": "77", "pytest": "8", "hypothesis": ""}
 SHOWN = 12  # last lines of a step that failed
-SPEED = {"linear": 160, "gram": 45, "conv": 150}  # sections of gpu_speed.py, and seconds for each
+SPEED = {"linear": 160, "gram": 45, "conv": 150, "probe": 40}  # sections of gpu_speed.py, and seconds for each
 TINY = ["--device", "cpu", "--shapes", "256x256", "--m", "1", "--networks", "resnet18", "--batch", "1", "--rounds", "2"]
 
 

@@ -25,7 +25,13 @@ FLOATS = torch.float32, *HALVES
 BITS = 2, 4, 8
 N, K = 40, 200  # rows end inside a strip of 16, columns inside a group of 128
 ROWS = 1, 9, 33, 65, 130  # of activations: every number of columns that linear_plan knows
-CONVS = ((12, 20, 3, 1, 1), (16, 40, 1, 1, 1), (3, 16, 5, 2, 1), (24, 24, 3, 2, 24))  # channels, kernel, stride, groups
+CONVS = (
+    (12, 20, 3, 1, 1),
+    (16, 40, 1, 1, 1),
+    (3, 16, 5, 2, 1),
+    (32, 72, 3, 1, 2),
+    (24, 24, 3, 2, 24),
+)  # channels, kernel, stride, groups
 Case = tuple[str, str, tuple[Any, ...], float]  # a name, an op, its arguments, the relative error that it may have
 
 
@@ -71,13 +77,12 @@ def convolutions() -> Iterator[Case]:
                 for form in (torch.contiguous_format, torch.channels_last):
                     x = whole(2, channels, 11, 9, dtype=dtype).contiguous(memory_format=form)
                     name = f"conv {channels}>{n} k{kernel} {bits} bits, {dtype}, {form}".replace("torch.", "")
-                    yield name, "conv2d", (x, *weight(bits, 0, n, k), whole(n, dtype=dtype), bits, 0, *how), 0
-            yield (
-                f"{name}, 8-bit activations",
-                "conv2d",
-                (x, *weight(8, 0, n, k), None, 8, 0, *how, 8, torch.ones(1)),
-                0,
-            )
+                    args = (x, *weight(bits, 0, n, k), whole(n, dtype=dtype), bits, 0, *how)
+                    yield name, "conv2d", args, 0
+                    yield f"{name}, 8-bit activations", "conv2d", (*args, 8, torch.ones(1)), 0
+                    if dtype == torch.float32:
+                        args = (torch.randn(x.shape).to(x), *weight(bits, 32, n, k), None, bits, 32, *how, 8)
+                        yield f"{name}, a scale a sample", "conv2d", args, 1e-6
 
 
 def analysis() -> Iterator[Case]:
@@ -93,6 +98,29 @@ def analysis() -> Iterator[Case]:
             yield f"gram {n} {dtype}", "gram", (features, False), 0
             yield f"gram {n} {dtype} centred", "gram", (features, True), 1e-5
     yield "orthogonality", "orthogonality", ([torch.randn(33, 300), torch.randn(33, 130)],), 1e-5
+
+
+def probes() -> Iterator[Case]:
+    for dtype in FLOATS:
+        for m in (1, 33):
+            args = (whole(m, K, dtype=dtype), whole(3, N, K, dtype=dtype))
+            for bias in (None, whole(N, dtype=dtype)):
+                yield (
+                    f"probe_linear {m} x {dtype}, {'no ' if bias is None else ''}bias",
+                    "probe_linear",
+                    (*args, bias),
+                    0,
+                )
+        for channels, n, kernel, stride, groups in CONVS:
+            how = ([stride] * 2, [kernel // 2] * 2, [1, 1], groups)
+            for form in (torch.contiguous_format, torch.channels_last):
+                x = whole(2, channels, 11, 9, dtype=dtype).contiguous(memory_format=form)
+                weights = whole(3, n, channels // groups, kernel, kernel, dtype=dtype)
+                name = f"probe_conv2d {channels}>{n} k{kernel}, {dtype}, {form}".replace("torch.", "")
+                yield name, "probe_conv2d", (x, weights, whole(n, dtype=dtype), *how), 0
+    # what TF32 would round away
+    x, weights = whole(2, 16, 11, 9, low=-4095, high=4095), whole(3, 8, 16, 1, 1)
+    yield "probe_conv2d in fp32", "probe_conv2d", (x, weights, None, [1, 1], [0, 0], [1, 1], 1), 0
 
 
 def on(device: str, value: Any) -> Any:
@@ -125,7 +153,7 @@ def main() -> int:
         print("mpqkern was built without CUDA kernels")
         return 1
     done, failed = 0, []
-    for part in (layouts, linears, convolutions, analysis):
+    for part in (layouts, linears, convolutions, analysis, probes):
         for case in part():
             try:
                 problem = wrong(case, args.device)

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from gpu_clock import Device, Row, ceilings, rates, short
+from gpu_probe import probe
 from harness import write
 from layers import NETWORKS, Layer
 from peers import grid
@@ -126,7 +127,7 @@ def conv(args: argparse.Namespace, device: Device, peak: dict[str, float]) -> It
     """fp16, channels last: what cuDNN likes best."""
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = False  # in the products that results are held against
-    schemes = [mq.Scheme(4), mq.Scheme(8), mq.Scheme(8, act_bits=8)]
+    schemes = [mq.Scheme(4), mq.Scheme(8), mq.Scheme(4, act_bits=8), mq.Scheme(8, act_bits=8)]
     layers: list[Layer] = list(dict.fromkeys(layer for name in args.networks for layer in NETWORKS[name]))
     for shape in layers:
         how = (shape.kernel, shape.stride, shape.kernel // 2, 1, shape.groups)
@@ -174,7 +175,7 @@ def gram(args: argparse.Namespace, device: Device, peak: dict[str, float]) -> It
             yield where, [(what, what != "torch", lambda what=what, job=job: job(what)) for what in calls]
 
 
-SECTIONS = {"linear": linear, "gram": gram, "conv": conv}
+SECTIONS = {"linear": linear, "gram": gram, "conv": conv, "probe": probe}
 
 
 def measure(name: str, args: argparse.Namespace, device: Device, out: Path) -> int:

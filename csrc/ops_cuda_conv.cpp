@@ -11,6 +11,7 @@
 
 namespace {
 
+using mpq::ConvKernel;
 using mpq::ConvTask;
 
 int kernel_type(ScalarType t) {
@@ -27,30 +28,47 @@ Tensor empty_images(const Tensor& x, int64_t channels, int64_t height, int64_t w
                               form_of(x));
 }
 
-// What 8-bit activations stand for, as fp32.
-Tensor rounded(const char* op, const Tensor& x, const OptionalTensor& fixed) {
+// 8-bit activations: int8 [batch, channels, height, width], and a scale for each sample.
+struct Rounded {
+  Tensor q, scales;
+};
+
+// In x's order, or channels last wherever that is wanted.
+Rounded rounded(const char* op, const Tensor& x, const OptionalTensor& fixed, bool last) {
   const Tensor in = x.is_contiguous() || channels_last(x) ? x : torch::stable::contiguous(x);
-  const int64_t batch = in.size(0);
-  Tensor out = empty_images(in, in.size(1), in.size(2), in.size(3), ScalarType::Float);
+  const int64_t batch = in.size(0), channels = in.size(1), height = in.size(2), width = in.size(3);
+  const MemoryFormat form = last ? MemoryFormat::ChannelsLast : form_of(in);
+  Rounded made{torch::stable::empty({batch, channels, height, width}, ScalarType::Char, std::nullopt, in.device(),
+                                    std::nullopt, form),
+               torch::stable::new_empty(in, {batch}, ScalarType::Float)};
   Tensor most = torch::stable::new_zeros(in, {batch}, ScalarType::Int);
-  check_launch(op,
-               mpq_round_images(in.const_data_ptr(), kernel_type(in.scalar_type()), batch,
-                                in.size(1) * in.size(2) * in.size(3), floats(fixed),
-                                static_cast<uint32_t*>(most.mutable_data_ptr()), new_floats(out), current_stream(in)));
-  return out;
+  const bool turn = last && !channels_last(in);
+  check_launch(op, mpq_round_images(in.const_data_ptr(), kernel_type(in.scalar_type()), batch, channels, height * width,
+                                    turn, floats(fixed), static_cast<uint32_t*>(most.mutable_data_ptr()),
+                                    static_cast<int8_t*>(made.q.mutable_data_ptr()), new_floats(made.scales),
+                                    current_stream(in)));
+  return made;
+}
+
+// What they stand for.
+Tensor values_of(const Rounded& r) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 2> stack{from(as_type(r.q, ScalarType::Float)),
+                                    from(torch::stable::view(r.scales, {r.scales.size(0), 1, 1, 1}))};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mul", "Tensor", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 ConvTask task_of(const mpq::ConvArgs& a, const mpq::Packed& w, const Tensor& x, const OptionalTensor& bias) {
   ConvTask task;
   task.weight = w;
-  task.x = x.const_data_ptr(), task.bias = floats(bias), task.type = kernel_type(x.scalar_type());
+  task.bias = floats(bias), task.type = kernel_type(x.scalar_type());
   task.batch = a.batch, task.in_channels = a.in_channels, task.height = a.height, task.width = a.width;
   task.out_height = a.out_height, task.out_width = a.out_width, task.groups = a.groups;
   for (int i = 0; i < 2; ++i) {
     task.kernel[i] = a.kernel[i], task.stride[i] = a.stride[i];
     task.padding[i] = a.padding[i], task.dilation[i] = a.dilation[i];
   }
-  for (int i = 0; i < 4; ++i) task.x_stride[i] = x.stride(i);
   return task;
 }
 
@@ -93,18 +111,35 @@ Tensor conv2d_cuda(const Tensor& x, const Tensor& qweight, const Tensor& scales,
                   " rows");
   const OptionalTensor b = float_bias(op, x, bias, w.view.n);
   const OptionalTensor fixed = checked_act_scale(op, x, act_bits, act_scale, 1);
-  const Tensor in = act_bits ? rounded(op, x, fixed) : x;
-  ConvTask task = task_of(sizes, w.view, in, b);
-  const mpq::ConvKernel kernel = mpq::conv_kernel(task, act_bits.has_value());
-  if (kernel == mpq::ConvKernel::cast) return as_type(cast_conv2d(op, task, in, b), x.scalar_type());
-  Tensor y = empty_images(in, w.view.n, task.out_height, task.out_width, in.scalar_type());
-  task.y = y.mutable_data_ptr();
-  for (int i = 0; i < 4; ++i) task.y_stride[i] = y.stride(i);
-  const auto launch = kernel == mpq::ConvKernel::depthwise ? mpq_conv_depthwise
-                      : kernel == mpq::ConvKernel::tiles   ? mpq_conv_tiles
-                                                           : mpq_conv_halves;
+  ConvTask task = task_of(sizes, w.view, x, b);
+  const ConvKernel kernel = mpq::conv_kernel(task, act_bits.has_value());
+  const bool bytes = kernel == ConvKernel::bytes, cast = kernel == ConvKernel::cast;
+  Tensor in = x, codes = w.codes;
+  std::optional<Rounded> acts;
+  if (act_bits) {
+    acts = rounded(op, x, fixed, bytes);
+    in = cast ? values_of(*acts) : acts->q;
+    task.act_scales = floats(acts->scales);
+  }
+  if (cast) return as_type(cast_conv2d(op, task, in, b), x.scalar_type());
+  if (bytes && reinterpret_cast<uintptr_t>(codes.const_data_ptr()) % 16) {  // a part of some larger tensor
+    codes = torch::stable::clone(codes);
+    task.weight.codes = static_cast<const uint8_t*>(codes.const_data_ptr());
+  }
+  Tensor y = empty_images(x, w.view.n, task.out_height, task.out_width, x.scalar_type());
+  task.x = in.const_data_ptr(), task.y = y.mutable_data_ptr();
+  for (int i = 0; i < 4; ++i) task.x_stride[i] = in.stride(i), task.y_stride[i] = y.stride(i);
+  if (bytes) {  // torch may name any stride for a dimension of size 1
+    const int64_t channels = in.size(1), row = in.size(3) * channels;
+    const int64_t last[] = {in.size(2) * row, 1, row, channels};
+    std::copy_n(last, 4, task.x_stride);
+  }
+  const auto launch = bytes                             ? mpq_conv_bytes
+                      : kernel == ConvKernel::depthwise ? mpq_conv_depthwise
+                      : kernel == ConvKernel::tiles     ? mpq_conv_tiles
+                                                        : mpq_conv_halves;
   check_launch(op, launch(task, current_stream(x)));
-  return as_type(y, x.scalar_type());
+  return y;
 }
 
 }  // namespace

@@ -43,6 +43,8 @@ def capabilities() -> dict[str, Any]:
 
 
 def _kernel(op: str, device: str, isa: str) -> dict[str, str | None]:
+    if device != "cpu" and op in ops.STACKED:
+        return {"kernel": "torch", "why": "cuBLAS and cuDNN do it best"}
     if device != "cpu":
         return (
             {"kernel": "cuda", "why": None}

@@ -1,7 +1,7 @@
 """Registers torch.ops.mpqkern.*: the compiled kernels where they load, plain PyTorch everywhere else.
 
 Importing this never fails. CPU tensors meet the compiled kernels; every other device, and the CPU when the
-compiled part is missing, is served by mpqkern.plain.
+compiled part is missing, is served by mpqkern.plain, on GPUs here and there by mpqkern.stacked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import plain
+from . import plain, stacked
 from .checks import (
     FLOATS,
     check_codes,
@@ -87,6 +87,10 @@ for _name, _schema in SCHEMAS.items():
         _library.define(_name + _schema)
     _library.impl(_name, getattr(plain, _name), "CompositeExplicitAutograd")
 
+STACKED = ("probe_linear", "probe_conv2d")  # whose products cuBLAS and cuDNN do best
+for _name in STACKED:
+    _library.impl(_name, getattr(stacked, _name), "CUDA")
+
 
 def isa(want: str = "") -> str:
     """The instruction set that CPU kernels use; `want` changes it first ("best" undoes that)."""
@@ -97,7 +101,8 @@ def isa(want: str = "") -> str:
 
 def has_kernel(op: str, device: str) -> bool:
     """Whether the loaded library has one of its own; mpqkern.plain, registered for all devices, is not one."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"mpqkern::{op}", device.upper())
+    registered = torch._C._dispatch_has_kernel_for_dispatch_key(f"mpqkern::{op}", device.upper())
+    return registered and not (op in STACKED and device == "cuda")
 
 
 class LinearPlan(NamedTuple):

@@ -81,7 +81,7 @@ def test_every_section_runs_and_writes(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(gpu_speed.NETWORKS, "resnet18", dict(list(gpu_speed.NETWORKS["resnet18"].items())[-1:]))
     monkeypatch.setattr("sys.argv", ["gpu_speed.py", *gpu.TINY, "--out", str(tmp_path)])
     assert gpu_speed.main() == 0
-    for section, count in (("linear", 14), ("gram", 36), ("conv", 4)):
+    for section, count in (("linear", 14), ("gram", 36), ("conv", 5), ("probe", 8)):
         found = json.loads((tmp_path / f"cuda-{section}.json").read_text())
         assert found["peaks"]["read"] > 0 and "commit" in found["environment"]
         assert len(found["rows"]) == count

@@ -276,8 +276,7 @@ def test_the_ops_check_their_arguments(op: str, args: tuple[object, ...], error:
 
 @needs_built
 def test_which_ops_have_cuda_kernels() -> None:
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
-    assert [op for op in ops.SCHEMAS if has(f"mpqkern::{op}", "CUDA")] == [
+    assert [op for op in ops.SCHEMAS if ops.has_kernel(op, "cuda")] == [
         *("pack", "unpack", "dequantize", "quantize", "linear", "fragments", "linear_fragments"),
         *("conv2d", "gram", "orthogonality", "probe_errors"),
     ]

@@ -187,6 +187,23 @@ def test_cp_async() -> None:
         run(begin + copies + "cp.async.wait_group 1;\n", 32, None, source, out)
 
 
+@pytest.mark.parametrize("size", [4, 8])
+def test_cp_async_of_less_than_16_bytes(size: int) -> None:
+    source, out = words(8, 128), np.zeros(128, np.uint32)
+    begin = "shl.b32 %r3, %r1, 4;\nadd.s32 %r4, %r2, %r3;\ncvt.u64.u32 %rd4, %r3;\nadd.s64 %rd3, %rd1, %rd4;\n"
+    copies = (
+        f"cp.async.ca.shared.global [%r4], [%rd3], {size}, {size};\n"
+        f"cp.async.ca.shared.global [%r4+512], [%rd3], {size}, 0;\ncp.async.wait_all;\n"
+    )
+    last = size - 4
+    read = f"ld.shared.u32 %r20, [%r4+{last}];\nld.shared.u32 %r21, [%r4+{512 + last}];\n"
+    b = run(begin + copies + read, 32, None, source, out)
+    assert np.array_equal(b.register("%r20"), source.reshape(32, 4)[:, last // 4])
+    assert not b.register("%r21").any()
+    with pytest.raises(ptxsim.PtxError, match="nobody wrote"):
+        run(begin + copies + f"ld.shared.u32 %r20, [%r4+{size}];", 32, None, source, out)
+
+
 @pytest.mark.parametrize(
     "op",
     [

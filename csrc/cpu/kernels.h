@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "../packed.h"
+#include "../spans.h"
 
 namespace mpq {
 
@@ -96,22 +97,6 @@ struct FilterRow {
 
 // Columns that one call of `gemm` works on together; its panels are this wide.
 constexpr int64_t kPanel = 32;
-
-// Stretches of k over which codes times 8-bit activations are summed as integers: a group, or an even part of one, so
-// short that the sums stay below 2^24 and are exact as floats, too (and far below the 2^31 of an int32).
-struct Spans {
-  int64_t group, kp, per_group, length, count;
-
-  explicit Spans(const Packed& w) : group(w.group < w.kp ? w.group : w.kp), kp(w.kp) {
-    const int64_t most = (int64_t(1) << 24) / (max_code(w.bits) * 127) / kBlock * kBlock;  // 8 bits: 512
-    per_group = ceil_div(group, most);
-    length = padded(ceil_div(group, per_group));
-    per_group = ceil_div(group, length);
-    count = kp / group * per_group + ceil_div(kp % group, length);
-  }
-  int64_t begin(int64_t s) const { return s / per_group * group + s % per_group * length; }
-  int64_t end(int64_t s) const { return s + 1 < count ? begin(s + 1) : kp; }
-};
 
 // Up to kPanel rows of a weight as `gemm_a8` reads them. Columns past the last row hold anything.
 struct Panel8 {

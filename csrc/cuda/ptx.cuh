@@ -44,6 +44,13 @@ __device__ __forceinline__ void copy16(void* shared, const void* global, int val
                "l"(global), "r"(valid)
                : "memory");
 }
+// The same with 4, 8 or 16 bytes, all of them or zeros.
+template <int bytes>
+__device__ __forceinline__ void copy(void* shared, const void* global, bool there) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(uint32_t(__cvta_generic_to_shared(shared))),
+               "l"(global), "n"(bytes), "r"(there ? bytes : 0)
+               : "memory");
+}
 __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int flying>  // all groups of copies but the last `flying` have landed, for this thread
 __device__ __forceinline__ void wait() {

@@ -17,6 +17,7 @@ class ConvLayout(c.Structure):  # mpq::ConvTask of csrc/cuda/conv.h
     _fields_ = (
         ("weight", Layout),
         ("x", c.c_void_p),
+        ("act_scales", c.c_void_p),
         ("bias", c.c_void_p),
         ("y", c.c_void_p),
         *((name, c.c_int64) for name in ("batch", "in_channels", "height", "width")),
@@ -43,6 +44,7 @@ class Conv:
     dilation: Pair
     groups: int
     type: int
+    act_scales: NDArray | None = None
 
     def place(self, memory: Global) -> ConvLayout:
         pairs = {name: (c.c_int64 * 2)(*getattr(self, name)) for name in ("kernel", "stride", "padding", "dilation")}
@@ -50,6 +52,7 @@ class Conv:
         return ConvLayout(
             weight=self.weight.place(memory),
             x=memory.place(self.x),
+            act_scales=None if self.act_scales is None else memory.place(self.act_scales),
             bias=None if self.bias is None else memory.place(self.bias),
             y=memory.place(self.y),
             **dict(zip(("batch", "in_channels", "height", "width"), self.x_shape, strict=True)),
