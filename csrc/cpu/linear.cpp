@@ -161,6 +161,14 @@ void by_rows8(const LinearArgs& a, const float* x) {
   });
 }
 
+// Asks for the scales and zeros of weight rows n0..n1 ahead of time.
+void fetch_grids(const Packed& w, int64_t n0, int64_t n1) {
+  const int64_t row = w.groups * (w.half ? 2 : 4);
+  for (const void* grids : {w.scales, w.zero_each ? w.zeros : nullptr})
+    for (int64_t i = n0 * row; grids && i < n1 * row; i += kLine)
+      __builtin_prefetch(static_cast<const char*>(grids) + i);
+}
+
 // Few, but more than kFewRows: a panel of activations would be nearly empty, so codes lie in panels. While one of them
 // is transposed and multiplied, the next is fetched.
 void by_code_panels8(const LinearArgs& a, const float* x) {
@@ -181,6 +189,7 @@ void by_code_panels8(const LinearArgs& a, const float* x) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n0 = i * kPanel, n1 = std::min(w.n, n0 + kPanel);
       kernels().grid_a8(w, n0, n1, scales, zeros, scratch);
+      fetch_grids(w, n1, std::min(w.n, n1 + kPanel));
       for (int64_t s0 = 0; s0 < spans.count; s0 += step) {
         const int64_t s1 = std::min(spans.count, s0 + step);
         kernels().panel_a8(w, n0, n1, spans.begin(s0), spans.end(s1 - 1), codes);
@@ -190,14 +199,6 @@ void by_code_panels8(const LinearArgs& a, const float* x) {
       for (int64_t m = 0; m < a.m; ++m) finish(a, m, n0, n1, y + m * kPanel);
     }
   });
-}
-
-// Asks for the scales and zeros of weight rows n0..n1 ahead of time.
-void fetch_grids(const Packed& w, int64_t n0, int64_t n1) {
-  const int64_t row = w.groups * (w.half ? 2 : 4);
-  for (const void* grids : {w.scales, w.zero_each ? w.zeros : nullptr})
-    for (int64_t i = n0 * row; grids && i < n1 * row; i += kLine)
-      __builtin_prefetch(static_cast<const char*>(grids) + i);
 }
 
 void by_panels8(const LinearArgs& a, const float* x) {
