@@ -13,10 +13,10 @@ from mpqkern import ops
 from . import reference
 
 BITS = (2, 4, 8)
-# Rows around the steps from register decoding to panels of codes at 5, and to panels of activations at 13 or, of
-# 8-bit codes, at 5, too; around one vector and two.
-ROWS = (1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 25)
-# N around the 8 rows that are walked along at once and the 32 of a panel; K around blocks, chunks of packed words
+# Rows around the steps from register decoding to panels of codes at 3, and to panels of activations at 25 or, of
+# 8-bit codes, at 13; around one vector and two, and where sums take turns.
+ROWS = (1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 24, 25)
+# N around the 2 or 4 rows that are walked along at once, the 8 of the smallest square and the 32 of a panel; K around blocks, chunks of packed words
 # (64, 128, 256 codes) and their squares.
 SHAPES = ((1, 1), (7, 33), (8, 64), (9, 545), (31, 130), (33, 256), (65, 96), (40, 290))
 
@@ -57,7 +57,7 @@ def test_panels_of_activations(path: SimpleNamespace, bits: int, m: int) -> None
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("m", [1, 4, 5, 13])
+@pytest.mark.parametrize("m", [1, 3, 5, 13])
 def test_sums_at_their_limit(path: SimpleNamespace, bits: int, m: int) -> None:
     """Every product the largest there is. In spans a sum just stays below 2^24; over 70000 codes it leaves 32 bits."""
     for k, group in ((512, 0), (544, 0), (8832, 0), (8832, 8832), (70000, 0), (1100, 544)):
@@ -103,7 +103,7 @@ def test_panels_are_the_same_on_every_instruction_set() -> None:
         assert all(torch.equal(results[0], r) for r in results[1:])
 
 
-@pytest.mark.parametrize("m", [1, 3, 4, 5, 40])
+@pytest.mark.parametrize("m", [1, 2, 3, 5, 40])
 def test_threads_do_not_matter(path: SimpleNamespace, m: int) -> None:
     """Large enough that two threads do share it."""
     if path.name == "plain":

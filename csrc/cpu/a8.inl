@@ -3,6 +3,7 @@
 namespace {
 
 using mpq::Acts8;
+using mpq::kLine;
 using mpq::Panel8;
 using mpq::Spans;
 
@@ -89,42 +90,38 @@ void sum_a8(const Packed& w, const int8_t* q, int64_t ld, int64_t rows, float* s
 
 // ---- panels of codes --------------------------------------------------------------------------------
 
-inline void fetch_ahead(const uint8_t* p, int64_t ld, int rows) {
-  for (int r = 0; r < rows; ++r) __builtin_prefetch(p + r * ld);
-}
-
-// Squares of packed words are transposed, then taken apart: fewer codes move than if they came apart first.
+// Squares of packed words are transposed; codes come out of them where they are multiplied. Meanwhile memory is asked
+// for the next panel: for as many bytes as are transposed, in order, or for half of them and `a8_tile` for the others.
 template <int BITS>
-void panel_codes(const Packed& w, int64_t n0, int64_t n1, int64_t k0, int64_t k1, uint8_t* out) {
-  constexpr int kWords = Isa::kWidth, kBytes = 4 * kWords, kCodes = kBytes * kFields<BITS>;
-  const int64_t row_bytes = mpq::packed_bytes(w.kp, BITS), depth = mpq::packed_bytes(k1 - k0, BITS);
-  // what the next call is likely to want: the codes that follow, after the last ones the next rows' first
-  const int64_t ahead = k1 < w.kp ? depth : kPanel * row_bytes - mpq::packed_bytes(k0, BITS);
+constexpr int kAsked = BITS == 2 ? 1 : 2;
+
+template <int BITS>
+void panel_words(const Packed& w, int64_t n0, int64_t n1, int64_t k0, int64_t k1, uint8_t* out) {
+  constexpr int kWords = Isa::kWidth, kBytes = 4 * kWords;
+  const int64_t row_bytes = mpq::packed_bytes(w.kp, BITS), from = mpq::packed_bytes(k0, BITS);
+  const int64_t depth = mpq::packed_bytes(k1 - k0, BITS);
+  const uint8_t* next = w.row(n0 + kPanel) + from * kPanel;
   for (int64_t n = 0; n < kPanel; n += kWords)
-    for (int64_t k = k0; k < k1; k += kCodes) {
-      const int64_t bytes = smaller(kBytes, mpq::packed_bytes(k1 - k, BITS)), at = mpq::packed_bytes(k, BITS);
-      fetch_ahead(w.row(n0 + n) + at + ahead, row_bytes, kWords);
+    for (int64_t at = 0; at < depth; at += kBytes) {
+      const int64_t bytes = smaller(kBytes, depth - at);
+      for (int i = 0; i < kBytes * kWords / kAsked<BITS>; i += kLine, next += kLine) __builtin_prefetch(next);
       typename Isa::Bytes square[kWords];
       if (n0 + n + kWords <= n1 && bytes == kBytes) {
-        Isa::transpose_words(w.row(n0 + n) + at, row_bytes, square);
+        Isa::transpose_words(w.row(n0 + n) + from + at, row_bytes, square);
       } else {  // the last row stands for those past it
         uint8_t edge[kWords][kBytes];
-        for (int r = 0; r < kWords; ++r) std::memcpy(edge[r], w.row(smaller(n0 + n + r, n1 - 1)) + at, bytes);
+        for (int r = 0; r < kWords; ++r) std::memcpy(edge[r], w.row(smaller(n0 + n + r, n1 - 1)) + from + at, bytes);
         Isa::transpose_words(edge[0], kBytes, square);
       }
-      uint8_t* to = out + (k - k0) * kPanel + 4 * n;
-      for (int64_t t = 0; t < bytes / 4; ++t) {
-        typename Isa::Bytes quad[kFields<BITS>];
-        Isa::template fields<BITS>(square[t], quad);
-        for (int i = 0; i < kFields<BITS>; ++i, to += 4 * kPanel) Isa::store_bytes(to, quad[i]);
-      }
+      uint8_t* to = out + at * kPanel + 4 * n;
+      for (int64_t t = 0; t < bytes / 4; ++t, to += 4 * kPanel) Isa::store_bytes(to, square[t]);
     }
 }
 
 void panel_a8(const Packed& w, int64_t n0, int64_t n1, int64_t k0, int64_t k1, uint8_t* out) {
-  if (w.bits == 2) panel_codes<2>(w, n0, n1, k0, k1, out);
-  if (w.bits == 4) panel_codes<4>(w, n0, n1, k0, k1, out);
-  if (w.bits == 8) panel_codes<8>(w, n0, n1, k0, k1, out);
+  if (w.bits == 2) panel_words<2>(w, n0, n1, k0, k1, out);
+  if (w.bits == 4) panel_words<4>(w, n0, n1, k0, k1, out);
+  if (w.bits == 8) panel_words<8>(w, n0, n1, k0, k1, out);
 }
 
 void grid_a8(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zeros, float* scratch) {
@@ -148,7 +145,8 @@ void grid_a8(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zero
 // Loops over arrays that are to be registers are unrolled before anything else happens to them.
 #define MPQ_UNROLL _Pragma("GCC unroll 32")
 
-// C rows of activations by kTileVecs vectors of weight rows, all sums in registers.
+// C rows of activations by kTileVecs vectors of weight rows, all sums in registers. Where these are few, quads of codes
+// take turns between several sums, so that none waits for its last product.
 constexpr int kTileVecs = 2;
 
 template <int C>
@@ -156,27 +154,43 @@ struct Sums8 {
   typename Isa::Ints v[C][kTileVecs];
 };
 
-// Over k codes, above 0, from 0 on. Of each 4 rows the first one's address is kept: with one for each row, addresses
-// would go through vector registers, and wait there for the products.
+template <int BITS>
+constexpr int turns(int rows) {
+  return 4 * rows <= Isa::template act_rows<BITS>() ? 4 : 2 * rows <= Isa::template act_rows<BITS>() ? 2 : 1;
+}
+
+// Over k codes, above 0 and a multiple of 16, from 0 on. Of each 4 rows the first one's address is kept: with one for
+// each row, addresses would go through vector registers, and wait there for the products.
 template <int BITS, int C>
 inline Sums8<C> a8_steps(const uint8_t* codes, const int8_t* q, int64_t ld, int64_t k) {
-  constexpr int kFours = (C + 3) / 4;
+  constexpr int kFours = (C + 3) / 4, kTurns = turns<BITS>(C);
+  constexpr int kQuads = kTurns > kFields<BITS> ? kTurns : kFields<BITS>;  // of codes in a step
   const int8_t* four[kFours];
   MPQ_UNROLL for (int j = 0; j < kFours; ++j) four[j] = q + 4 * j * ld;
-  Sums8<C> sum;
-  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) sum.v[c][v] = Isa::no_ints();
-  const uint8_t* end = codes + k * kPanel;
+  Sums8<C> sums[kTurns];
+  MPQ_UNROLL for (int t = 0; t < kTurns; ++t) MPQ_UNROLL for (int c = 0; c < C; ++c)
+      MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) sums[t]
+          .v[c][v] = Isa::no_ints();
+  const uint8_t* end = codes + mpq::packed_bytes(k, BITS) * kPanel;
   do {
-    typename Isa::Bytes b[kTileVecs];
-    MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) b[v] = Isa::load_bytes(codes + 4 * Isa::kWidth * v);
-    MPQ_UNROLL for (int c = 0; c < C; ++c) {
-      const typename Isa::Bytes x = Isa::word(four[c / 4] + c % 4 * ld);
-      MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) sum.v[c][v] = Isa::template dot<BITS>(sum.v[c][v], b[v], x);
+    MPQ_UNROLL for (int i = 0; i < kQuads; ++i) {
+      const uint8_t* word = codes + i / kFields<BITS> * 4 * kPanel;
+      Sums8<C>& sum = sums[i % kTurns];
+      typename Isa::Bytes b[kTileVecs];
+      MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) b[v] =
+          Isa::template field<BITS>(Isa::load_bytes(word + 4 * Isa::kWidth * v), i % kFields<BITS>);
+      MPQ_UNROLL for (int c = 0; c < C; ++c) {
+        const typename Isa::Bytes x = Isa::word(four[c / 4] + c % 4 * ld + 4 * i);
+        MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) sum.v[c][v] = Isa::template dot<BITS>(sum.v[c][v], b[v], x);
+      }
     }
-    MPQ_UNROLL for (int j = 0; j < kFours; ++j) four[j] += 4;
-    codes += 4 * kPanel;
+    MPQ_UNROLL for (int j = 0; j < kFours; ++j) four[j] += 4 * kQuads;
+    codes += kQuads / kFields<BITS> * 4 * kPanel;
   } while (codes < end);
-  return sum;
+  MPQ_UNROLL for (int t = 1; t < kTurns; ++t) MPQ_UNROLL for (int c = 0; c < C; ++c)
+      MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) sums[0]
+          .v[c][v] = Isa::template added<BITS>(sums[0].v[c][v], sums[t].v[c][v]);
+  return sums[0];
 }
 
 // Of the codes of one span.
@@ -187,7 +201,7 @@ inline Sums8<C> a8_span(const uint8_t* codes, const int8_t* q, int64_t ld, int64
   } else {
     Sums8<C> sum = {};
     for (int64_t i = 0; i < k; i += kBlock) {
-      const Sums8<C> part = a8_steps<BITS, C>(codes + i * kPanel, q + i, ld, kBlock);
+      const Sums8<C> part = a8_steps<BITS, C>(codes + mpq::packed_bytes(i, BITS) * kPanel, q + i, ld, kBlock);
       for (int c = 0; c < C; ++c)
         for (int v = 0; v < kTileVecs; ++v) sum.v[c][v] = Isa::widened(sum.v[c][v], part.v[c][v]);
     }
@@ -242,9 +256,12 @@ void a8_tile(const Packed& w, Panel8 panel, Acts8 a, const Stretch& part, float*
       first ? Isa::zero() : Isa::load(y + c * kPanel + v * kWidth);
   int64_t k = part.k0, left = part.left;
   for (int64_t s = part.s0; s < part.s1; ++s) {  // without a division, which would hold up what follows
-    const int64_t length = smaller(part.spans.length, left);
+    const int64_t length = smaller(part.spans.length, left), bytes = mpq::packed_bytes(length, BITS) * kPanel;
+    if (panel.next && kAsked<BITS> == 2)
+      for (const uint8_t* end = panel.next + bytes / 2; panel.next < end; panel.next += kLine)
+        __builtin_prefetch(panel.next);
     a8_add<BITS, C>(panel, a, length, part.spans.count, w.groups, tile);
-    panel.codes += length * kPanel, a.q += length, ++a.sums, k += length, left -= length;
+    panel.codes += bytes, a.q += length, ++a.sums, k += length, left -= length;
     if (left > 0) continue;
     panel.scales += kPanel, panel.zeros += zero_step, ++a.scales;
     left = smaller(part.spans.group, w.kp - k);
@@ -259,7 +276,7 @@ void a8_rows(const Packed& w, Panel8 panel, const Acts8& a, int64_t rows, const 
     constexpr int64_t kStep = kTileVecs * Isa::kWidth;
     for (int64_t j = 0; j < kPanel; j += kStep) {
       a8_tile<BITS, C>(w, panel, a, part, y + j, first);
-      panel.codes += 4 * kStep, panel.scales += kStep, panel.zeros += kStep;
+      panel.codes += 4 * kStep, panel.scales += kStep, panel.zeros += kStep, panel.next = nullptr;
     }
   } else if constexpr (C > 1) {
     a8_rows<BITS, C - 1>(w, panel, a, rows, part, y, first);
@@ -273,7 +290,8 @@ void a8_panel(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows
   const int64_t tiles = mpq::ceil_div(rows, kMost);  // as even as can be
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t m = rows * t / tiles, m1 = rows * (t + 1) / tiles;
-    a8_rows<BITS, kMost>(w, panel, a.from(m, w.groups, part.spans.count), m1 - m, part, y + m * kPanel, first);
+    a8_rows<BITS, kMost>(w, t ? Panel8{panel.codes, panel.scales, panel.zeros} : panel,
+                         a.from(m, w.groups, part.spans.count), m1 - m, part, y + m * kPanel, first);
   }
 }
 
@@ -281,7 +299,7 @@ void gemm_a8(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows,
              bool first) {
   const Stretch part(w, s0, s1);
   const Panel8 here{panel.codes, panel.scales + part.group * kPanel,
-                    panel.zeros + (w.zero_each ? part.group * kPanel : 0)};
+                    panel.zeros + (w.zero_each ? part.group * kPanel : 0), panel.next};
   const Acts8 acts{a.q + part.k0, a.ld, a.scales + part.group, a.sums + s0};
   if (w.bits == 2) a8_panel<2>(w, here, acts, rows, part, y, first);
   if (w.bits == 4) a8_panel<4>(w, here, acts, rows, part, y, first);

@@ -47,23 +47,24 @@ inline typename Isa::Ints few_dots(typename Isa::Ints sum, const typename Isa::B
   return part;
 }
 
-// R weight rows (as many read streams) by C rows of activations.
+// R weight rows, `apart` from each other, by C rows of activations.
 template <int BITS, int R, int C>
-inline void few_tile(const Packed& w, const Chunks& chunks, int64_t n, const RowGrid* grid, const Few8& a, float* y,
-                     int64_t ldy) {
-  constexpr int kBytes = 4 * Isa::kWidth, kLine = kBytes * kParts;
-  const int64_t row_bytes = mpq::packed_bytes(w.kp, BITS), whole = row_bytes / kLine;
+inline void few_tile(const Packed& w, const Chunks& chunks, int64_t n, int64_t apart, const RowGrid* grid,
+                     const Few8& a, float* y, int64_t ldy) {
+  constexpr int kBytes = 4 * Isa::kWidth, kChunk = kBytes * kParts;
+  constexpr int kAhead = 8192 / R;  // bytes: what memory takes its time for, yet a small part of the cache
+  const int64_t row_bytes = mpq::packed_bytes(w.kp, BITS), whole = row_bytes / kChunk;
   typename Isa::Vec result[R][C][kParts];
   for (auto& row : result)
     for (auto& column : row)
       for (typename Isa::Vec& v : column) v = Isa::zero();
   const uint8_t* row[R];
-  uint8_t last[R][kLine];  // the chunk that may be short, filled up
+  uint8_t last[R][kChunk];  // the chunk that may be short, filled up
   for (int r = 0; r < R; ++r) {
-    row[r] = w.row(n + r);
+    row[r] = w.row(n + r * apart);
     if (whole < chunks.count) {
-      std::memset(last[r], 0, kLine);
-      std::memcpy(last[r], row[r] + whole * kLine, row_bytes - whole * kLine);
+      std::memset(last[r], 0, kChunk);
+      std::memcpy(last[r], row[r] + whole * kChunk, row_bytes - whole * kChunk);
     }
   }
   for (int64_t s = 0; s < chunks.stretches; ++s) {
@@ -77,10 +78,11 @@ inline void few_tile(const Packed& w, const Chunks& chunks, int64_t n, const Row
           for (int f = 0; f < kFields<BITS>; ++f)
             x[c][f] = Isa::load_bytes(a.q + c * a.ld + ((i * kFields<BITS> + f) * kParts + p) * kBytes);
         for (int r = 0; r < R; ++r) {
-          const uint8_t* from = i < whole ? row[r] + i * kLine : last[r];
-          __builtin_prefetch(row[r] + R * row_bytes + i * kLine);  // the next R rows
+          const uint8_t* from = i < whole ? row[r] + i * kChunk : last[r];
+          __builtin_prefetch(row[r] + i * kChunk + kAhead);
           typename Isa::Bytes codes[kFields<BITS>];
-          Isa::template fields<BITS>(Isa::load_bytes(from + p * kBytes), codes);
+          for (int f = 0; f < kFields<BITS>; ++f)
+            codes[f] = Isa::template field<BITS>(Isa::load_bytes(from + p * kBytes), f);
           for (int c = 0; c < C; ++c) sum[r][c] = few_dots<BITS>(sum[r][c], codes, x[c]);
         }
       }
@@ -102,31 +104,34 @@ inline void few_tile(const Packed& w, const Chunks& chunks, int64_t n, const Row
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) {
       for (int p = 1; p < kParts; ++p) result[r][c][0] = Isa::add(result[r][c][0], result[r][c][p]);
-      y[c * ldy + r] = Isa::sum(result[r][c][0]);
+      y[c * ldy + r * apart] = Isa::sum(result[r][c][0]);
     }
 }
 
+// R rows side by side, each from the first to the last of a part of n..n1: memory is read as so many streams. Returns
+// where the rows begin that are left over.
 template <int BITS, int R, int C>
 int64_t few_rows(const Packed& w, int64_t n, int64_t n1, const Few8& a, float* y, int64_t ldy, float* scratch) {
   const Chunks chunks(w);
   const int64_t room = 2 * w.groups + mpq::kWidest;  // `picked` reads a whole vector from any group on
-  for (; n + R <= n1; n += R, y += R) {
+  const int64_t apart = (n1 - n) / R;
+  for (const int64_t end = n + apart; n < end; ++n, ++y) {
     RowGrid grid[R];
     for (int r = 0; r < R; ++r) {
       float* own = scratch + r * room;
-      const RowGrid stored = row_grid(w, n + r, own);
+      const RowGrid stored = row_grid(w, n + r * apart, own);
       if (!w.half) std::memcpy(own, stored.scale, w.groups * sizeof(float));
       if (!w.half && w.zero_each) std::memcpy(own + w.groups, stored.zero, w.groups * sizeof(float));
       grid[r] = {own, w.zero_each ? own + w.groups : stored.zero, stored.step};
     }
-    few_tile<BITS, R, C>(w, chunks, n, grid, a, y, ldy);
+    few_tile<BITS, R, C>(w, chunks, n, apart, grid, a, y, ldy);
   }
-  return n;
+  return n + (R - 1) * apart;
 }
 
 template <int BITS, int C>
 void few_bits(const Packed& w, int64_t n0, int64_t n1, const Few8& a, float* y, int64_t ldy, float* scratch) {
-  constexpr int kRows = Isa::kStreams / (C == 3 ? 4 : C) > 1 ? Isa::kStreams / (C == 3 ? 4 : C) : 1;
+  constexpr int kRows = smaller(Isa::kStreams, BITS == 8 ? 2 : 4);  // streams: as many as hide the work on codes
   const int64_t n = few_rows<BITS, kRows, C>(w, n0, n1, a, y, ldy, scratch);
   if constexpr (kRows > 1) few_rows<BITS, 1, C>(w, n, n1, a, y + n - n0, ldy, scratch);
 }
@@ -136,8 +141,6 @@ void few_any(const Packed& w, int64_t n0, int64_t n1, const Few8& a, int64_t row
              float* scratch) {
   if (rows == 1) few_bits<BITS, 1>(w, n0, n1, a, y, ldy, scratch);
   if (rows == 2) few_bits<BITS, 2>(w, n0, n1, a, y, ldy, scratch);
-  if (rows == 3) few_bits<BITS, 3>(w, n0, n1, a, y, ldy, scratch);
-  if (rows == 4) few_bits<BITS, 4>(w, n0, n1, a, y, ldy, scratch);
 }
 
 void gemv_a8(const Packed& w, int64_t n0, int64_t n1, const Few8& a, int64_t rows, float* y, int64_t ldy,

@@ -202,7 +202,7 @@ void conv_a8(const ConvArgs& a) {
   const int64_t parts = std::min(panels, std::max<int64_t>(1, ceil_div(2 * thread_count(), tiles)));
   parallel_for(tiles * parts, 1, [&](int64_t begin, int64_t end) {
     Patches patches(a, tile_pixels, direct);
-    Buffer<uint8_t> codes(kPanel * w.kp);
+    Buffer<uint8_t> codes(kPanel * packed_bytes(w.kp, w.bits));
     Buffer<float> sums(tile_pixels * kPanel), w_scales(kPanel * w.groups), w_zeros(kPanel * w.groups),
         scratch(kPanel * w.groups);
     Buffer<Run> runs(tile_pixels);

@@ -29,6 +29,7 @@ struct FixedScale {
 };
 
 constexpr int64_t kWidest = 16;  // floats in the widest vector of any instruction set
+constexpr int64_t kLine = 64;    // bytes of a cache line
 
 // Rows of one element type in memory, `stride` elements apart.
 struct Rows {
@@ -69,8 +70,8 @@ struct Few8 {
   const float* lanes;    // [rows][stretches][2][kWidest]: scales, and sums of q
   const int32_t* group;  // [stretches][kWidest]: the group of each lane, counted from that of the first
 };
-constexpr int64_t kFewRows = 4;  // of activations that gemv_a8 takes
-constexpr int64_t kStreams = 8;  // weight rows that it walks along at once, at the most
+constexpr int64_t kFewRows = 2;  // of activations that gemv_a8 takes
+constexpr int64_t kStreams = 4;  // weight rows that it walks along at once, at the most
 
 // Which grids `probe_errors` tries: every width with every fraction of a group's range.
 struct ProbeOptions {
@@ -100,9 +101,10 @@ constexpr int64_t kPanel = 32;
 
 // Up to kPanel rows of a weight as `gemm_a8` reads them. Columns past the last row hold anything.
 struct Panel8 {
-  const uint8_t* codes;  // [k / 4][kPanel][4]
-  const float* scales;   // [groups][kPanel]
-  const float* zeros;    // like scales, or [kPanel] for a weight with one zero
+  const uint8_t* codes;           // [word][kPanel][4]: packed words
+  const float* scales;            // [groups][kPanel]
+  const float* zeros;             // like scales, or [kPanel] for a weight with one zero
+  const uint8_t* next = nullptr;  // as many bytes that will be wanted next; or null
 };
 
 // Rows of 8-bit activations, `ld` bytes apart, in the order of `order_a8`.

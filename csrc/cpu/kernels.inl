@@ -14,7 +14,7 @@ using mpq::Packed;
 
 constexpr int kVecs = kBlock / Isa::kWidth;  // vectors that hold a block's 32 weights
 
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline bool finite(float v) { return v <= FLT_MAX && v >= -FLT_MAX; }
 
 // Adding and taking away 1.5 * 2^23 rounds |v| < 2^22 to the nearest even integer, on every processor.

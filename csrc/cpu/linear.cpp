@@ -13,11 +13,12 @@
 namespace mpq {
 namespace {
 
-constexpr int64_t kDepth = 512;           // k's of a dequantized block: kRows * kDepth floats stay in L2
-constexpr int64_t kRows = 48;             // a multiple of every ISA's tile height, and of kCodeRows
-constexpr int64_t kMaxColumns = 512;      // activation rows staged at once
-constexpr int64_t kLine = 64;             // bytes of a cache line
-constexpr int64_t kSomeRows = 12;         // of 8-bit activations, against which codes are put into panels
+constexpr int64_t kDepth = 512;       // k's of a dequantized block: kRows * kDepth floats stay in L2
+constexpr int64_t kRows = 48;         // a multiple of every ISA's tile height, and of kCodeRows
+constexpr int64_t kMaxColumns = 512;  // activation rows staged at once
+// Rows of 8-bit activations up to which codes are put into panels: from there on a panel of activations is full enough
+// that it does not matter, and 8-bit codes are many to transpose.
+constexpr int64_t some_rows(int bits) { return bits == 8 ? 12 : 24; }
 constexpr int64_t kGrainMacs = 1 << 16;   // below this a second thread costs more than it saves
 constexpr int64_t kGrainMacs8 = 1 << 19;  // and with 8-bit activations
 
@@ -160,7 +161,16 @@ void by_rows8(const LinearArgs& a, const float* x) {
   });
 }
 
-// Few, but more than kFewRows: a panel of activations would be nearly empty, so codes lie in panels.
+// Asks for the scales and zeros of weight rows n0..n1 ahead of time.
+void fetch_grids(const Packed& w, int64_t n0, int64_t n1) {
+  const int64_t row = w.groups * (w.half ? 2 : 4);
+  for (const void* grids : {w.scales, w.zero_each ? w.zeros : nullptr})
+    for (int64_t i = n0 * row; grids && i < n1 * row; i += kLine)
+      __builtin_prefetch(static_cast<const char*>(grids) + i);
+}
+
+// Few, but more than kFewRows: a panel of activations would be nearly empty, so codes lie in panels. While one of them
+// is transposed and multiplied, the next is fetched.
 void by_code_panels8(const LinearArgs& a, const float* x) {
   const Packed& w = a.weight;
   const Spans spans(w);
@@ -174,27 +184,21 @@ void by_code_panels8(const LinearArgs& a, const float* x) {
   const Acts8 acts{q, ld, act_scales, act_sums};
   const int64_t step = std::max<int64_t>(1, kDepth / spans.length), depth = std::min(w.kp, step * spans.length);
   parallel_for(ceil_div(w.n, kPanel), ceil_div(kGrainMacs8, kPanel * w.kp * a.m), [&](int64_t begin, int64_t end) {
-    Buffer<uint8_t> codes(depth * kPanel);
+    Buffer<uint8_t> codes(packed_bytes(depth, w.bits) * kPanel);
     Buffer<float> scales(w.groups * kPanel), zeros(w.groups * kPanel), scratch(w.groups * kPanel), y(a.m * kPanel);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n0 = i * kPanel, n1 = std::min(w.n, n0 + kPanel);
       kernels().grid_a8(w, n0, n1, scales, zeros, scratch);
+      fetch_grids(w, n1, std::min(w.n, n1 + kPanel));
       for (int64_t s0 = 0; s0 < spans.count; s0 += step) {
         const int64_t s1 = std::min(spans.count, s0 + step);
         kernels().panel_a8(w, n0, n1, spans.begin(s0), spans.end(s1 - 1), codes);
-        kernels().gemm_a8(w, {codes, scales, zeros}, acts, a.m, s0, s1, y, s0 == 0);
+        const int64_t half = packed_bytes(spans.begin(s0) + spans.end(s1 - 1), w.bits) * kPanel / 2;
+        kernels().gemm_a8(w, {codes, scales, zeros, w.row(n1) + half}, acts, a.m, s0, s1, y, s0 == 0);
       }
       for (int64_t m = 0; m < a.m; ++m) finish(a, m, n0, n1, y + m * kPanel);
     }
   });
-}
-
-// Asks for the scales and zeros of weight rows n0..n1 ahead of time.
-void fetch_grids(const Packed& w, int64_t n0, int64_t n1) {
-  const int64_t row = w.groups * (w.half ? 2 : 4);
-  for (const void* grids : {w.scales, w.zero_each ? w.zeros : nullptr})
-    for (int64_t i = n0 * row; grids && i < n1 * row; i += kLine)
-      __builtin_prefetch(static_cast<const char*>(grids) + i);
 }
 
 void by_panels8(const LinearArgs& a, const float* x) {
@@ -241,7 +245,7 @@ void linear(const LinearArgs& a) {
   const float* x = padded_rows(a, room);
   if (a.act8 && a.m <= kFewRows) {
     by_rows8(a, x);
-  } else if (a.act8 && a.m <= kSomeRows && w.bits < 8) {  // transposing 8-bit codes would cost more than is won
+  } else if (a.act8 && a.m <= some_rows(w.bits)) {
     by_code_panels8(a, x);
   } else if (a.act8) {
     by_panels8(a, x);

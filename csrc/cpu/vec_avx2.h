@@ -141,16 +141,10 @@ struct Avx2 {
   static Ints no_ints() { return _mm256_setzero_si256(); }
   static Vec to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
 
-  // out[i]: field i of every byte
   template <int BITS>
-  static void fields(Bytes v, Bytes out[8 / BITS]) {
-    const __m256i mask = _mm256_set1_epi8(char((1 << BITS) - 1));
-    out[0] = BITS == 8 ? v : _mm256_and_si256(v, mask);
-    if constexpr (BITS < 8) out[1] = _mm256_and_si256(_mm256_srli_epi16(v, BITS), mask);
-    if constexpr (BITS == 2) {
-      out[2] = _mm256_and_si256(_mm256_srli_epi16(v, 4), mask);
-      out[3] = _mm256_and_si256(_mm256_srli_epi16(v, 6), mask);
-    }
+  static Bytes field(Bytes v, int i) {  // field i of every byte
+    if (BITS == 8) return v;
+    return _mm256_and_si256(i ? _mm256_srli_epi16(v, BITS * i) : v, _mm256_set1_epi8(char((1 << BITS) - 1)));
   }
   // Whether `dot` sums in 16 bits, which `widened` adds to a sum of 32: 8 steps of 15 * 127 * 2 = 3810 fit.
   template <int BITS>
@@ -162,6 +156,10 @@ struct Avx2 {
     const __m256i x_even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), x_odd = _mm256_srai_epi16(x, 8);
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_and_si256(c, _mm256_set1_epi16(255)), x_even));
     return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_srli_epi16(c, 8), x_odd));
+  }
+  template <int BITS>
+  static Ints added(Ints a, Ints b) {  // two sums by `dot`
+    return kNarrow<BITS> ? _mm256_add_epi16(a, b) : _mm256_add_epi32(a, b);
   }
   static Ints widened(Ints sum, Ints narrow) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));

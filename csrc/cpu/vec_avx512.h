@@ -123,14 +123,9 @@ struct Avx512 : Avx2 {
     return _mm512_set1_epi32(w);
   }
   template <int BITS>
-  static void fields(Bytes v, Bytes out[8 / BITS]) {
-    const __m512i mask = _mm512_set1_epi8(char((1 << BITS) - 1));
-    out[0] = BITS == 8 ? v : _mm512_and_si512(v, mask);
-    if constexpr (BITS < 8) out[1] = _mm512_and_si512(_mm512_srli_epi32(v, BITS), mask);
-    if constexpr (BITS == 2) {
-      out[2] = _mm512_and_si512(_mm512_srli_epi32(v, 4), mask);
-      out[3] = _mm512_and_si512(_mm512_srli_epi32(v, 6), mask);
-    }
+  static Bytes field(Bytes v, int i) {  // field i of every byte
+    if (BITS == 8) return v;
+    return _mm512_and_si512(i ? _mm512_srli_epi32(v, BITS * i) : v, _mm512_set1_epi8(char((1 << BITS) - 1)));
   }
   template <int BITS>
   static constexpr bool kNarrow = false;
@@ -138,8 +133,12 @@ struct Avx512 : Avx2 {
   static Ints dot(Ints sum, Bytes c, Bytes x) {
     return (Ints)_mm512_dpbusd_epi32((__m512i)sum, c, x);
   }
+  template <int BITS>
+  static Ints added(Ints a, Ints b) {
+    return a + b;
+  }
   static Ints widened(Ints sum, Ints) { return sum; }  // nothing is narrow here
-  static constexpr int kStreams = 8;
+  static constexpr int kStreams = 4;
   using Lanes = __m512i;
   static Lanes load_lanes(const int32_t* p) { return _mm512_loadu_si512(p); }
   static Vec picked(const float* p, Lanes from) { return _mm512_permutexvar_ps(from, load(p)); }

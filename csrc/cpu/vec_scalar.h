@@ -146,9 +146,10 @@ struct Isa {
     return r;
   }
   template <int BITS>
-  static void fields(const Bytes& b, Bytes out[8 / BITS]) {  // out[i]: field i of every byte
-    for (int i = 0; i < 8 / BITS; ++i)
-      for (int j = 0; j < 4 * kWidth; ++j) out[i].v[j] = b.v[j] >> (BITS * i) & mpq::max_code(BITS);
+  static Bytes field(const Bytes& b, int i) {  // field i of every byte
+    Bytes r;
+    for (int j = 0; j < 4 * kWidth; ++j) r.v[j] = b.v[j] >> (BITS * i) & mpq::max_code(BITS);
+    return r;
   }
   template <int BITS>
   static constexpr bool kNarrow = false;
@@ -156,6 +157,12 @@ struct Isa {
   static Ints dot(Ints sum, const Bytes& c, const Bytes& x) {
     for (int j = 0; j < 4 * kWidth; ++j) sum.v[j / 4] += int32_t(c.v[j]) * int8_t(x.v[j]);
     return sum;
+  }
+  template <int BITS>
+  static Ints added(const Ints& a, const Ints& b) {  // two sums by `dot`
+    Ints r;
+    for (int i = 0; i < kWidth; ++i) r.v[i] = a.v[i] + b.v[i];
+    return r;
   }
   static Ints widened(const Ints& sum, const Ints&) { return sum; }  // nothing is narrow here
   // For pairs of words: `two_words` has them in every pair of lanes, `low_pairs` and `high_pairs` put lanes of a and b
