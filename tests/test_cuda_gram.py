@@ -15,7 +15,8 @@ from . import ptxsim, reference
 from .test_cuda import needs_gpu, read_only
 from .test_cuda_analysis import OnGpu, unwritten
 
-TYPES = [torch.float32, torch.float16, torch.bfloat16]  # in the order of launchers' numbers
+HALVES = [torch.float16, torch.bfloat16]
+TYPES = [torch.float32, *HALVES]  # in the order of launchers' numbers
 
 
 def samples(x: Tensor) -> tuple[NDArray, int, int, int]:
@@ -44,7 +45,7 @@ class Interpreted:
             size = self.library.lib.mpq_gram_workspace(c.c_int64(n), c.c_int64(slices))
             workspace, k = unwritten((size,), torch.float64), unwritten((n, n), torch.float64)
             arrays = (workspace.numpy(), k.numpy())
-            self.library.call("mpq_gram", array, type, n, columns, stride, center, slices, *arrays, None)
+            self.cost = self.library.call("mpq_gram", array, type, n, columns, stride, center, slices, *arrays, None)
             out.append(k)
         return torch.stack(out)
 
@@ -65,7 +66,8 @@ def assert_gram(cuda: Interpreted | OnGpu, features: list[Tensor], center: bool)
     got = cuda.gram(features, center)
     assert got.shape == (len(features), len(features[0]), len(features[0]))
     for k, x in zip(got, features, strict=True):
-        reference.assert_within(k, *reference.gram(x, center), torch.float64)
+        of = reference.gram if x.dtype == torch.float32 else reference.gram_of_halves
+        reference.assert_within(k, *of(x, center), torch.float64)
         assert torch.equal(k, k.T)
 
 
@@ -76,14 +78,51 @@ def test_shapes(cuda: Interpreted | OnGpu, n: int, columns: int, center: bool) -
     assert_gram(cuda, [torch.randn(n, columns) + 3], center)
 
 
-def test_slices_of_several_sums(library: ptxsim.Library) -> None:
-    x = torch.randn(5, 1050)
+# Chunks of 64 columns, rows that start on 16 bytes and rows that do not.
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("n,columns", [(1, 1), (3, 65), (17, 8), (32, 136), (33, 79), (65, 24)])
+def test_halves(cuda: Interpreted | OnGpu, n: int, columns: int, dtype: torch.dtype) -> None:
+    x = torch.randn(n, columns).to(dtype)
+    assert_gram(cuda, [x], False)
+    assert_gram(cuda, [x, x.relu(), x + 20], True)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_halves_are_exact_where_fp32_sums_are(cuda: Interpreted | OnGpu, dtype: torch.dtype) -> None:
+    x = torch.randint(-128, 128, (40, 600)).to(dtype)
+    assert torch.equal(cuda.gram([x], False)[0], x.double() @ x.double().T)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_which_kernel_makes_a_matrix(library: ptxsim.Library, dtype: torch.dtype) -> None:
+    """Tensor cores; fp32 too where centring leaves one sample too little, or something that is not finite."""
+    x = torch.randn(4, 40)
+    one = x.clone()
+    one[2] = x.mean(0) + 0.01 * x[2]
+    strange = x.clone()
+    strange[1, 7] = torch.inf
+    for f, again in ((x, False), (x.relu(), False), (x + 20, True), (one, True), (strange, True), (0 * x, False)):
+        kernels = Interpreted(library)
+        for center in (True, False):
+            kernels.gram([f.to(dtype)], center)
+            assert any(op.startswith("mma") for op in kernels.cost.instructions)
+            assert ("fma.rn.f32" in kernels.cost.instructions) == (again and center), (f, center)
+        kernels.gram([f], True)
+        assert not any(op.startswith("mma") for op in kernels.cost.instructions)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_slices_of_several_sums(library: ptxsim.Library, dtype: torch.dtype) -> None:
+    x = torch.randn(5, 1050).to(dtype)
     for slices in (1, 2):
         assert_gram(Interpreted(library, slices), [x], True)
 
 
-def test_blocks_take_tiles_and_slices_in_turn(library: ptxsim.Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    features = [torch.randn(65, 40)]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_blocks_take_tiles_and_slices_in_turn(
+    library: ptxsim.Library, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = [torch.randn(65, 40).to(dtype)]
     want = Interpreted(library).orthogonality([features[0][:9], features[0][9:18]], True, True)
     monkeypatch.setattr(library, "most_blocks", 2)
     assert_gram(Interpreted(library), features, True)
@@ -108,13 +147,17 @@ def test_layouts(cuda: Interpreted | OnGpu) -> None:
 def test_no_columns_and_constant_features(cuda: Interpreted | OnGpu) -> None:
     constant = torch.full((7, 1), 0.1) * torch.rand(1, 90)
     assert not cuda.gram([torch.empty(7, 0), constant]).any()
+    assert not cuda.gram([constant.half(), constant.bfloat16()]).any()
     x = torch.randint(-8, 9, (10, 60)).float()
     assert torch.allclose(cuda.gram([x + 2.0**15]), cuda.gram([x]), rtol=1e-12)
+    x = x.half()
+    assert torch.allclose(cuda.gram([x + 1024]), cuda.gram([x]), rtol=1e-12)
 
 
-def test_nan_and_infinity_show(cuda: Interpreted | OnGpu) -> None:
+@pytest.mark.parametrize("dtype", TYPES)
+def test_nan_and_infinity_show(cuda: Interpreted | OnGpu, dtype: torch.dtype) -> None:
     for value in (torch.nan, torch.inf):
-        x = torch.randn(5, 40)
+        x = torch.randn(5, 40).to(dtype)
         x[2, 33] = value
         assert not cuda.gram([x])[0].isfinite().any()
         k = cuda.gram([x], False)[0]

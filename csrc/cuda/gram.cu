@@ -1,7 +1,13 @@
 // gram: a block sums a tile of x x^T over a slice of the columns, in a workspace; the slices of an entry are then added
 // in order. How columns are cut depends on shapes alone, and nothing is added in an order of chance, so results never
 // vary. Sums are fp32 over 512 columns, fp64 from there on.
+//
+// fp16 and bf16 are multiplied as they are, by tensor cores, and centred in fp64 (gram_halves.cu). Where that leaves a
+// sample less than a quarter of its squared norm, too much of what it had has cancelled, and the matrix is made again
+// of features less the first sample, as fp32 always is. The GPU decides that by itself: the kernels that do it are
+// started anyway, and end at once where they are not needed.
 #include "convert.cuh"
+#include "gram.cuh"
 #include "launch.h"
 #include "start.cuh"
 #include "tile.cuh"
@@ -10,29 +16,13 @@ namespace {
 
 using namespace mpq;
 
-constexpr int kSum = 512;         // columns that are summed in fp32
 constexpr int64_t kBlocks = 512;  // that slices make of few tiles: four for each processor of a large GPU
 constexpr int kAdders = 256;      // threads of the smaller kernels
-
-// Samples of a feature: rows of `columns` values, `stride` apart. shift: less the first sample.
-template <class T>
-struct Samples {
-  const T* x;
-  int64_t n, columns, stride;
-  bool shift;
-};
 
 int side_of(int64_t n) { return n <= 32 ? 32 : 64; }  // entries of a tile's side
 int64_t tiles_of(int64_t n) {                         // on and below the diagonal
   const int64_t across = ceil_div(n, side_of(n));
   return across * (across + 1) / 2;
-}
-
-// Which tile of those on and below the diagonal, row by row.
-__device__ void tile_at(int64_t index, int64_t* i, int64_t* j) {
-  *i = 0;
-  while ((*i + 1) * (*i + 2) / 2 <= index) ++*i;
-  *j = index - *i * (*i + 1) / 2;
 }
 
 // Chunks of a tile's rows: from memory to registers, and on to shared memory when that is free.
@@ -56,17 +46,21 @@ struct Chunk {
   }
 };
 
+// `only_if`, here and below: nothing is to be done where that is 0; null: something always is.
+__device__ bool idle(const int* only_if) { return only_if && !*only_if; }
+
 // partial [slices][tiles][kTile][kTile]
 template <class T, int kTile>
 __global__ void __launch_bounds__(tile_threads(kTile))
-    products(const Samples<T> s, int64_t tiles, int64_t slices, int64_t per_slice, double* partial) {
+    products(const Samples<T> s, const GramCut cut, double* partial, const int* only_if) {
+  if (idle(only_if)) return;
   constexpr int kSide = kTile / kEach;
   __shared__ __align__(16) float a[kTile][kTileRow], b[kTile][kTileRow];
-  for (int64_t task = blockIdx.x; task < tiles * slices; task += gridDim.x) {
-    const int64_t slice = task / tiles, begin = slice * per_slice;
-    const int64_t end = begin + per_slice < s.columns ? begin + per_slice : s.columns;
+  for (int64_t task = blockIdx.x; task < cut.tiles * cut.slices; task += gridDim.x) {
+    const int64_t slice = task / cut.tiles, begin = slice * cut.per_slice;
+    const int64_t end = begin + cut.per_slice < s.columns ? begin + cut.per_slice : s.columns;
     int64_t ti, tj;
-    tile_at(task - slice * tiles, &ti, &tj);
+    tile_at(task - slice * cut.tiles, &ti, &tj);
     const float(*right)[kTileRow] = ti == tj ? a : b;
     double total[kEach][kEach] = {};
     Chunk<T, kTile> rows, columns;
@@ -102,8 +96,9 @@ __global__ void __launch_bounds__(tile_threads(kTile))
 
 // Entries of `out` [n][n] from their slices; both halves get the same.
 __global__ void __launch_bounds__(kAdders)
-    add_slices(const double* partial, int64_t n, int side, int64_t tiles, int64_t slices, double* out) {
-  const int64_t count = tiles * side * side;
+    add_slices(const double* partial, int64_t n, int side, const GramCut cut, double* out, const int* only_if) {
+  if (idle(only_if)) return;
+  const int64_t count = cut.tiles * side * side;
   for (int64_t e = int64_t(blockIdx.x) * kAdders + threadIdx.x; e < count; e += int64_t(gridDim.x) * kAdders) {
     int64_t ti, tj;
     tile_at(e / (side * side), &ti, &tj);
@@ -111,12 +106,12 @@ __global__ void __launch_bounds__(kAdders)
     const int64_t i = ti * side + at / side, j = tj * side + at % side;
     if (i >= n || j > i) continue;
     double sum = partial[e];
-    for (int64_t s = 1; s < slices; ++s) sum += partial[s * count + e];
+    for (int64_t s = 1; s < cut.slices; ++s) sum += partial[s * count + e];
     out[i * n + j] = out[j * n + i] = sum;
   }
 }
 
-// ---- centring: exact for the shift by the first sample that came before --------------------------------
+// ---- centring: exact for a shift by the first sample that came before --------------------------------
 
 __device__ double across(double v) {  // the same for all lanes
 #pragma unroll
@@ -138,33 +133,62 @@ __device__ void each_row(int64_t n, const Body& body) {
   for (int64_t row = int64_t(blockIdx.x) * (kAdders / 32) + threadIdx.x / 32; row < n; row += step) body(row);
 }
 
-__global__ void __launch_bounds__(kAdders) row_means(const double* k, int64_t n, double* mean) {
+// *cancelled becomes 0.
+__global__ void __launch_bounds__(kAdders)
+    row_means(const double* k, int64_t n, double* mean, int* cancelled, const int* only_if) {
+  if (idle(only_if)) return;
+  if (cancelled && blockIdx.x == 0 && threadIdx.x == 0) *cancelled = 0;
   each_row(n, [&](int64_t row) {
     const double sum = warp_sum(k + row * n, n);
     if (threadIdx.x % 32 == 0) mean[row] = sum / double(n);
   });
 }
 
-__global__ void __launch_bounds__(kAdders) subtract_means(double* k, int64_t n, const double* mean) {
+// *cancelled becomes 1 where a sample keeps less than a quarter of its squared norm, or is not finite: where it keeps
+// more, |x_i||x_j|, by which errors are bound, is at most 4 times what the centred features have.
+__global__ void __launch_bounds__(kAdders)
+    subtract_means(double* k, int64_t n, const double* mean, int* cancelled, const int* only_if) {
+  if (idle(only_if)) return;
   const double all = warp_sum(mean, n) / double(n);
   each_row(n, [&](int64_t row) {
-    for (int64_t j = threadIdx.x % 32; j < n; j += 32) k[row * n + j] -= (mean[row] + mean[j]) - all;
+    for (int64_t j = threadIdx.x % 32; j < n; j += 32) {
+      const double was = k[row * n + j], is = was - ((mean[row] + mean[j]) - all);
+      k[row * n + j] = is;
+      if (cancelled && j == row && !(was <= 4 * is)) *cancelled = 1;
+    }
   });
+}
+
+// The rest of the way from slices to `out`. `means` [n] may lie where the slices do.
+int finish(const double* partial, int64_t n, const GramCut& cut, bool center, double* means, double* out,
+           int* cancelled, const int* only_if, void* stream) {
+  const int64_t side = side_of(n), warps = kAdders / 32;
+  const double *sums = out, *of_rows = means;
+  int error = start(add_slices, ceil_div(cut.tiles * side * side, kAdders), kAdders, stream, partial, n, int(side), cut,
+                    out, only_if);
+  if (error || !center) return error;
+  error = start(row_means, ceil_div(n, warps), kAdders, stream, sums, n, means, cancelled, only_if);
+  if (error) return error;
+  return start(subtract_means, ceil_div(n, warps), kAdders, stream, out, n, of_rows, cancelled, only_if);
 }
 
 template <class T>
 int grams(const Samples<T>& s, int64_t slices, double* workspace, double* out, void* stream) {
-  const int64_t side = side_of(s.n), tiles = tiles_of(s.n), entries = tiles * side * side, warps = kAdders / 32;
-  const int64_t per_slice = ceil_div(ceil_div(s.columns, kSum), slices) * kSum;
+  constexpr bool kHalves = sizeof(T) == 2;
+  const int side = side_of(s.n);
+  const GramCut cut = {tiles_of(s.n), slices, ceil_div(ceil_div(s.columns, kSum), slices) * kSum};
+  int* cancelled = nullptr;
+  if constexpr (kHalves) {
+    if (s.shift) cancelled = reinterpret_cast<int*>(workspace + mpq_gram_workspace(s.n, slices) - 1);
+    int error = half_products(s, side, cut, workspace, stream);
+    if (!error) error = finish(workspace, s.n, cut, s.shift, workspace, out, cancelled, nullptr, stream);
+    if (error || !s.shift) return error;
+  }
+  const int* only_if = cancelled;
   const auto kernel = side == 32 ? products<T, 32> : products<T, 64>;
-  const double *partial = workspace, *means = workspace, *sums = out;
-  int error = start(kernel, tiles * slices, tile_threads(int(side)), stream, s, tiles, slices, per_slice, workspace);
+  const int error = start(kernel, cut.tiles * slices, tile_threads(side), stream, s, cut, workspace, only_if);
   if (error) return error;
-  error = start(add_slices, ceil_div(entries, kAdders), kAdders, stream, partial, s.n, int(side), tiles, slices, out);
-  if (error || !s.shift) return error;
-  error = start(row_means, ceil_div(s.n, warps), kAdders, stream, sums, s.n, workspace);
-  if (error) return error;
-  return start(subtract_means, ceil_div(s.n, warps), kAdders, stream, out, s.n, means);
+  return finish(workspace, s.n, cut, s.shift, workspace, out, nullptr, only_if, stream);
 }
 
 }  // namespace
@@ -173,7 +197,7 @@ int64_t mpq_gram_slices(int64_t n, int64_t columns) {
   return std::max<int64_t>(1, std::min(ceil_div(kBlocks, tiles_of(n)), ceil_div(columns, kSum)));
 }
 
-int64_t mpq_gram_workspace(int64_t n, int64_t slices) { return slices * tiles_of(n) * side_of(n) * side_of(n); }
+int64_t mpq_gram_workspace(int64_t n, int64_t slices) { return slices * tiles_of(n) * side_of(n) * side_of(n) + 1; }
 
 int mpq_gram(const void* x, int type, int64_t n, int64_t columns, int64_t stride, bool center, int64_t slices,
              double* workspace, double* out, void* stream) {

@@ -31,6 +31,7 @@ DEMANDS = (
     Demand("conv_halves: halves", {"HMMA": (8, 0), "LDSM": (2, 0)}),
     Demand("conv_tiles: tiles", {"LDS": (8, 128)}),
     Demand("gram: products", {"LDS": (8, 128)}),
+    Demand("gram_halves: products", {"HMMA": (16, 0), "LDSM": (12, 0), "LDG": (2, 128)}),
 )
 
 
