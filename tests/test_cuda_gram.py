@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes as c
 from collections.abc import Iterator
+from itertools import groupby
 
 import pytest
 import torch
@@ -19,16 +20,25 @@ HALVES = [torch.float16, torch.bfloat16]
 TYPES = [torch.float32, *HALVES]  # in the order of launchers' numbers
 
 
-def samples(x: Tensor) -> tuple[NDArray, int, int, int]:
-    """What the launcher takes of a feature whose samples are dense: memory, type, columns and stride."""
+def samples(x: Tensor) -> tuple[NDArray, int, int]:
+    """What the launcher takes of a feature whose samples are dense: memory, columns and stride."""
     n, columns = len(x), x[0].numel()
     flat = x.as_strided(((n - 1) * x.stride(0) + columns if columns else 0,), (1,))
-    return (
-        read_only(flat.view(torch.int16) if x.dtype == torch.bfloat16 else flat),
-        TYPES.index(x.dtype),
-        columns,
-        x.stride(0),
-    )
+    return read_only(flat.view(torch.int16) if x.dtype == torch.bfloat16 else flat), columns, x.stride(0)
+
+
+class Layout(c.Structure):  # mpq::GramFeature
+    _fields_ = (("x", c.c_void_p), ("columns", c.c_int64), ("stride", c.c_int64))
+
+
+class Features:
+    """Features as an argument of launchers."""
+
+    def __init__(self, samples: list[tuple[NDArray, int, int]]) -> None:
+        self.samples = samples
+
+    def place(self, memory: ptxsim.Global) -> c.Array:
+        return (Layout * len(self.samples))(*((memory.place(x), *sizes) for x, *sizes in self.samples))
 
 
 class Interpreted:
@@ -39,15 +49,17 @@ class Interpreted:
 
     def gram(self, features: list[Tensor], center: bool = True) -> Tensor:
         n, out = len(features[0]), []
-        for x in features:
-            array, type, columns, stride = samples(x)
-            slices = self.slices or self.library.lib.mpq_gram_slices(c.c_int64(n), c.c_int64(columns))
-            size = self.library.lib.mpq_gram_workspace(c.c_int64(n), c.c_int64(slices))
-            workspace, k = unwritten((size,), torch.float64), unwritten((n, n), torch.float64)
-            arrays = (workspace.numpy(), k.numpy())
-            self.cost = self.library.call("mpq_gram", array, type, n, columns, stride, center, slices, *arrays, None)
+        for dtype, same in groupby(features, lambda x: x.dtype):
+            list_ = Features([samples(x) for x in same])
+            count, asked = len(list_.samples), self.slices or 0
+            size = self.library.lib.mpq_gram_workspace(
+                c.byref(list_.place(ptxsim.Global())), *map(c.c_int64, (count, n, asked))
+            )
+            workspace, k = unwritten((size,), torch.float64), unwritten((count, n, n), torch.float64)
+            how = (count, TYPES.index(dtype), n, center, asked)
+            self.cost = self.library.call("mpq_gram", list_, *how, workspace.numpy(), k.numpy(), None)
             out.append(k)
-        return torch.stack(out)
+        return torch.cat(out)
 
     def orthogonality(self, features: list[Tensor], center: bool = True, debiased: bool = False) -> Tensor:
         k, count = self.gram(features, center or debiased), len(features)
@@ -109,6 +121,29 @@ def test_which_kernel_makes_a_matrix(library: ptxsim.Library, dtype: torch.dtype
             assert ("fma.rn.f32" in kernels.cost.instructions) == (again and center), (f, center)
         kernels.gram([f], True)
         assert not any(op.startswith("mma") for op in kernels.cost.instructions)
+
+
+def test_features_in_one_launch_are_as_alone(cuda: Interpreted | OnGpu) -> None:
+    """To the bit; also where centring leaves only some of them too little."""
+    few = [torch.randn(3, k) + shift for k, shift in ((40, 0), (530, 20), (0, 0), (7, 0))]
+    for features in ([x.half() for x in few], [*few[1:], few[0].bfloat16(), few[1].bfloat16()]):
+        assert torch.equal(cuda.gram(features), torch.cat([cuda.gram([x]) for x in features]))
+
+
+def test_more_features_than_a_launch_takes(cuda: Interpreted | OnGpu) -> None:
+    features = [torch.randint(-9, 9, (2, 1 + i % 3)).half() for i in range(33)]
+    assert torch.equal(cuda.gram(features, False), torch.stack([x.double() @ x.double().T for x in features]))
+
+
+def test_launches_share_64_mib(library: ptxsim.Library) -> None:
+    def workspace(count: int, columns: int) -> int:
+        features = (Layout * count)(*(((None, columns, columns),) * count))
+        return library.lib.mpq_gram_workspace(c.byref(features), *map(c.c_int64, (count, 64, 0)))
+
+    one = workspace(1, 1 << 20) - 16
+    assert one == 512 * 64 * 64
+    assert [workspace(n, 1 << 20) for n in (3, 4, 5, 9)] == [n * one + 16 for n in (3, 4, 4, 4)]
+    assert [workspace(n, 512) for n in (31, 32, 33)] == [n * 64 * 64 + 16 for n in (31, 32, 32)]
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -27,13 +27,13 @@ struct Pieces {
   static constexpr int kThreads = tile_threads(kTile), kMine = kTile * kPieces / kThreads;
   uint4 v[kMine];
 
-  __device__ void load(const Samples<T>& s, int64_t row, int64_t k, int64_t end, bool wide) {
+  __device__ void load(const Samples<T>& s, int row, int k, bool wide) {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
       const int at = threadIdx.x + i * kThreads;
-      const int64_t r = row + at / kPieces;
+      const int r = row + at / kPieces, first = k + at % kPieces * 8;
       uint32_t words[4] = {};
-      if (r < s.n) load8(s.x + r * s.stride, k + at % kPieces * 8, end, wide, words);
+      if (r < s.n) load8(s.x + int64_t(r) * s.stride + first, 0, s.columns - first, wide, words);
       v[i] = make_uint4(words[0], words[1], words[2], words[3]);
     }
   }
@@ -47,32 +47,36 @@ struct Pieces {
 };
 
 template <class T, int kTile>
-__global__ void __launch_bounds__(tile_threads(kTile))
-    products(const Samples<T> s, const GramCut cut, double* partial) {
+__global__ void __launch_bounds__(tile_threads(kTile), kTile == 64 ? 2 : 6)
+    products(const __grid_constant__ Features features, double* partial) {
   __shared__ __align__(16) Chunk<kTile> a, b;
+  __shared__ double total[16][tile_threads(kTile)];  // each thread's own, for which registers are too few
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int row0 = warp % (kTile / 16) * 16, column0 = warp / (kTile / 16) * 32;
-  const bool wide = s.stride % 8 == 0 && reinterpret_cast<uint64_t>(s.x) % 16 == 0;
-  for (int64_t task = blockIdx.x; task < cut.tiles * cut.slices; task += gridDim.x) {
-    const int64_t slice = task / cut.tiles, begin = slice * cut.per_slice;
-    const int64_t end = begin + cut.per_slice < s.columns ? begin + cut.per_slice : s.columns;
-    int64_t ti, tj;
-    tile_at(task - slice * cut.tiles, &ti, &tj);
-    const uint4* right = ti == tj ? a : b;
-    double total[4][4] = {};
+  const int64_t tasks = features.slices() * features.tiles;
+  for (int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
+    const int64_t slice = task / features.tiles;
+    const Samples<T> s(features, features.of_slice(slice), slice);
+    const bool wide = s.stride % 8 == 0 && reinterpret_cast<uint64_t>(s.x) % 16 == 0;
+    int ti, tj;
+    tile_at(int(task - slice * features.tiles), &ti, &tj);
+    const bool apart = kTile > 32 && ti != tj;  // up to 32 samples are one tile
+    const uint4* right = apart ? b : a;
+#pragma unroll
+    for (int i = 0; i < 16; ++i) total[i][threadIdx.x] = 0;
     Pieces<T, kTile> rows, columns;
-    const auto load = [&](int64_t k) {
-      rows.load(s, ti * kTile, k, end, wide);
-      if (ti != tj) columns.load(s, tj * kTile, k, end, wide);
+    const auto load = [&](int k) {
+      rows.load(s, ti * kTile, k, wide);
+      if (apart) columns.load(s, tj * kTile, k, wide);
     };
-    load(begin);
-    for (int64_t k0 = begin; k0 < end; k0 += kSum) {
+    load(0);
+    for (int k0 = 0; k0 < s.columns; k0 += kSum) {
       float sum[4][4] = {};
 #pragma unroll 1
-      for (int64_t k = k0; k < k0 + kSum && k < end; k += kDeep) {
+      for (int k = k0; k < k0 + kSum && k < s.columns; k += kDeep) {
         __syncthreads();  // the chunk before has been read
         rows.store(a);
-        if (ti != tj) columns.store(b);
+        if (apart) columns.store(b);
         __syncthreads();
         load(k + kDeep);  // in flight meanwhile
         float acc[4][4] = {};
@@ -100,7 +104,7 @@ __global__ void __launch_bounds__(tile_threads(kTile))
 #pragma unroll
       for (int t = 0; t < 4; ++t)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) total[t][i] += double(sum[t][i]);
+        for (int i = 0; i < 4; ++i) total[4 * t + i][threadIdx.x] += double(sum[t][i]);
     }
     double* out = partial + task * kTile * kTile;
 #pragma unroll
@@ -108,7 +112,7 @@ __global__ void __launch_bounds__(tile_threads(kTile))
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int row = row0 + lane / 4 + 8 * (i / 2), column = column0 + 8 * t + lane % 4 * 2 + i % 2;
-        out[row * kTile + column] = total[t][i];
+        out[row * kTile + column] = total[4 * t + i][threadIdx.x];
       }
   }
 }
@@ -116,10 +120,10 @@ __global__ void __launch_bounds__(tile_threads(kTile))
 }  // namespace
 
 template <class T>
-int mpq::half_products(const Samples<T>& s, int side, const GramCut& cut, double* partial, void* stream) {
+int mpq::half_products(const Features& features, int side, double* partial, void* stream) {
   const auto kernel = side == 32 ? products<T, 32> : products<T, 64>;
-  return start(kernel, cut.tiles * cut.slices, tile_threads(side), stream, s, cut, partial);
+  return start(kernel, features.slices() * features.tiles, tile_threads(side), stream, features, partial);
 }
 
-template int mpq::half_products(const Samples<__half>&, int, const GramCut&, double*, void*);
-template int mpq::half_products(const Samples<__nv_bfloat16>&, int, const GramCut&, double*, void*);
+template int mpq::half_products<__half>(const Features&, int, double*, void*);
+template int mpq::half_products<__nv_bfloat16>(const Features&, int, double*, void*);
