@@ -72,20 +72,24 @@ mpq::Type kernel_type(ScalarType t) {
   return t == ScalarType::Float ? mpq::Type::f32 : t == ScalarType::Half ? mpq::Type::f16 : mpq::Type::bf16;
 }
 
-// float64 [L, n, n]. The device of features[0] is guarded.
+// float64 [L, n, n]. The device of features[0] is guarded. Neighbours of one type share launches.
 Tensor grams(const char* op, const std::vector<Tensor>& features, int64_t n, bool center) {
   Tensor out = torch::stable::new_empty(features[0], {int64_t(features.size()), n, n}, ScalarType::Double);
   auto* k = static_cast<double*>(out.mutable_data_ptr());
-  int64_t most = 0;  // one workspace serves all: the stream takes them in turn
-  for (const Tensor& x : features) most = std::max(most, mpq_gram_workspace(n, mpq_gram_slices(n, x.numel() / n)));
-  Tensor workspace = torch::stable::new_empty(out, {most});
-  for (const Tensor& feature : features) {
-    const Tensor x = with_dense_samples(feature);
-    const int64_t columns = x.numel() / n;
-    check_launch(op, mpq_gram(x.const_data_ptr(), int(kernel_type(x.scalar_type())), n, columns, x.stride(0), center,
-                              mpq_gram_slices(n, columns), static_cast<double*>(workspace.mutable_data_ptr()), k,
-                              current_stream(x)));
-    k += n * n;
+  for (size_t i = 0; i < features.size();) {
+    const ScalarType type = features[i].scalar_type();
+    std::vector<Tensor> held;  // copies are kept until the launches are under way
+    std::vector<mpq::GramFeature> list;
+    for (; i < features.size() && features[i].scalar_type() == type; ++i) {
+      held.push_back(with_dense_samples(features[i]));
+      const Tensor& x = held.back();
+      list.push_back({x.const_data_ptr(), x.numel() / n, x.stride(0)});
+    }
+    const int64_t count = int64_t(list.size());
+    Tensor workspace = torch::stable::new_empty(out, {mpq_gram_workspace(list.data(), count, n, 0)});
+    check_launch(op, mpq_gram(list.data(), count, int(kernel_type(type)), n, center, 0,
+                              static_cast<double*>(workspace.mutable_data_ptr()), k, current_stream(out)));
+    k += count * n * n;
   }
   return out;
 }

@@ -1,4 +1,4 @@
-// Between fp32 and the types of activations.
+// 16-bit activations: between them and fp32, and into registers.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -49,6 +49,21 @@ __device__ __forceinline__ float low<__nv_bfloat16>(uint32_t v) {
 template <>
 __device__ __forceinline__ float high<__nv_bfloat16>(uint32_t v) {
   return __uint_as_float(v & 0xffff0000);
+}
+
+// 8 values of a row from k on; 0 from `end` on. wide: rows start on 16 bytes.
+template <class T>
+__device__ __forceinline__ void load8(const T* row, int64_t k, int64_t end, bool wide, uint32_t (&v)[4]) {
+  if (wide && k + 8 <= end) {
+    const uint4 all = *reinterpret_cast<const uint4*>(row + k);
+    v[0] = all.x, v[1] = all.y, v[2] = all.z, v[3] = all.w;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int64_t at = k + 2 * i;
+    v[i] = (at < end ? bits_of(row[at]) : 0) | (at + 1 < end ? bits_of(row[at + 1]) << 16 : 0);
+  }
 }
 
 }  // namespace mpq

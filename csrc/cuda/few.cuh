@@ -23,21 +23,6 @@ struct Staged {
   float sums[kBlocks][tiles][8];  // [token], over the 32 k's
 };
 
-// 8 activations of a row from k on; 0 from `end` on, and without a row.
-template <class T>
-__device__ __forceinline__ void load8(const T* row, int64_t k, int64_t end, bool wide, uint32_t (&v)[4]) {
-  if (wide && k + 8 <= end) {
-    const uint4 all = *reinterpret_cast<const uint4*>(row + k);
-    v[0] = all.x, v[1] = all.y, v[2] = all.z, v[3] = all.w;
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int64_t at = k + 2 * i;
-    v[i] = (at < end ? bits_of(row[at]) : 0) | (at + 1 < end ? bits_of(row[at + 1]) << 16 : 0);
-  }
-}
-
 // Stages k0 .. k0 + 32 * blocks; a lane takes 8 k's of a token.
 template <class T, int tiles>
 __device__ void stage(const LinearTask& a, Staged<tiles>& to, int64_t k0, int64_t end, int blocks, bool wide) {

@@ -3,6 +3,13 @@
 #pragma once
 #include "linear.h"
 
+namespace mpq {
+struct GramFeature {  // n samples of `columns` values each, `stride` apart
+  const void* x;
+  int64_t columns, stride;
+};
+}  // namespace mpq
+
 extern "C" {
 
 int mpq_pack(const uint8_t* codes, int64_t n, int64_t k, int bits, uint8_t* out, void* stream);
@@ -40,12 +47,10 @@ int mpq_probe_errors(const float* weight, int64_t n, int64_t k, int64_t group, c
                      const float* fractions, int64_t fraction_count, bool symmetric, bool half, float* out,
                      int64_t* first_bad, void* stream);
 
-// out fp64 [n][n] = x x^T of n samples of `columns` values each, `stride` apart; center: each column less its mean.
-// type: a Type. The columns are cut into `slices`, as many as mpq_gram_slices wants, whose sums lie in a workspace of
-// mpq_gram_workspace numbers.
-int64_t mpq_gram_slices(int64_t n, int64_t columns);
-int64_t mpq_gram_workspace(int64_t n, int64_t slices);
-int mpq_gram(const void* x, int type, int64_t n, int64_t columns, int64_t stride, bool center, int64_t slices,
+// out fp64 [count][n][n], x x^T of each feature; center: each of its columns less its mean. type: a Type, of all. The
+// columns of each are cut into `slices`, whose sums lie in a workspace of mpq_gram_workspace numbers; 0: as suits.
+int64_t mpq_gram_workspace(const mpq::GramFeature* features, int64_t count, int64_t n, int64_t slices);
+int mpq_gram(const mpq::GramFeature* features, int64_t count, int type, int64_t n, bool center, int64_t slices,
              double* workspace, double* out, void* stream);
 
 // out[i][j] = <K_i, K_j> / (|K_i| |K_j|) of `count` Gram matrices [n][n], which are overwritten if `debiased`: their

@@ -82,7 +82,7 @@ class Library:
     """The launchers of csrc/cuda, called with NumPy arrays."""
 
     def __init__(self, path: Path) -> None:
-        self.lib = c.CDLL(str(path))
+        self.path, self.lib = path, c.CDLL(str(path))
         self.memory, self.cost = Global(), Traffic()
         self.error: Exception | None = None
         self.most_blocks = 1 << 31  # of a grid in x; fewer make blocks stride
