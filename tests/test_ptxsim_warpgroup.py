@@ -100,6 +100,7 @@ def test_two_warpgroups() -> None:
 
 
 READ = "add.f32 %f50, %f3, %f3;\n"
+LATE = "setp.eq.u32 %p2, %r1, 40;\n@%p2 st.shared.u32 [%r2+128], %r1;\n"  # of one thread, to B
 FIRST = FILL + SEEN + FENCE + product() + COMMIT
 
 
@@ -112,6 +113,7 @@ FIRST = FILL + SEEN + FENCE + product() + COMMIT
         (FIRST + "mov.f32 %f3, 0f00000000;\n" + WAIT, "writes %f3 while a wgmma may still use it"),
         (FIRST + "mov.u32 %r112, 0;\n" + WAIT, "writes %r112 while a wgmma may still use it"),
         (FIRST + "st.shared.u32 [%r4], %r1;\n" + WAIT, r"writes shared byte \d+ while a wgmma may still read it"),
+        (FIRST + "bar.sync 0;\n" + WAIT + LATE, r"st\.shared.*race on shared byte 128"),
         (FILL + SEEN + product() + COMMIT + WAIT, r"%f0 was written, and no wgmma\.fence since"),
         (FIRST + WAIT + "mov.u32 %r112, 0;\n" + product() + COMMIT + WAIT, "%r112 was written, and no wgmma"),
         (FIRST + WAIT + "mov.f32 %f3, %f50;\n" + product() + COMMIT + WAIT, "%f3 was written, and no wgmma"),

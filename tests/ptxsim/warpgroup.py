@@ -71,10 +71,12 @@ class Products:
                     self.note(g, places)
 
     def note(self, g: int, places: NDArray) -> None:
-        """Shared memory is read, now."""
-        if self.b.shared.order is not None:
+        """Shared memory has been read, up to now."""
+        shared = self.b.shared
+        shared.reader[places], shared.read_epoch[places] = -2, shared.epoch
+        if shared.order is not None:
             for warp in range(4 * g, 4 * g + 4):
-                self.b.shared.order.record(places, np.full(len(places), 32 * warp), False)
+                shared.order.record(places, np.full(len(places), 32 * warp), False)
 
     def multiply(self, x: Instruction, g: int, d: list[str], a: list[str], places: NDArray) -> None:
         """Checks and takes what a product uses. places [columns, 16, 2]: bytes of B."""
