@@ -44,13 +44,30 @@ Tensor dense_linear(const char* op, const Tensor& x, const mpq::Packed& w, const
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// What `many` reads beside the fragments, kept alive until it is queued.
+// What `many` and `warpgroup` read beside the fragments, kept alive until they are queued.
 struct Activations {
   Tensor rows, sums;
 };
 
+Activations arrange(const char* op, LinearTask& task, const Tensor& x, const LinearPlan& plan) {
+  const mpq::Packed& w = task.weight;
+  const int64_t step = mpq::step_depth(w.bits, false), pieces = mpq::ceil_div(w.kp, step) * step / 8;
+  const int64_t ld = mpq::ceil_div(task.m, plan.columns) * plan.columns;
+  const int64_t unit = w.groups == 1 ? plan.per_split * step : w.group, units = w.groups == 1 ? plan.splits : w.groups;
+  Activations made{torch::stable::new_empty(x, {ld, 8 * pieces}),
+                   torch::stable::new_empty(x, {units, ld}, ScalarType::Float)};
+  auto* sums = static_cast<float*>(made.sums.mutable_data_ptr());
+  check_launch(op, mpq_arrange(x.const_data_ptr(), task.type, task.m, w.k, unit, units, pieces, plan.columns, sums, ld,
+                               made.rows.mutable_data_ptr(), current_stream(x)));
+  task.x = made.rows.const_data_ptr();
+  task.sums = sums;
+  task.sums_ld = ld;
+  return made;
+}
+
 Activations prepare(const char* op, LinearTask& task, const Tensor& x, const LinearPlan& plan,
                     const OptionalTensor& act_scale) {
+  if (plan.kernel == LinearPlan::warpgroup) return arrange(op, task, x, plan);
   const mpq::Packed& w = task.weight;
   const bool int8 = plan.kernel == LinearPlan::many_int8;
   const int step = mpq::step_depth(w.bits, int8);
@@ -131,7 +148,10 @@ Tensor multiply(const char* op, const Tensor& x, const Tensor& qweight, const Te
     check_launch(op, mpq_few(task, current_stream(x)));
   } else {
     const Activations made = prepare(op, task, rows, plan, fixed);
-    check_launch(op, mpq_many(task, plan.columns, plan.kernel == LinearPlan::many_int8, current_stream(x)));
+    if (plan.kernel == LinearPlan::warpgroup)
+      check_launch(op, mpq_warpgroup(task, plan.columns, current_stream(x)));
+    else
+      check_launch(op, mpq_many(task, plan.columns, plan.kernel == LinearPlan::many_int8, current_stream(x)));
   }
   if (plan.splits > 1) check_launch(op, mpq_join(task, current_stream(x)));
   return y;

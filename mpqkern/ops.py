@@ -108,7 +108,9 @@ def has_kernel(op: str, device: str) -> bool:
 class LinearPlan(NamedTuple):
     """Which CUDA kernel serves a `linear`."""
 
-    kernel: str  # "dense": dequantize and torch's own product; "few" tokens; "many" of them; "many_int8"
+    kernel: (
+        str  # "dense": dequantize and torch's product; "few" tokens; "many", "many_int8"; "warpgroup": Hopper's many
+    )
     columns: int  # tokens of a block of threads
     splits: int  # of k, added up in order
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -82,7 +84,7 @@ class Interpreted:
             read_only(torch.from_numpy(fragments.of_codes(case.codes.numpy(), case.bits))),
             array(x),
             writable(y),
-            x.shape[0],
+            y.shape[0],
             KINDS[y.dtype],
             x.shape[1],
             array(case.bias) if bias else None,
@@ -114,6 +116,30 @@ class Interpreted:
         task = self.task(case, rows, y, splits, -(-padded(k) // self.step(case, False)), bias)
         task.sums = read_only(sums)
         self.run(task, "mpq_many", columns, 0)
+        return y
+
+    def arrange(self, case: Case, x: Tensor, columns: int, per_split: int) -> tuple[Tensor, Tensor]:
+        """[blocks, pieces, columns, 8] and fp32 [units, tokens]."""
+        m, k = x.shape
+        step, ld = self.step(case, False), -(-m // columns) * columns
+        steps, groups = -(-padded(k) // step), case.scales.shape[1]
+        unit, units = (per_split * step, -(-steps // per_split)) if groups == 1 else (case.group, groups)
+        rows = unwritten((ld // columns, steps * step // 8, columns, 8), x.dtype)
+        sums = unwritten((units, ld), torch.float32)
+        call = ("mpq_arrange", array(x), KINDS[x.dtype], m, k, unit, units, steps * step // 8, columns)
+        self.library.call(*call, writable(sums), ld, writable(rows), None)
+        return rows, sums
+
+    def warpgroup(self, case: Case, x: Tensor, columns: int, splits: int = 1, bias: bool = True) -> Tensor:
+        """`splits` at most: they are whole groups."""
+        y, step = unwritten((x.shape[0], case.n), x.dtype), self.step(case, False)
+        steps, groups = -(-padded(case.k) // step), case.scales.shape[1]
+        chunk = 1 if groups == 1 else math.lcm(case.group, step) // step
+        per_split = math.ceil(steps / splits / chunk) * chunk
+        rows, sums = self.arrange(case, x, columns, per_split)
+        task = self.task(case, rows, y, -(-steps // per_split), steps, bias)
+        task.per_split, task.sums = per_split, read_only(sums)
+        self.run(task, "mpq_warpgroup", columns)
         return y
 
     def round_rows(self, case: Case, x: Tensor, act_scale: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -160,6 +186,9 @@ class OnGpu:
         return self.linear(case, x, bias)
 
     def many(self, case: Case, x: Tensor, columns: int, splits: int = 1, bias: bool = True) -> Tensor:
+        return self.linear(case, x, bias)
+
+    def warpgroup(self, case: Case, x: Tensor, columns: int, splits: int = 1, bias: bool = True) -> Tensor:
         return self.linear(case, x, bias)
 
     def int8(

@@ -40,6 +40,20 @@ def sanitized() -> Path:
     return build / "out" / "_C.so"
 
 
+@needs_compiler
+def test_a_build_for_hopper_is_one_for_90a(tmp_path: Path) -> None:
+    """Whose kernel `linear` takes there."""
+    tools = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    settings = (
+        f"-DMPQKERN_TORCH={Path(torch.__file__).parent}",
+        "-DMPQKERN_CUDA=ON",
+        "-DMPQKERN_CUDA_ARCHS=80;90-real",
+    )
+    command = ["cmake", "-G", "Ninja", "-S", ROOT, "-B", tmp_path, *settings]
+    done = subprocess.run(command, env=tools, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "MPQKERN_CUDA_ARCHS='80;90-real'; wanted 90a" in " ".join(done.stderr.split())
+
+
 def runtime(name: str) -> str:
     return subprocess.run([CXX, f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
 

@@ -1,5 +1,6 @@
 // What `many` needs to know of activations before it multiplies: their sums over units of k, aligned rows, and for
-// 8-bit products the rounded values and their scales. A warp takes one stretch of a row: a unit, or a group.
+// 8-bit products the rounded values and their scales. A warp takes one stretch of a row: a unit, or a group. And what
+// `warpgroup` needs: the activations in the order of its products, and sums over its stretches.
 #include <cuda_runtime.h>
 
 #include "convert.cuh"
@@ -81,6 +82,48 @@ __global__ void round_rows(const T* x, const Packed w, int64_t m, const float* f
   });
 }
 
+// out [ld / columns][pieces][columns][8] = x, zeros where there is none; sums [units][ld]. `warps` take 8 tokens of a
+// unit, the last of which goes on to the end of all pieces: in each turn a warp reads 64 bytes of every token, four
+// pieces, and writes whole lines of 128.
+template <class T, int warps>
+__global__ void arrange(const T* x, int64_t m, int64_t k, int64_t unit, int64_t units, int64_t pieces, int columns,
+                        float* sums, int64_t ld, T* out) {
+  __shared__ float parts[kWarps][8];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, token = lane % 8;
+  const bool aligned = k % 8 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
+  constexpr int kAtOnce = kWarps / warps;
+  const int64_t count = ld / 8 * units;
+  for (int64_t first = int64_t(blockIdx.x) * kAtOnce; first < count; first += int64_t(gridDim.x) * kAtOnce) {
+    const int64_t i = first + warp / warps, u = i % units, row = i / units * 8 + token;
+    const int64_t end = i >= count ? 0 : u == units - 1 ? pieces : (u + 1) * unit / 8;
+    float sum = 0;
+    for (int64_t piece = u * unit / 8 + warp % warps * 4 + lane / 8; piece < end; piece += 4 * warps) {
+      alignas(16) T eight[8] = {};
+      const T* from = x + row * k + piece * 8;
+      if (row < m && aligned && piece * 8 < k)
+        *reinterpret_cast<uint4*>(eight) = *reinterpret_cast<const uint4*>(from);
+      else if (row < m)
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+          if (piece * 8 + j < k) eight[j] = from[j];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) sum += to_float(eight[j]);
+      *reinterpret_cast<uint4*>(out + ((row / columns * pieces + piece) * columns + row % columns) * 8) =
+          *reinterpret_cast<const uint4*>(eight);
+    }
+#pragma unroll
+    for (int by = 8; by < 32; by *= 2) sum += __shfl_xor_sync(0xffffffff, sum, by);
+    if (warps > 1) {
+      if (lane < 8) parts[warp][token] = sum;
+      __syncthreads();
+      sum = 0;
+      for (int w = 0; w < warps; ++w) sum += parts[warp / warps * warps + w][token];
+      __syncthreads();
+    }
+    if (i < count && warp % warps == 0 && lane < 8) sums[u * ld + row] = sum;
+  }
+}
+
 // Splits of k added up in their order.
 template <class T>
 __global__ void join(const float* partial, int splits, int64_t n, int64_t count, const float* bias, T* y) {
@@ -101,6 +144,21 @@ int mpq_row_sums(const void* x, int type, int64_t m, int64_t k, int unit, float*
     return start(row_sums<T>, ceil_div(ld * units, kWarps), kThreads, stream, static_cast<const T*>(x), m, k, unit,
                  units, sums, ld, static_cast<T*>(copy), copy_ld);
   });
+}
+
+int mpq_arrange(const void* x, int type, int64_t m, int64_t k, int64_t unit, int64_t units, int64_t pieces, int columns,
+                float* sums, int64_t ld, void* out, void* stream) {
+  if (ld % columns != 0 || columns % 8 != 0) return cudaErrorInvalidValue;
+  const auto with = [&](auto t) {
+    using T = decltype(t);
+    const bool long_units = unit >= 1024;  // so that there are threads enough where one unit is all of a row
+    return start(long_units ? arrange<T, kWarps> : arrange<T, 1>, ceil_div(ld / 8 * units, long_units ? 1 : kWarps),
+                 kThreads, stream, static_cast<const T*>(x), m, k, unit, units, pieces, columns, sums, ld,
+                 static_cast<T*>(out));
+  };
+  if (Type(type) == Type::f16) return with(__half());
+  if (Type(type) == Type::bf16) return with(__nv_bfloat16());
+  return cudaErrorInvalidValue;
 }
 
 int mpq_round_rows(const void* x, int type, const Packed& w, int64_t m, const float* fixed, bool each, int unit,

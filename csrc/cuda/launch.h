@@ -20,15 +20,23 @@ int mpq_dequantize(const mpq::Packed& w, float* out, void* stream);  // fp32 [N]
 int mpq_to_fragments(const uint8_t* packed, int64_t n, int64_t kp, int bits, void* out, void* stream);
 int mpq_from_fragments(const void* fragments, int64_t n, int64_t kp, int bits, uint8_t* out, void* stream);
 
-// `linear` for up to 16 tokens of fp16 or bf16, and for any number of them; `task.splits` > 1 wants mpq_join after it.
+// `linear` for up to 16 tokens of fp16 or bf16, for any number of them, and for any number on a GPU of compute
+// capability 9.0 (others: cudaErrorNoKernelImageForDevice); `task.splits` > 1 wants mpq_join after it.
 int mpq_few(const mpq::LinearTask& task, void* stream);
 int mpq_many(const mpq::LinearTask& task, int columns, bool int8, void* stream);
+int mpq_warpgroup(const mpq::LinearTask& task, int columns, void* stream);
 int mpq_join(const mpq::LinearTask& task, void* stream);
 
 // What mpq_many needs of x [M][K] of a Type. `sums` is fp32 [sum_units(kp, unit)][ld], ld at least M and a multiple
 // of 4. Also copies x to `copy` [M][copy_ld], zeros past K, unless that is null.
 int mpq_row_sums(const void* x, int type, int64_t m, int64_t k, int unit, float* sums, int64_t ld, void* copy,
                  int64_t copy_ld, void* stream);
+
+// What mpq_warpgroup needs of x [M][K] of fp16 or bf16: `out` [ld / columns][pieces][columns][8], tokens in blocks of
+// `columns` (a divisor of ld >= M) and of each the 8 values of k that are a piece, zeros past M and K; and `sums` fp32
+// [units][ld] over every `unit` of k, the last one over all that is left.
+int mpq_arrange(const void* x, int type, int64_t m, int64_t k, int64_t unit, int64_t units, int64_t pieces, int columns,
+                float* sums, int64_t ld, void* out, void* stream);
 
 // x rounded to 8 bits by each row's and group's maximum, or by `fixed` (one, or `each` group's own): q int8
 // [M][ceil(Kp / 128) * 128] in the order of byte_place, their sums as above, and behind these, alike, their scales.

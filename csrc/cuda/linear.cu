@@ -1,4 +1,5 @@
-// The launchers of `few` and `many` (each instantiated in files of their own), and what they ask of the device.
+// The launchers of `few`, `many` and `warpgroup` (each instantiated in files of their own), and what they ask of the
+// device.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -35,6 +36,13 @@ int many_of(const LinearTask& task, int columns, bool int8, void* stream) {
   return cudaErrorInvalidValue;
 }
 
+template <int bits>
+int warpgroup_of(const LinearTask& task, int columns, void* stream) {
+  if (Type(task.type) == Type::f16) return warpgroup<bits, __half>(task, columns, stream);
+  if (Type(task.type) == Type::bf16) return warpgroup<bits, __nv_bfloat16>(task, columns, stream);
+  return cudaErrorInvalidValue;
+}
+
 }  // namespace
 
 int mpq_many(const LinearTask& task, int columns, bool int8, void* stream) {
@@ -47,6 +55,20 @@ int mpq_many(const LinearTask& task, int columns, bool int8, void* stream) {
       return many_of<4>(task, columns, int8, stream);
     case 8:
       return many_of<8>(task, columns, int8, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+int mpq_warpgroup(const LinearTask& task, int columns, void* stream) {
+  if (columns != 64 && columns != 128) return cudaErrorInvalidValue;
+  if (task.m == 0 || task.weight.n == 0) return cudaSuccess;
+  switch (task.weight.bits) {
+    case 2:
+      return warpgroup_of<2>(task, columns, stream);
+    case 4:
+      return warpgroup_of<4>(task, columns, stream);
+    case 8:
+      return warpgroup_of<8>(task, columns, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -1,6 +1,7 @@
 // The matrix kernels of `linear`, their task, and which of them serves what. Host code only.
 #pragma once
 #include <algorithm>
+#include <numeric>
 
 #include "fragments.h"
 
@@ -12,9 +13,10 @@ enum class Type { f32, f16, bf16, int8 };  // int8: activations that are rounded
 struct LinearTask {
   Packed weight;  // its codes are not read
   const void* fragments = nullptr;
-  const void* x = nullptr;
-  int64_t x_ld = 0;  // elements from row to row. Of `many`: the rows start on 16 bytes, and are 0 from K on
-  // `many`: of a token's activations in a unit of k, fp32 [units][sums_ld]; int8: then their scales, as many
+  const void* x = nullptr;  // `warpgroup`: as mpq_arrange makes it
+  int64_t x_ld = 0;         // elements from row to row. Of `many`: the rows start on 16 bytes, and are 0 from K on
+  // `many`: of a token's activations in a unit of k, fp32 [units][sums_ld]; int8: then their scales, as many.
+  // `warpgroup`: in every group, or where the row is one group, in every split
   const float* sums = nullptr;
   int64_t sums_ld = 0;
   const float* bias = nullptr;
@@ -22,7 +24,7 @@ struct LinearTask {
   float* partial = nullptr;  // [splits][M][N] where there are several splits, which `join` adds up
   int64_t m = 0;
   int type = 0;    // a Type: of x and y, or of y alone in `many` with int8
-  int splits = 1;  // of k, each `per_split` tiles (few) or steps (many) long
+  int splits = 1;  // of k, each `per_split` tiles (few) or steps (many, warpgroup) long
   int64_t per_split = 0;
 };
 
@@ -43,7 +45,7 @@ MPQ_HD constexpr int64_t sum_units(int64_t kp, int unit) {  // whole steps of th
 }
 
 struct LinearPlan {
-  enum Kernel { dense, few, many, many_int8 };  // dense: dequantize, then torch's product
+  enum Kernel { dense, few, many, many_int8, warpgroup };  // dense: dequantize, then torch's product
   Kernel kernel = dense;
   int columns = 0;  // tokens of a block of threads
   int splits = 1;
@@ -51,15 +53,22 @@ struct LinearPlan {
 };
 
 constexpr const char* name_of(LinearPlan::Kernel kernel) {
-  constexpr const char* kNames[] = {"dense", "few", "many", "many_int8"};
+  constexpr const char* kNames[] = {"dense", "few", "many", "many_int8", "warpgroup"};
   return kNames[kernel];
 }
 
-// The count of splits that gives `blocks` blocks company, none shorter than `least` of the `length`.
-inline void split(LinearPlan& plan, int64_t blocks, int64_t wanted, int64_t length, int64_t least, int64_t most) {
+// The count of splits that gives `blocks` blocks company, none shorter than `least` of the `length`, all but the last
+// whole `chunks` of it.
+inline void split(LinearPlan& plan, int64_t blocks, int64_t wanted, int64_t length, int64_t least, int64_t most,
+                  int64_t chunk = 1) {
   const int64_t splits = std::max<int64_t>(1, std::min({wanted / std::max<int64_t>(1, blocks), length / least, most}));
-  plan.per_split = ceil_div(length, splits);
+  plan.per_split = ceil_div(ceil_div(length, splits), chunk) * chunk;
   plan.splits = int(ceil_div(length, plan.per_split));
+}
+
+// Splits of `warpgroup` are whole groups: the fewest steps that are.
+inline int64_t steps_of_groups(int64_t group, int64_t groups, int step) {
+  return groups == 1 ? 1 : std::lcm(group, int64_t(step)) / step;
 }
 
 // arch: 10 * major + minor. Depends on nothing else, so that results are the same on every GPU of an architecture.
@@ -77,9 +86,20 @@ inline LinearPlan linear_plan(int arch, int64_t m, int64_t n, int64_t k, int bit
     split(plan, ceil_div(strips(n), kStripsOfFew), 2 * processors, tiles_deep(kp, bits), ceil_div(256, depth), 16);
     return plan;
   }
-  // mma.sync stays below two thirds of what Hopper's tensor cores can do: torch's product overtakes it sooner there
-  if (!int8 && m >= (arch >= 90 ? 512 : 2048)) return plan;
+  // torch's product is nearer to the tensor cores' limit, but dequantizing for it moves 12 bytes a weight, 3 ps at
+  // 4 TB/s. `warpgroup` should reach two thirds of Hopper's 790 TFLOP/s, since a block wants 40 bytes a clock of L2,
+  // which gives some 28. Against 85% that costs 0.8 fs a weight and token, less than 3 ps up to 3000 tokens and more.
+  // mma.sync, which cannot do two thirds of what is newer than sm_80, is overtaken sooner there.
+  if (!int8 && m >= (arch > 90 ? 512 : 2048)) return plan;
   const int step = step_depth(bits, int8);
+  // To 64 tokens memory takes the time, whatever multiplies.
+  if (arch == 90 && !int8 && m > 64) {
+    plan.kernel = LinearPlan::warpgroup;
+    plan.columns = m <= 256 && (m - 1) % 128 < 64 ? 64 : 128;  // 129 to 192 tokens: three times 64
+    const int64_t blocks = ceil_div(n, kRowsOfMany) * ceil_div(m, plan.columns);
+    split(plan, blocks, processors, ceil_div(kp, step), 4, 8, steps_of_groups(group, groups, step));
+    return plan;
+  }
   plan.kernel = int8 ? LinearPlan::many_int8 : LinearPlan::many;
   plan.columns = m <= 32 ? 32 : m <= 64 || ends_inside(group, groups, step) ? 64 : 128;
   const int64_t blocks = ceil_div(n, kRowsOfMany) * ceil_div(m, plan.columns);
@@ -93,5 +113,7 @@ template <int bits>
 int few(const LinearTask& task, void* stream);
 template <int bits, class T>
 int many(const LinearTask& task, int columns, void* stream);
+template <int bits, class T>
+int warpgroup(const LinearTask& task, int columns, void* stream);
 
 }  // namespace mpq

@@ -11,9 +11,9 @@
 #include <climits>
 #include <type_traits>
 
-#include "convert.cuh"
 #include "decode.cuh"
 #include "linear.h"
+#include "results.cuh"
 
 namespace mpq {
 namespace many_kernel {
@@ -22,7 +22,6 @@ constexpr int kThreads = 256;
 constexpr int kRows = kRowsOfMany, kStrips = kRows / kStrip;
 constexpr int kRoom = 99 * 1024;      // bytes of shared memory: what every GPU from sm_80 on has for a block
 constexpr int kExactDepth = 1 << 16;  // 255 * 127 * 2^16 < 2^31: int32 sums are exact this far
-constexpr int kOutLd = kRows + 8;     // 16-bit results of a token, in shared memory
 
 template <int bits, class T, int columns, bool fine>
 struct Shape {
@@ -192,37 +191,15 @@ __global__ void __launch_bounds__(kThreads, columns == 32 ? 2 : 1) kernel(const 
   ptx::wait<0>();
   __syncthreads();
 
-  const int64_t n = a.weight.n;
-  const bool narrow = a.splits == 1 && Type(a.type) != Type::f32;
-  auto* out = reinterpret_cast<uint16_t*>(shared);
+  store_results<kThreads, columns>(a, shared, strip0 * kStrip, token0, [&](const auto& put) {
 #pragma unroll
-  for (int s = 0; s < 2; ++s)
+    for (int s = 0; s < 2; ++s)
 #pragma unroll
-    for (int t = 0; t < kTokens; ++t)
+      for (int t = 0; t < kTokens; ++t)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int in_row = (warp_strip + s) * kStrip + 8 * (i / 2) + g, column = warp_token + 8 * t + 2 * c + i % 2;
-        const int64_t row = strip0 * kStrip + in_row, token = token0 + column;
-        const bool there = row < n && token < a.m;
-        float v = total[s][t][i];
-        if (a.splits > 1) {
-          if (there) a.partial[(blockIdx.z * a.m + token) * n + row] = v;
-          continue;
-        }
-        if (a.bias && there) v += a.bias[row];
-        if (Type(a.type) == Type::f16)
-          out[column * kOutLd + in_row] = uint16_t(bits_of(to_type<__half>(v)));
-        else if (Type(a.type) == Type::bf16)
-          out[column * kOutLd + in_row] = uint16_t(bits_of(to_type<__nv_bfloat16>(v)));
-        else if (there)
-          static_cast<float*>(a.y)[token * n + row] = v;
-      }
-  if (!narrow) return;
-  __syncthreads();
-  for (int i = threadIdx.x; i < columns * kRows; i += kThreads) {
-    const int64_t row = strip0 * kStrip + i % kRows, token = token0 + i / kRows;
-    if (row < n && token < a.m) static_cast<uint16_t*>(a.y)[token * n + row] = out[i / kRows * kOutLd + i % kRows];
-  }
+        for (int i = 0; i < 4; ++i)
+          put((warp_strip + s) * int(kStrip) + 8 * (i / 2) + g, warp_token + 8 * t + 2 * c + i % 2, total[s][t][i]);
+  });
 }
 
 template <int bits, class T, int columns, bool fine>

@@ -2,7 +2,8 @@
 
 csrc/cuda/*.cu is compiled unchanged and linked with fakecudart.c in the CUDA runtime's place, so launchers,
 grids and argument passing are run too. Every memory access is checked: bounds, alignment, shared memory that
-nobody wrote, races between barriers, cp.async data used too early. Memory traffic is counted by source line.
+nobody wrote, races between barriers, copies' data used too early, registers and shared memory that a wgmma is still
+at. Memory traffic is counted by source line.
 
 Not covered: what ptxas makes of the PTX, time, memory order between blocks, and races on global memory.
 """

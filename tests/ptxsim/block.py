@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,13 +61,17 @@ class Block:
         self.registers: dict[str, NDArray] = {}
         self.constants: dict[tuple[str, str], NDArray] = {}
         end, self.symbols = 0, {}
-        for name, (size, align) in kernel.shared.items():
+        for name, (size, align) in sorted(kernel.shared.items(), key=lambda item: item[1][0] == 0):  # dynamic: last
             self.symbols[name] = end = -(-end // align) * align
             end += size
         self.shared = Shared(end + dynamic)
         # cp.async, by group: [threads, destination, source, bytes to read, bytes to write]
         self.open_copies: list[list] = []
         self.copies: list[list[list]] = []
+        self.mbarriers: dict[int, Any] = {}  # by address (mbarrier.py)
+        self.asleep = np.full(count, -1, np.int64)  # the mbarrier that a thread waits for
+        self.products: Any = None  # of a kernel that has any (warpgroup.py)
+        self.steps = 0
 
     # ---- operands
 
@@ -125,25 +130,32 @@ class Block:
     def run(self) -> None:
         code, cost = self.kernel.code, self.cost.instructions
         pc, done, waiting = np.zeros(self.count, np.int64), np.zeros(self.count, bool), np.zeros(self.count, bool)
-        steps = 0
+        of_products = self.kernel.registers_of_products
         while not done.all():
-            ready = ~(done | waiting)
-            if not ready.any():  # all at the barrier
-                waiting[:] = False
+            ready = ~(done | waiting | (self.asleep >= 0))
+            if not ready.any():
+                if (self.asleep >= 0).any():
+                    self.land()
+                    continue
+                waiting[:] = False  # all are at the barrier
                 self.shared.epoch += 1
                 continue
             at = int(pc[ready].min())
             mask = self.whole(ready & (pc == at))
             while True:
                 x = code[at]
-                steps += 1
+                self.steps += 1
                 cost[x.op] += 1
-                if steps > LIMIT:
+                if self.steps > LIMIT:
                     x.fail(f"still running after {LIMIT} instructions")
                 m = mask
                 if x.guard:
                     truth = self.register(x.guard)
                     m = self.whole(mask & (~truth if x.negated else truth))
+                if self.products is not None and at in of_products:
+                    self.products.check(x, m, *of_products[at])
+                if self.shared.order is not None:
+                    self.shared.order.now = self.steps
                 at += 1
                 first = x.parts[0]
                 if first in ("bra", "ret", "exit") or (first in ("bar", "barrier") and "warp" not in x.parts):
@@ -167,6 +179,20 @@ class Block:
                     break
         if any(c[0].any() for group in [*self.copies, self.open_copies] for c in group):
             raise PtxError("exit with a cp.async in flight")
+        if any(barrier.copies for barrier in self.mbarriers.values()):
+            raise PtxError("exit with a cp.async.bulk in flight")
+        if self.products is not None and self.products.at_exit():
+            raise PtxError("exit with a wgmma in flight")
+
+    def land(self) -> None:
+        """All that still run wait for mbarriers: only copies can move them."""
+        waited = [self.mbarriers[at] for at in np.unique(self.asleep[self.asleep >= 0])]
+        if not any([barrier.land(self) for barrier in waited]):
+            one = waited[0]
+            raise PtxError(
+                f"all threads wait: phase {one.phase} of the mbarrier at shared byte {one.at} lacks {one.pending} "
+                f"arrivals and {one.bytes} bytes"
+            )
 
     def whole(self, mask: NDArray) -> NDArray:
         return self.all if mask.all() else mask

@@ -14,11 +14,16 @@ typedef struct {
   void* attributes;
   unsigned count;
 } Config;  // cudaLaunchConfig_t
+typedef struct {
+  size_t shared;
+} Attributes;  // cudaFuncAttributes, as far as it is filled
 typedef int (*Launch)(const char* kernel, const unsigned* grid_and_block, size_t shared, void** args);
+typedef size_t (*SharedOf)(const char* kernel);
 
 enum { kInvalidValue = 1, kInvalidDeviceFunction = 98, kMaxShared = 227 * 1024, kDynamicSharedSize = 8, kMajor = 75 };
 
 static Launch sim_launch;
+static SharedOf sim_shared_of;
 static const void* fatbins[64];
 static int fatbin_count;
 static struct {
@@ -29,6 +34,7 @@ static int kernel_count;
 static Config pushed;
 
 void sim_set_launch(Launch f) { sim_launch = f; }
+void sim_set_shared_of(SharedOf f) { sim_shared_of = f; }
 int sim_fatbins(void) { return fatbin_count; }
 const char* sim_fatbin(int i, uint64_t* size) {  // header: magic, version, header size, 64-bit payload size
   const unsigned char* header = ((const unsigned char* const*)fatbins[i])[1];
@@ -79,6 +85,11 @@ int __cudaPopCallConfiguration(Dim3* g, Dim3* b, size_t* shared, void* stream) {
 int cudaFuncSetAttribute(const void* f, int attribute, int value) {
   (void)f;
   return attribute == kDynamicSharedSize && value > kMaxShared ? kInvalidValue : 0;
+}
+int cudaFuncGetAttributes(Attributes* a, const void* f) {
+  for (int i = 0; i < kernel_count; ++i)
+    if (kernels[i].host == f) return a->shared = sim_shared_of(kernels[i].name), 0;
+  return kInvalidDeviceFunction;
 }
 int cudaDeviceGetAttribute(int* value, int attribute, int device) {
   (void)device;

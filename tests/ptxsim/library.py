@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from . import arithmetic, atomics, warp  # noqa: F401  (they fill the table of instructions)
+from . import arithmetic, atomics, warp, warpgroup  # noqa: F401  (they fill the table of instructions)
 from .block import Block, Dim
 from .memory import Global, Traffic
 from .program import Kernel, PtxError, parse
@@ -25,7 +25,12 @@ LAUNCH_FAILED = 719  # cudaErrorLaunchFailure
 
 
 # -lineinfo: errors name source lines. Not compressed: the PTX is read out of the library as text.
-FLAGS = "-std=c++17 -O3 -lineinfo --no-compress -gencode arch=compute_80,code=compute_80 -Xcompiler -fPIC"
+FLAGS = "-std=c++17 -O3 -lineinfo --no-compress -Xcompiler -fPIC"
+
+
+def _flags(source: Path) -> list[str]:
+    arch = "compute_90a" if source.name.startswith("warpgroup") else "compute_80"  # the oldest that has its kernels
+    return [*FLAGS.split(), "-gencode", f"arch={arch},code={arch}"]
 
 
 def build() -> Path | None:
@@ -33,11 +38,12 @@ def build() -> Path | None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         return None
-    common = [subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout, FLAGS.encode()]
+    version = subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout
 
     def compiled(source: Path) -> Path:
-        out = _kept(source.stem, ".o", [*common, *(path.read_bytes() for path in _includes(source))])
-        return _make(out, [nvcc, *FLAGS.split(), "-c", str(source)])
+        flags = _flags(source)
+        made_of = [version, " ".join(flags).encode(), *(path.read_bytes() for path in _includes(source))]
+        return _make(_kept(source.stem, ".o", made_of), [nvcc, *flags, "-c", str(source)])
 
     sources = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), Path(__file__).with_name("fakecudart.c")]
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -96,6 +102,8 @@ class Library:
         kind = c.CFUNCTYPE(c.c_int, c.c_char_p, c.POINTER(c.c_uint), c.c_size_t, c.POINTER(c.c_void_p))
         self._launch = kind(self._run)  # kept: C holds only a pointer
         self.lib.sim_set_launch(self._launch)
+        self._shared_of = c.CFUNCTYPE(c.c_size_t, c.c_char_p)(self._static_shared)
+        self.lib.sim_set_shared_of(self._shared_of)
 
     def call(self, launcher: str, *args: Any) -> Traffic:
         """Calls a launcher; the arrays among `args`, and those of structures, are all the memory there is."""
@@ -115,6 +123,9 @@ class Library:
         if isinstance(a, np.ndarray):
             return c.c_void_p(self.memory.place(a))
         return c.byref(a.place(self.memory))
+
+    def _static_shared(self, name: bytes) -> int:
+        return sum(size for size, _ in self.kernels[name.decode()].shared.values())
 
     def _run(self, name: bytes, shape: Any, dynamic: int, args: Any) -> int:
         try:

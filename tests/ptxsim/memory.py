@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from .order import Order
 from .program import Instruction
 
 SHARED = 1 << 60  # generic addresses of shared memory start here
@@ -87,6 +88,9 @@ class Shared:
         self.writer, self.write_epoch = np.full(size, -1, np.int32), np.full(size, -1, np.int32)
         self.reader, self.read_epoch = np.full(size, -1, np.int32), np.full(size, -1, np.int32)
         self.epoch = 0  # counts barriers
+        self.generic = np.zeros(size, bool)  # written by a thread itself, not yet fenced for copies and products
+        self.products: NDArray | None = None  # how many of each warpgroup's may still read a byte
+        self.order: Order | None = None  # once there are mbarriers
 
     def check(self, x: Instruction, threads: NDArray, at: NDArray, size: int, write: bool) -> None:
         if (at < 0).any() or (at + size > len(self.data)).any():
@@ -101,9 +105,16 @@ class Shared:
         if not write and not self.written[b].all():
             fresh = ~self.written[b]
             x.fail(f"thread {t[fresh][0]} reads shared byte {b[fresh][0]} that nobody wrote")
+        if write and self.products is not None and (busy := self.products[:, b].any(0)).any():
+            x.fail(f"thread {t[busy][0]} writes shared byte {b[busy][0]} while a wgmma may still read it")
         bad = (self.write_epoch[b] == self.epoch) & (self.writer[b] != t)
+        if self.order is not None and bad.any():
+            bad &= ~self.order.after_write(b, t, self.writer[b])
         if write:
-            bad |= (self.read_epoch[b] == self.epoch) & (self.reader[b] != t)
+            late = (self.read_epoch[b] == self.epoch) & (self.reader[b] != t)
+            if self.order is not None and late.any():
+                late &= ~self.order.after_reads(b, t)
+            bad |= late
         if bad.any():
             x.fail(
                 f"race on shared byte {b[bad][0]}: thread {t[bad][0]} {'writes' if write else 'reads'}, no barrier "
@@ -117,6 +128,10 @@ class Shared:
         else:
             others = (self.read_epoch[b] == self.epoch) & (self.reader[b] != t)
             self.reader[b], self.read_epoch[b] = np.where(others, -2, t), self.epoch  # -2: several threads
+            if self.order is not None:
+                self.order.record(b, t, False)
 
-    def wrote(self, b: NDArray, t: NDArray) -> None:
-        self.writer[b], self.write_epoch[b], self.written[b] = t, self.epoch, True
+    def wrote(self, b: NDArray, t: NDArray, generic: bool = True) -> None:
+        self.writer[b], self.write_epoch[b], self.written[b], self.generic[b] = t, self.epoch, True, generic
+        if self.order is not None:
+            self.order.record(b, t, True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import numpy as np
@@ -61,6 +61,8 @@ class Kernel:
     registers: dict[str, str]  # "%rd" or a single name -> type
     params: list[tuple[str, int]]  # name, bytes
     shared: dict[str, tuple[int, int]]  # name -> bytes (0: sized at the launch), alignment
+    # instruction, no wgmma -> what it reads and writes of the registers of wgmma (warpgroup.py)
+    registers_of_products: dict[int, tuple[list[str], list[str]]] = field(default_factory=dict)
 
 
 # A statement ends with ';', a label with ':', .loc with its line; the braces of inline assembly are scopes.
@@ -69,6 +71,7 @@ STATEMENT = re.compile(
     r"|(?P<label>[$\w]+):(?!:)"
     r"|(?P<code>(?:@!?%?\w+\s+)?[a-z][\w.:]*[^;{}]*(?:\{[^{}]*\}[^;{}]*)*);"
 )
+NAME = re.compile(r"%\w+")
 PARAM = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d+)\])?")
 
 
@@ -95,8 +98,31 @@ def parse(text: str) -> dict[str, Kernel]:
         mine = {
             name: size for name, size in shared.items() if re.search(rf"(?<![\w$]){re.escape(name)}(?![\w$])", body)
         }
-        kernels[found[1]] = Kernel(*_code(body, files), registers, params, mine)
+        code, labels = _code(body, files)
+        kernels[found[1]] = Kernel(code, labels, registers, params, mine, _around_products(code))
     return kernels
+
+
+def _around_products(code: list[Instruction]) -> dict[int, tuple[list[str], list[str]]]:
+    """Kernel.registers_of_products; registers to which those of products are moved are of them."""
+    of_products = {n for x in code if x.op.startswith("wgmma.mma") for arg in x.args[:2] for n in NAME.findall(arg)}
+    if not of_products:
+        return {}
+    moves = [x.args for x in code if x.parts[0] == "mov"]
+    while more := {to for to, source in moves if source in of_products} - of_products:
+        of_products |= more
+    found = {}
+    for at, x in enumerate(code):
+        if x.parts[0] == "wgmma":
+            continue
+        first = 0 if x.parts[0] in ("st", "red", "bar", "bra") else 1  # what follows is read
+        writes, reads = (
+            [n for arg in args for n in NAME.findall(arg) if n in of_products]
+            for args in (x.args[:first], x.args[first:])
+        )
+        if reads or writes:
+            found[at] = (reads, writes)
+    return found
 
 
 def _code(body: str, files: dict[str, str]) -> tuple[list[Instruction], dict[str, int]]:

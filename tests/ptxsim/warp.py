@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .block import Block, opcode
+from .mbarrier import copy_bulk
 from .program import DTYPES, U32, Instruction
 
 LANE = np.arange(32)
@@ -25,8 +26,11 @@ def shuffle(b: Block, x: Instruction, m: NDArray) -> None:
 
 @opcode("bar", "barrier")  # those of a warp: the others are Block.run's
 def meet(b: Block, x: Instruction, m: NDArray) -> None:
-    """Orders nothing here: to the search for races, threads of one warp are like any others."""
+    """Orders nothing here but what a lane's arrival at an mbarrier tells: to the search for races, threads of one warp
+    are like any others."""
     b.need_whole_warps(x, m)
+    if b.shared.order is not None:
+        b.shared.order.meet(m)
 
 
 @opcode("vote")
@@ -49,7 +53,9 @@ def vote(b: Block, x: Instruction, m: NDArray) -> None:
 @opcode("cp")
 def copy_async(b: Block, x: Instruction, m: NDArray) -> None:
     form = ".".join(x.parts[:3])
-    if form == "cp.async.commit_group":
+    if form == "cp.async.bulk":
+        copy_bulk(b, x, m)
+    elif form == "cp.async.commit_group":
         b.copies.append(b.open_copies)
         b.open_copies = []
     elif form in ("cp.async.wait_group", "cp.async.wait_all"):

@@ -1,0 +1,3 @@
+#include "warpgroup.cuh"
+
+template int mpq::warpgroup<2, __nv_bfloat16>(const LinearTask&, int, void*);
