@@ -115,6 +115,9 @@ Tensor multiply(const char* op, const Tensor& x, const Tensor& qweight, const Te
   }
   int arch = 0;
   check_launch(op, mpq_arch(x.get_device_index(), &arch));
+#ifndef MPQ_WARPGROUPS  // built without 90a, which they take
+  if (arch == 90) arch = 89;
+#endif
   STD_TORCH_CHECK(arch >= 80, op, ": the GPU is of compute capability ", arch / 10, ".", arch % 10, "; wanted >= 8.0");
   const Tensor rows = dense(x);
   std::vector<int64_t> shape(x.dim());
