@@ -26,7 +26,7 @@ def problem(path: SimpleNamespace, n: int, k: int, bits: int, group: int, symmet
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("group,symmetric", [(0, True), (32, False), (128, True), (64, False)])
+@pytest.mark.parametrize("group,symmetric", [(0, True), (32, False), (128, True), (64, False), (256, False)])
 def test_shapes(path: SimpleNamespace, bits: int, group: int, symmetric: bool) -> None:
     for i, k in enumerate(KS):
         for n in NS[i % 3 :: 3]:
@@ -39,6 +39,20 @@ def test_shapes(path: SimpleNamespace, bits: int, group: int, symmetric: bool) -
                 reference.assert_within(
                     got, want, reference.sum_bound(x, w, k) + 2 * reference.U * (x.double().abs() @ w.abs().T)
                 )
+
+
+@pytest.mark.parametrize("m", [1, 4])
+@pytest.mark.parametrize("bits,group", [(2, 64), (2, 128), (4, 128)])
+def test_what_lies_past_the_last_group_counts_nothing(path: SimpleNamespace, bits: int, group: int, m: int) -> None:
+    """Not even where a row's zeros, which follow its scales there, are so large that a weight made of them is none."""
+    n, k = 5, 576
+    codes = torch.randint(0, 2**bits, (n, k), dtype=torch.uint8)
+    groups = -(-k // group)
+    scales, zeros = torch.full((n, groups), 2e-38), torch.full((n, groups), 2e38)
+    x = torch.randn(m, k)
+    got = path.linear(x, path.pack(codes, bits), scales, zeros, None, bits, group)
+    w = reference.dequantize(codes, scales, zeros, group)
+    reference.assert_within(got, x.double() @ w.T, reference.sum_bound(x, w, k) + 1e-5 * x.double().abs() @ w.abs().T)
 
 
 @pytest.mark.sanitize

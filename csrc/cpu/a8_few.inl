@@ -113,17 +113,10 @@ inline void few_tile(const Packed& w, const Chunks& chunks, int64_t n, int64_t a
 template <int BITS, int R, int C>
 int64_t few_rows(const Packed& w, int64_t n, int64_t n1, const Few8& a, float* y, int64_t ldy, float* scratch) {
   const Chunks chunks(w);
-  const int64_t room = 2 * w.groups + mpq::kWidest;  // `picked` reads a whole vector from any group on
   const int64_t apart = (n1 - n) / R;
   for (const int64_t end = n + apart; n < end; ++n, ++y) {
     RowGrid grid[R];
-    for (int r = 0; r < R; ++r) {
-      float* own = scratch + r * room;
-      const RowGrid stored = row_grid(w, n + r * apart, own);
-      if (!w.half) std::memcpy(own, stored.scale, w.groups * sizeof(float));
-      if (!w.half && w.zero_each) std::memcpy(own + w.groups, stored.zero, w.groups * sizeof(float));
-      grid[r] = {own, w.zero_each ? own + w.groups : stored.zero, stored.step};
-    }
+    for (int r = 0; r < R; ++r) grid[r] = roomy_grid(w, n + r * apart, scratch + r * (2 * w.groups + mpq::kWidest));
     few_tile<BITS, R, C>(w, chunks, n, apart, grid, a, y, ldy);
   }
   return n + (R - 1) * apart;

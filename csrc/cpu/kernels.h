@@ -162,6 +162,14 @@ struct Kernels {
   void (*gemv)(const Packed& w, int64_t n0, int64_t n1, const float* x, int64_t rows, float* y, int64_t ldy,
                float* grid);
 
+  // The same for weights whose codes are looked up a word a lane: `words_length` is the length of a row of activations
+  // in their order, or 0 where the weight is not of that kind; `words_order` puts x[Kp] into it, zeros past K.
+  // `scratch` holds kStreams * (2 * groups + kWidest) floats.
+  int64_t (*words_length)(const Packed& w);
+  void (*words_order)(const Packed& w, const float* x, float* out);
+  void (*gemv_words)(const Packed& w, int64_t n0, int64_t n1, const float* x, int64_t rows, float* y, int64_t ldy,
+                     float* scratch);
+
   // c[n * ldc + j] (+)= sum over k < depth of a[n * lda + k] * panel[k * kPanel + j], n < rows, j < columns
   // (rounded up to whole vectors); `first` overwrites c. a is dequantized weight that fits the cache.
   void (*gemm)(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t columns, int64_t depth, float* c,

@@ -93,6 +93,16 @@ inline RowGrid row_grid(const Packed& w, int64_t n, float* scratch) {
   return g;
 }
 
+// The same with room behind scales and zeros for `Isa::picked`, which reads a whole vector from any group on: `scratch`
+// holds 2 * groups + kWidest floats.
+inline RowGrid roomy_grid(const Packed& w, int64_t n, float* scratch) {
+  const RowGrid stored = row_grid(w, n, scratch);
+  if (w.half) return stored;
+  std::memcpy(scratch, stored.scale, w.groups * sizeof(float));
+  if (w.zero_each) std::memcpy(scratch + w.groups, stored.zero, w.groups * sizeof(float));
+  return {scratch, w.zero_each ? scratch + w.groups : stored.zero, stored.step};
+}
+
 // ---- unpack, dequantize ---------------------------------------------------------------------------
 
 template <int BITS>
@@ -335,13 +345,14 @@ void gather(const float* x, const float* end, const int64_t* taps, int64_t count
 #include "a8_many.inl"
 #include "act.inl"
 #include "depthwise.inl"
+#include "gemv_words.inl"
 #include "gram.inl"
 #include "quantize.inl"
 
-#define MPQ_KERNELS(table, isa)                                                                                      \
-  const mpq::Kernels mpq::table = {isa,          to_float,       from_float, unpack,      dequantize,   gemv,        \
-                                   gemm,         gemm_at,        add,        gather,      transpose,    every,       \
-                                   filter_plane, filter_row,     spread,     largest,     round_act,    round_bytes, \
-                                   quantize_act, order_a8,       sum_a8,     panel_a8,    grid_a8,      gemm_a8,     \
-                                   gemm8,        spread_a8,      gemv_a8,    gram<false>, gram_pairs(), T,           \
-                                   kTileSums,    Isa::kGemmFrom, load_rows,  quantize,    probe_errors}
+#define MPQ_KERNELS(table, isa)                                                                                \
+  const mpq::Kernels mpq::table = {                                                                            \
+      isa,        to_float,  from_float,     unpack,    dequantize,  gemv,         words_length, words_order,  \
+      gemv_words, gemm,      gemm_at,        add,       gather,      transpose,    every,        filter_plane, \
+      filter_row, spread,    largest,        round_act, round_bytes, quantize_act, order_a8,     sum_a8,       \
+      panel_a8,   grid_a8,   gemm_a8,        gemm8,     spread_a8,   gemv_a8,      gram<false>,  gram_pairs(), \
+      T,          kTileSums, Isa::kGemmFrom, load_rows, quantize,    probe_errors}

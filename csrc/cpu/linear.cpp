@@ -1,4 +1,4 @@
-// linear: few rows of activations go through `gemv`, many through panels and `gemm`; 8-bit ones through `gemv_a8`, some
+// linear: few rows of activations go through `gemv` or `gemv_words`, many through panels and `gemm`; 8-bit ones through `gemv_a8`, some
 // against panels of codes, `gemm_a8`, and many through panels and `gemm8`. The choice depends on the weight's kind and
 // on shapes alone, so a result never depends on the number of threads.
 #include <algorithm>
@@ -59,6 +59,15 @@ void by_rows(const LinearArgs& a, const F& kernel) {
     float* sums = direct ? static_cast<float*>(a.y) + n0 : room;
     kernel(n0, n1, sums, ld, scratch);
     for (int64_t m = 0; m < a.m; ++m) finish(a, m, n0, n1, sums + m * ld);
+  });
+}
+
+void by_words(const LinearArgs& a, const float* x, int64_t length) {
+  const Packed& w = a.weight;
+  Buffer<float> ordered(a.m * length);
+  for (int64_t m = 0; m < a.m; ++m) kernels().words_order(w, x + m * w.kp, ordered + m * length);
+  by_rows(a, [&](int64_t n0, int64_t n1, float* y, int64_t ld, float* scratch) {
+    kernels().gemv_words(w, n0, n1, ordered, a.m, y, ld, scratch);
   });
 }
 
@@ -249,6 +258,8 @@ void linear(const LinearArgs& a) {
     by_code_panels8(a, x);
   } else if (a.act8) {
     by_panels8(a, x);
+  } else if (const int64_t length = kernels().words_length(w); length && a.m < kernels().gemm_from) {
+    by_words(a, x, length);
   } else if (a.m < kernels().gemm_from) {
     by_rows(a, [&](int64_t n0, int64_t n1, float* y, int64_t ld, float* grid) {
       kernels().gemv(w, n0, n1, x, a.m, y, ld, grid);

@@ -129,6 +129,19 @@ struct Avx2 {
     store_codes(out + mpq::kBlock, codes<BITS>(p + mpq::kBlock * BITS / 8));
   }
 
+  // Codes that are looked up: so many share a table of 2-bit weights, half a register, and an index's other bits do not
+  // matter.
+  template <int BITS>
+  static constexpr int64_t kTable = BITS == 2 ? 64 : 0;
+  template <int BITS>
+  static Vec table(Vec scale, Vec zero) {
+    return _mm256_mul_ps(scale, _mm256_sub_ps(_mm256_setr_ps(0, 1, 2, 3, 0, 1, 2, 3), zero));
+  }
+  template <int BITS>
+  static Vec looked_up(Vec table, __m256i words, int field) {
+    return _mm256_permutevar_ps(table, _mm256_srli_epi32(words, BITS * field));
+  }
+
   // Integer products: bytes of codes by signed bytes, 4 neighbours summed into a lane.
   using Bytes = __m256i;
   using Ints = __m256i;

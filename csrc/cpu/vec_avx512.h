@@ -63,6 +63,8 @@ struct Avx512 : Avx2 {
     return _mm512_add_ps(_mm512_shuffle_f32x4(s[0], s[1], 0x88), _mm512_shuffle_f32x4(s[0], s[1], 0xdd));
   }
 
+  using Bytes = __m512i;
+
   // 8 bits: convert; 2 and 4 bits: the group's weights sit in a register, looked up by a permutation
   // that reads only the 4 low bits of each index.
   template <int BITS>
@@ -77,6 +79,22 @@ struct Avx512 : Avx2 {
       }
     }
   };
+
+  // Codes that are looked up: so many share a table, a whole register of 4-bit weights or a quarter of one of 2 bits,
+  // and an index's other bits do not matter.
+  template <int BITS>
+  static constexpr int64_t kTable = BITS == 4   ? 128
+                                    : BITS == 2 ? 64
+                                                : 0;
+  template <int BITS>
+  static Vec table(Vec scale, Vec zero) {
+    return _mm512_mul_ps(scale, _mm512_sub_ps(table(1, 0, (1 << BITS) - 1), zero));
+  }
+  template <int BITS>
+  static Vec looked_up(Vec table, Bytes words, int field) {
+    const __m512i code = _mm512_srli_epi32(words, BITS * field);
+    return BITS == 4 ? _mm512_permutexvar_ps(code, table) : _mm512_permutevar_ps(table, code);
+  }
 
   static __m512i lanes(int a, int b, int step) {  // a, a + step, ... in lanes 0..7, b, ... in 8..15
     alignas(64) int32_t v[16];
@@ -105,7 +123,6 @@ struct Avx512 : Avx2 {
     store_bytes(out, v);
   }
 
-  using Bytes = __m512i;
   // Not __m512i, whose elements are 64 bits to a compiler: sums that change type in a loop and after it take two
   // registers each.
   using Ints = int32_t __attribute__((vector_size(64)));

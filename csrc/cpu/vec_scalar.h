@@ -125,6 +125,17 @@ struct Isa {
     int32_t v[kWidth];
   };
   template <int BITS>
+  static constexpr int64_t kTable = 0;  // no codes are looked up
+  template <int BITS>
+  static Vec table(const Vec&, const Vec& zero) {
+    return zero;
+  }
+  template <int BITS>
+  static Vec looked_up(const Vec& table, const Bytes&, int) {
+    return table;
+  }
+
+  template <int BITS>
   static constexpr int act_rows() {
     return 2;
   }
