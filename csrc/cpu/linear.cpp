@@ -1,6 +1,6 @@
-// linear: few rows of activations go through `gemv` or `gemv_words`, many through panels and `gemm`; 8-bit ones through `gemv_a8`, some
-// against panels of codes, `gemm_a8`, and many through panels and `gemm8`. The choice depends on the weight's kind and
-// on shapes alone, so a result never depends on the number of threads.
+// linear: few rows of activations go through `gemv` or `gemv_words`, many through panels and `gemm`; 8-bit ones through
+// `gemv_a8`, some against panels of codes, `gemm_a8`, and many through panels and `gemm8`. The choice depends on the
+// weight's kind and on shapes alone, so a result never depends on the number of threads.
 #include <algorithm>
 #include <cstring>
 
