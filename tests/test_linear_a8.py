@@ -16,8 +16,8 @@ BITS = (2, 4, 8)
 # Rows around the steps from register decoding to panels of codes at 3, and to panels of activations at 25 or, of
 # 8-bit codes, at 13; around one vector and two, and where sums take turns.
 ROWS = (1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 24, 25)
-# N around the 2 or 4 rows that are walked along at once, the 8 of the smallest square and the 32 of a panel; K around blocks, chunks of packed words
-# (64, 128, 256 codes) and their squares.
+# N around the 2 or 4 rows that are walked along at once, the 8 of the smallest square and the 32 of a panel; K around
+# blocks, chunks of packed words (64, 128, 256 codes) and their squares.
 SHAPES = ((1, 1), (7, 33), (8, 64), (9, 545), (31, 130), (33, 256), (65, 96), (40, 290))
 
 

@@ -28,7 +28,8 @@ DEMANDS = (
     Demand(r"many: kernel<\d, __", {"HMMA": (16, 0), "LDSM": (4, 0), "LDGSTS": (3, 128), "LDS": (2, 128)}),
     Demand(r"many: kernel<\d, Int8", {"IMMA": (16, 0), "LDSM": (4, 0), "LDGSTS": (3, 128), "LDS": (2, 128)}),
     Demand(".*warpgroup", {"HGMMA": (2, 0)}, "sm_90a"),  # one may be no more than the end of a group
-    Demand("conv_bytes: bytes", {"IMMA": (8, 0), "LDGSTS": (1, 128)}),
+    Demand("conv_bytes: bytes", {"IMMA": (8, 0)}),
+    Demand(r"conv_bytes: bytes<\d, ByPieces", {"LDGSTS": (1, 128)}),
     Demand("conv_halves: halves", {"HMMA": (8, 0), "LDSM": (2, 0)}),
     Demand("conv_tiles: tiles", {"LDS": (8, 128)}),
     Demand("gram: products", {"LDS": (8, 128)}),
