@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,26 @@ def run(code: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
+
+
+def test_a_source_package_builds_and_a_wheel_has_all_but_tests(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parent.parent
+    commands = f"egg_info --egg-base {tmp_path} build_py --build-lib {tmp_path}/lib sdist -d {tmp_path}"
+    command = [sys.executable, "setup.py", "-q", *commands.split()]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+    def files(*folders: str) -> set[str]:
+        found = {p for folder in folders for p in (root / folder).rglob("*") if p.is_file()}
+        return {str(p.relative_to(root)) for p in found if p.suffix not in (".pyc", ".so")}
+
+    lib = tmp_path / "lib"
+    assert {str(p.relative_to(lib)) for p in lib.rglob("*") if p.is_file()} == files("mpqkern")
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as source:
+        packed = {m.name.partition("/")[2] for m in source if m.isfile()}
+    assert files("csrc", "mpqkern") | {"CMakeLists.txt", "pyproject.toml", "setup.py", "LICENSE"} <= packed
+    assert not [name for name in packed if name.startswith("tests/") or name.endswith(".so")]
 
 
 def test_without_the_compiled_part_everything_works_after_one_warning() -> None:
