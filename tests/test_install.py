@@ -138,6 +138,26 @@ def test_capabilities_name_a_kernel_for_each_op_bits_and_device() -> None:
     assert json.loads(json.dumps(found)) == found
 
 
+@pytest.mark.parametrize(
+    "why_plain,built,want",
+    [
+        (None, True, ("cuda", None)),
+        (None, False, ("plain", "the build had no nvcc")),
+        ("_C.so is not there", False, ("plain", "_C.so is not there")),
+    ],
+)
+def test_what_serves_a_gpu_and_why(
+    monkeypatch: pytest.MonkeyPatch, why_plain: str | None, built: bool, want: tuple[str, str | None]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(ops, "why_plain", why_plain)
+    monkeypatch.setattr(ops, "has_kernel", lambda op, device: built)
+    found = [k for k in mq.capabilities()["kernels"] if k["device"] == "cuda"]
+    assert {(k["kernel"], k["why"]) for k in found if k["op"] not in ops.STACKED} == {want}
+    assert {k["kernel"] for k in found if k["op"] in ops.STACKED} == {"torch"}
+
+
 def test_cli(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["env"]) == 0
     assert torch.__version__ in (text := capsys.readouterr().out) and "conv2d" in text
