@@ -18,6 +18,14 @@ from mpqkern import ops
 from mpqkern.cli import main
 
 MISSING = {"MPQKERN_LIBRARY": "/nonexistent/_C.so"}
+# Nothing imports what stands further down.
+STAGES = (
+    "version scheme numbers select trees held tensorfile checks packed plain stacked ops",
+    "ledger catalog planned capabilities",
+    "measuring transform rounding scores solve",
+    "nn notes checkpoint activations verify latency audit",
+    "assign compare repeated reporting integrations cli __main__",
+)
 USE = """
 import torch, mpqkern as mq
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 16, 5))
@@ -123,6 +131,22 @@ def test_the_solver_imports_no_torch() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not any(name.split(".")[0] == "torch" for name in names), source
+
+
+def test_no_stage_imports_a_later_one() -> None:
+    package, order = Path(mq.__file__).parent, " ".join(STAGES).split()
+    sources = [path for path in package.rglob("*.py") if path != package / "__init__.py"]
+    seen = set()
+    for path in sources:
+        parts = path.relative_to(package).with_suffix("").parts
+        seen.add(parts[0])
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                above = list(parts[: len(parts) - node.level])
+                whole = above + (node.module.split(".") if node.module else [])
+                found = whole[:1] or [alias.name for alias in node.names if alias.name != "_host"]
+                assert all(order.index(name) <= order.index(parts[0]) for name in found), (path, found)
+    assert sorted(seen) == sorted(order)
 
 
 def test_capabilities_name_a_kernel_for_each_op_bits_and_device() -> None:
