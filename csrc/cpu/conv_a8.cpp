@@ -107,19 +107,31 @@ struct Patches {
   }
 
   void copy(const ConvArgs& a, const Image8& image, int64_t group, const Run& run) {
-    const int64_t channels = a.in_channels / a.groups, kp = a.weight.kp;
-    // Taps that lie side by side are copied together, in whole lines: what is too much is overwritten by the next.
+    // Taps that lie side by side are copied together, in whole pieces: what is too much is overwritten by the next.
+    const int64_t channels = a.in_channels / a.groups;
     const bool joined = a.groups == 1 && a.dilation[1] == 1;
     const int64_t copies = joined ? 1 : a.kernel[1], bytes = joined ? a.kernel[1] * channels : channels;
     const int8_t* first = image.data + image.at(run.batch, run.y * a.stride[0], run.x * a.stride[1]) + group * channels;
-    for (int64_t j = 0; j < run.length; ++j, first += a.stride[1] * image.pixel) {
-      int8_t *row = room + (run.lane + j) * ld, *out = row;
-      for (int64_t ky = 0; ky < a.kernel[0]; ++ky) {
-        const int8_t* in = first + ky * a.dilation[0] * image.width * image.pixel;
-        for (int64_t kx = 0; kx < copies; ++kx, in += a.dilation[1] * image.pixel, out += bytes)
-          for (int64_t i = 0; i < bytes; i += kSlack) std::memcpy(out + i, in + i, kSlack);
+    if (bytes <= 16)
+      copy_pieces<16>(a, image, first, run, copies, bytes);
+    else
+      copy_pieces<kSlack>(a, image, first, run, copies, bytes);
+  }
+
+  template <int64_t kPiece>
+  void copy_pieces(const ConvArgs& a, const Image8& image, const int8_t* first, const Run& run, int64_t copies,
+                   int64_t bytes) {
+    const int64_t down = a.dilation[0] * image.width * image.pixel, right = a.dilation[1] * image.pixel;
+    const int64_t next = a.stride[1] * image.pixel, rows = a.kernel[0];
+    for (int64_t j = 0; j < run.length; ++j, first += next) {
+      int8_t* out = room + (run.lane + j) * ld;
+      const int8_t* line = first;
+      for (int64_t ky = 0; ky < rows; ++ky, line += down) {
+        const int8_t* in = line;
+        for (int64_t kx = 0; kx < copies; ++kx, in += right, out += bytes)
+          for (int64_t i = 0; i < bytes; i += kPiece) std::memcpy(out + i, in + i, kPiece);
       }
-      std::memset(out, 0, row + kp - out);
+      std::memset(out, 0, kBlock);  // up to kp and more: there is as much room between rows
     }
   }
 };
