@@ -73,4 +73,4 @@ $(VENV)/.docs: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf build mpqkern/_C.so mpqkern.egg-info $(VENV)
+	rm -rf build mpqkern/_C.so mpqkern/_host*.so mpqkern.egg-info $(VENV)

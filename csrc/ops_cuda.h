@@ -22,6 +22,10 @@ inline void* current_stream(const Tensor& t) {
   return stream;
 }
 
+inline mpq::Type kernel_type(ScalarType t) {
+  return t == ScalarType::Float ? mpq::Type::f32 : t == ScalarType::Half ? mpq::Type::f16 : mpq::Type::bf16;
+}
+
 inline void check_launch(const char* op, int error) {
   STD_TORCH_CHECK(error == 0, op, ": CUDA error ", error, ", ", mpq_cuda_error(error));
 }

@@ -68,10 +68,6 @@ Tensor probe_errors_cuda(const Tensor& weight, std::vector<int64_t> bits, int64_
   return out;
 }
 
-mpq::Type kernel_type(ScalarType t) {
-  return t == ScalarType::Float ? mpq::Type::f32 : t == ScalarType::Half ? mpq::Type::f16 : mpq::Type::bf16;
-}
-
 // float64 [L, n, n]. The device of features[0] is guarded. Neighbours of one type share launches.
 Tensor grams(const char* op, const std::vector<Tensor>& features, int64_t n, bool center) {
   Tensor out = torch::stable::new_empty(features[0], {int64_t(features.size()), n, n}, ScalarType::Double);

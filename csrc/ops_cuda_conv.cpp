@@ -14,10 +14,6 @@ namespace {
 using mpq::ConvKernel;
 using mpq::ConvTask;
 
-int kernel_type(ScalarType t) {
-  return int(t == ScalarType::Float ? mpq::Type::f32 : t == ScalarType::Half ? mpq::Type::f16 : mpq::Type::bf16);
-}
-
 MemoryFormat form_of(const Tensor& x) {
   return channels_last(x) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
@@ -43,10 +39,10 @@ Rounded rounded(const char* op, const Tensor& x, const OptionalTensor& fixed, bo
                torch::stable::new_empty(in, {batch}, ScalarType::Float)};
   Tensor most = torch::stable::new_zeros(in, {batch}, ScalarType::Int);
   const bool turn = last && !channels_last(in);
-  check_launch(op, mpq_round_images(in.const_data_ptr(), kernel_type(in.scalar_type()), batch, channels, height * width,
-                                    turn, floats(fixed), static_cast<uint32_t*>(most.mutable_data_ptr()),
-                                    static_cast<int8_t*>(made.q.mutable_data_ptr()), new_floats(made.scales),
-                                    current_stream(in)));
+  check_launch(op, mpq_round_images(
+                       in.const_data_ptr(), int(kernel_type(in.scalar_type())), batch, channels, height * width, turn,
+                       floats(fixed), static_cast<uint32_t*>(most.mutable_data_ptr()),
+                       static_cast<int8_t*>(made.q.mutable_data_ptr()), new_floats(made.scales), current_stream(in)));
   return made;
 }
 
@@ -62,7 +58,7 @@ Tensor values_of(const Rounded& r) {
 ConvTask task_of(const mpq::ConvArgs& a, const mpq::Packed& w, const Tensor& x, const OptionalTensor& bias) {
   ConvTask task;
   task.weight = w;
-  task.bias = floats(bias), task.type = kernel_type(x.scalar_type());
+  task.bias = floats(bias), task.type = int(kernel_type(x.scalar_type()));
   task.batch = a.batch, task.in_channels = a.in_channels, task.height = a.height, task.width = a.width;
   task.out_height = a.out_height, task.out_width = a.out_width, task.groups = a.groups;
   for (int i = 0; i < 2; ++i) {

@@ -13,10 +13,6 @@ namespace {
 using mpq::LinearPlan;
 using mpq::LinearTask;
 
-mpq::Type kernel_type(ScalarType t) {
-  return t == ScalarType::Float ? mpq::Type::f32 : t == ScalarType::Half ? mpq::Type::f16 : mpq::Type::bf16;
-}
-
 Tensor fragments_of(const char* op, const Tensor& codes, int bits, int64_t kp) {
   const int64_t words = mpq::fragment_words(codes.size(0), kp, bits);
   Tensor out = torch::stable::new_empty(codes, {words}, ScalarType::Int);
@@ -98,8 +94,7 @@ Tensor multiply(const char* op, const Tensor& x, const Tensor& qweight, const Te
                 const OptionalTensor& zeros, const OptionalTensor& bias, int64_t bits, int64_t group_size,
                 std::optional<int64_t> act_bits, const OptionalTensor& act_scale, const OptionalTensor& given) {
   check_act_bits(op, act_bits);
-  // a CUDA kernel is chosen when any argument is there; the guard below needs x to be
-  STD_TORCH_CHECK(x.is_cuda(), op, ": x is on ", device_of(x), "; wanted cuda, where another argument is");
+  check_cuda(op, "x", x);
   STD_TORCH_CHECK(x.dim() >= 1 && is_float(x.scalar_type()), op, ": x is ", describe(x),
                   "; wanted float32, float16 or bfloat16 [..., K]");
   const DeviceGuard guard(x.get_device_index());

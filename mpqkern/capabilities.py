@@ -45,17 +45,11 @@ def capabilities() -> dict[str, Any]:
 def _kernel(op: str, device: str, isa: str) -> dict[str, str | None]:
     if device != "cpu" and op in ops.STACKED:
         return {"kernel": "torch", "why": "cuBLAS and cuDNN do it best"}
-    if device != "cpu":
-        return (
-            {"kernel": "cuda", "why": None}
-            if ops.has_kernel(op, device)
-            else {"kernel": "plain", "why": "no CUDA kernel for this op yet"}
-        )
     if ops.why_plain is not None:
         return {"kernel": "plain", "why": ops.why_plain}
     if not ops.has_kernel(op, device):
-        return {"kernel": "plain", "why": "for GPUs"}
-    return {"kernel": isa, "why": None}
+        return {"kernel": "plain", "why": "for GPUs" if device == "cpu" else "the build had no nvcc"}
+    return {"kernel": isa if device == "cpu" else "cuda", "why": None}
 
 
 def describe(found: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from .scheme import Layer
 from .select import type_names
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+Forward = Callable[[nn.Module, Any], Any]  # (model, batch) -> output, for models that are called in a way of their own
 
 
 @dataclass

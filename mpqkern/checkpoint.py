@@ -177,7 +177,7 @@ def _found(file: tensorfile.Reader, aliases: dict[str, str], name: str) -> tuple
 def _check_act_scales(model: nn.Module, file: tensorfile.Reader) -> None:
     for name, module in model.named_modules():
         if isinstance(module, PackedModule) and module.act_scale is not None:
-            problem = module._act_scale_problem(module.act_scale)
+            problem = module.act_scale_problem(module.act_scale)
             if problem:
                 raise file.error(f"layer {name!r}: {problem}")
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from .catalog import FLOATS
 from .nn import PackedModule
-from .nn.swap import PACKED, _carry_over, _replace
+from .nn.swap import PACKED, carry_over, replace_modules
 from .scheme import Scheme
 
 Found = Callable[[str], tuple[tuple[int, ...], torch.dtype] | None]  # shape and type of a stored tensor, by its name
@@ -77,12 +77,12 @@ def put_packed_layers(model: nn.Module, notes: dict[str, Any], found: Found, err
             new = made[id(old)] = PACKED[kind].empty_like(old.to(dtype), scheme)
             if new.bias is None and found(f"{name}.bias") is not None:
                 new.bias = torch.zeros(weight.shape[0], dtype=dtype, device=new.qweight.device)
-            _carry_over(old, new)
+            carry_over(old, new)
             _put_act_scale(new, f"{name}.act_scale", found, error)
         elif made[id(old)].scheme != scheme:
             raise error(f"layer {name!r} is a shared module but has another scheme than under its first name")
         places.append((name, old, made[id(old)]))
-    _replace(model, places, None)
+    replace_modules(model, places, None)
 
 
 def _put_act_scale(module: PackedModule, name: str, found: Found, error: Callable[[str], Exception]) -> None:

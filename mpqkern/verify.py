@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import packed
-from .catalog import call, float_outputs, input_of
+from .catalog import Forward, call, float_outputs, input_of
 from .held import held, hooked
 from .ledger import table
 from .nn import PackedConv2d, PackedLinear, PackedModule
@@ -65,7 +65,7 @@ class Verification:
         return table(lines, left=(0, 4))
 
 
-def verify(model: nn.Module, batch: Any, *, forward: Callable[[nn.Module, Any], Any] | None = None) -> Verification:
+def verify(model: nn.Module, batch: Any, *, forward: Forward | None = None) -> Verification:
     """Checks every packed layer on the inputs that `batch` (tensor, tuple or dict) brings it; `forward(model, batch)`
     is for models that are called in another way.
 

@@ -41,17 +41,18 @@ def sanitized() -> Path:
 
 
 @needs_compiler
-def test_a_build_for_hopper_is_one_for_90a(tmp_path: Path) -> None:
-    """Whose kernel `linear` takes there."""
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
+@pytest.mark.slow
+@pytest.mark.parametrize("archs,has", [("80;90-real", False), ("90a-real;90-virtual", True)])
+def test_only_a_build_for_90a_multiplies_by_warpgroups(archs: str, has: bool, tmp_path: Path) -> None:
+    """Others have empty kernels of theirs, which `linear` must not take on Hopper."""
     tools = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    settings = (
-        f"-DMPQKERN_TORCH={Path(torch.__file__).parent}",
-        "-DMPQKERN_CUDA=ON",
-        "-DMPQKERN_CUDA_ARCHS=80;90-real",
-    )
+    settings = (f"-DMPQKERN_TORCH={Path(torch.__file__).parent}", "-DMPQKERN_CUDA=ON", f"-DMPQKERN_CUDA_ARCHS={archs}")
     command = ["cmake", "-G", "Ninja", "-S", ROOT, "-B", tmp_path, *settings]
     done = subprocess.run(command, env=tools, capture_output=True, text=True, check=False)
-    assert done.returncode != 0 and "MPQKERN_CUDA_ARCHS='80;90-real'; wanted 90a" in " ".join(done.stderr.split())
+    assert done.returncode == 0, done.stderr
+    assert (f"MPQKERN_CUDA_ARCHS='{archs}' has no 90a" in done.stdout) != has
+    assert ("-DMPQ_WARPGROUPS" in (tmp_path / "build.ninja").read_text()) == has
 
 
 def runtime(name: str) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ from mpqkern import ops
 from mpqkern.cli import main
 
 MISSING = {"MPQKERN_LIBRARY": "/nonexistent/_C.so"}
+# Nothing imports what stands further down.
+STAGES = (
+    "version scheme numbers select trees held tensorfile checks packed plain stacked ops",
+    "ledger catalog planned capabilities",
+    "measuring transform rounding scores solve",
+    "nn notes checkpoint activations verify latency audit",
+    "assign compare repeated reporting integrations cli __main__",
+)
 USE = """
 import torch, mpqkern as mq
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 16, 5))
@@ -37,6 +46,26 @@ def run(code: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
+
+
+def test_a_source_package_builds_and_a_wheel_has_all_but_tests(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parent.parent
+    commands = f"egg_info --egg-base {tmp_path} build_py --build-lib {tmp_path}/lib sdist -d {tmp_path}"
+    command = [sys.executable, "setup.py", "-q", *commands.split()]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+    def files(*folders: str) -> set[str]:
+        found = {p for folder in folders for p in (root / folder).rglob("*") if p.is_file()}
+        return {str(p.relative_to(root)) for p in found if p.suffix not in (".pyc", ".so")}
+
+    lib = tmp_path / "lib"
+    assert {str(p.relative_to(lib)) for p in lib.rglob("*") if p.is_file()} == files("mpqkern")
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as source:
+        packed = {m.name.partition("/")[2] for m in source if m.isfile()}
+    assert files("csrc", "mpqkern") | {"CMakeLists.txt", "pyproject.toml", "setup.py", "LICENSE"} <= packed
+    assert not [name for name in packed if name.startswith("tests/") or name.endswith(".so")]
 
 
 def test_without_the_compiled_part_everything_works_after_one_warning() -> None:
@@ -104,6 +133,22 @@ def test_the_solver_imports_no_torch() -> None:
             assert not any(name.split(".")[0] == "torch" for name in names), source
 
 
+def test_no_stage_imports_a_later_one() -> None:
+    package, order = Path(mq.__file__).parent, " ".join(STAGES).split()
+    sources = [path for path in package.rglob("*.py") if path != package / "__init__.py"]
+    seen = set()
+    for path in sources:
+        parts = path.relative_to(package).with_suffix("").parts
+        seen.add(parts[0])
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                above = list(parts[: len(parts) - node.level])
+                whole = above + (node.module.split(".") if node.module else [])
+                found = whole[:1] or [alias.name for alias in node.names if alias.name != "_host"]
+                assert all(order.index(name) <= order.index(parts[0]) for name in found), (path, found)
+    assert sorted(seen) == sorted(order)
+
+
 def test_capabilities_name_a_kernel_for_each_op_bits_and_device() -> None:
     found = mq.capabilities()
     rows = {(k["op"], k["bits"], k["device"]): k for k in found["kernels"]}
@@ -115,6 +160,26 @@ def test_capabilities_name_a_kernel_for_each_op_bits_and_device() -> None:
     assert len(rows) == len(found["kernels"])
     assert found["torch"] == torch.__version__ and found["mpqkern"] == mq.__version__
     assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize(
+    "why_plain,built,want",
+    [
+        (None, True, ("cuda", None)),
+        (None, False, ("plain", "the build had no nvcc")),
+        ("_C.so is not there", False, ("plain", "_C.so is not there")),
+    ],
+)
+def test_what_serves_a_gpu_and_why(
+    monkeypatch: pytest.MonkeyPatch, why_plain: str | None, built: bool, want: tuple[str, str | None]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(ops, "why_plain", why_plain)
+    monkeypatch.setattr(ops, "has_kernel", lambda op, device: built)
+    found = [k for k in mq.capabilities()["kernels"] if k["device"] == "cuda"]
+    assert {(k["kernel"], k["why"]) for k in found if k["op"] not in ops.STACKED} == {want}
+    assert {k["kernel"] for k in found if k["op"] in ops.STACKED} == {"torch"}
 
 
 def test_cli(capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,13 +85,14 @@ def test_zeros_near_the_codes_do_not_cancel(path: SimpleNamespace, bits: int, k:
     assert torch.equal(got.double(), x.double() @ (codes.double() - zero).T)
 
 
-def test_panels_are_the_same_on_every_instruction_set() -> None:
-    """Beyond 4 rows, each step is one rounding in one order: equal to the bit."""
+@pytest.mark.parametrize("m", [1, 2, 3, 17, 40])
+def test_results_are_the_same_on_every_instruction_set(m: int) -> None:
+    """Along packed rows, with panels of codes, and of activations: each step is one rounding in one order."""
     if ops.why_plain is not None:
         pytest.skip(f"no compiled kernels: {ops.why_plain}")
-    x = torch.randn(17, 416)
-    for bits, group in itertools.product(BITS, (32, 96, 0)):
-        q, scales, zeros, _ = torch.ops.mpqkern.quantize(torch.randn(70, 416), bits, group, False)
+    x = torch.randn(m, 1130)
+    for bits, group in itertools.product(BITS, (32, 96, 544, 0)):
+        q, scales, zeros, _ = torch.ops.mpqkern.quantize(torch.randn(70, 1130), bits, group, False)
         results = []
         for name in ops.ISAS[1:]:
             try:

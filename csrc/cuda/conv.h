@@ -1,4 +1,4 @@
-// conv2d on CUDA: its task, which kernel serves what, and launchers. Host code only.
+// conv2d on CUDA: its task, which kernel serves what, and launchers. No kernels in here.
 #pragma once
 #include "../spans.h"
 #include "linear.h"

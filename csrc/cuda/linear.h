@@ -1,4 +1,4 @@
-// The matrix kernels of `linear`, their task, and which of them serves what. Host code only.
+// The matrix kernels of `linear`, their task, and which of them serves what. No kernels in here.
 #pragma once
 #include <algorithm>
 #include <numeric>

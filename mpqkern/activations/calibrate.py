@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import packed, select
-from ..catalog import batches_of, feed, input_of
+from ..catalog import Forward, batches_of, feed, input_of
 from ..held import held, hooked
 from ..ledger import table
 from ..measuring.observers import MOST, OBSERVERS, Observer
@@ -63,7 +63,7 @@ def calibrate_activations_(
     observer: str | Callable[[], Observer] = "mse",
     granularity: str = "tensor",
     layers: Sequence[str] | None = None,
-    forward: Callable[[nn.Module, Any], Any] | None = None,
+    forward: Forward | None = None,
 ) -> ActivationReport:
     """Gives the layers of `model` that were packed with `act_bits=8` fixed activation scales.
 

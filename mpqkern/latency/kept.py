@@ -23,7 +23,7 @@ log = logging.getLogger("mpqkern")
 class Kept:
     """Milliseconds by shape and scheme. One file for each machine, version and number of threads."""
 
-    def __init__(self, cache: bool | str | Path, device: torch.device) -> None:
+    def __init__(self, cache: bool | str | os.PathLike[str], device: torch.device) -> None:
         where = {
             "mpqkern": __version__,
             "torch": torch.__version__,

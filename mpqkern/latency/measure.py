@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..catalog import Candidate, batches_of, candidates, feed, input_of, kind_of
+from ..catalog import Candidate, Forward, batches_of, candidates, feed, input_of, kind_of
 from ..held import held, hooked
 from ..nn import swap_
 from ..numbers import check_number
@@ -30,9 +31,9 @@ def measure_latency(
     batch: Any,
     *,
     bits: Sequence[Scheme | int] = (2, 4, 8),
-    forward: Callable[[nn.Module, Any], Any] | None = None,
+    forward: Forward | None = None,
     rounds: int = 15,
-    cache: bool | str = True,
+    cache: bool | str | os.PathLike[str] = True,
 ) -> Latency:
     """Milliseconds of each layer of `model` in float and with each scheme, on this machine and this many threads.
 
@@ -87,7 +88,7 @@ def time_layers(
     names: Sequence[str],
     batch: Any,
     *,
-    forward: Callable[[nn.Module, Any], Any] | None = None,
+    forward: Forward | None = None,
     rounds: int = 15,
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Milliseconds of each model as a whole, and of its layers `names`; the models run in turn in every round."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from .. import select
-from ..catalog import batches_of, candidates, described, feed
+from ..catalog import Forward, batches_of, candidates, described, feed
 from ..held import held
 from ..scheme import Layer
 from ..trees import tensors
@@ -24,7 +24,6 @@ from .attributes import attributes
 log = logging.getLogger("mpqkern")
 
 LOSSES = ("ce", "kl")
-Forward = Callable[[nn.Module, Any], Any]
 Loss = Callable[[Any, Any], Tensor]
 
 

@@ -104,13 +104,13 @@ class PackedModule(nn.Module):
         True
         """
         if scale is not None:
-            problem = self._act_scale_problem(scale)
+            problem = self.act_scale_problem(scale)
             if problem:
                 raise ValueError(problem)
             scale = scale.detach().to(self.scales.device, copy=True)
         self.act_scale = scale
 
-    def _act_scale_problem(self, scale: Tensor) -> str | None:
+    def act_scale_problem(self, scale: Tensor) -> str | None:
         """What keeps `scale` from being an `act_scale` of this layer."""
         if self.scheme.act_bits is None:
             return "act_scale is set where act_bits=None; wanted act_bits=8"
@@ -125,7 +125,7 @@ class PackedModule(nn.Module):
         """A state with an `act_scale` makes the place for it."""
         scale = state_dict.get(prefix + "act_scale")
         if scale is not None:
-            problem = self._act_scale_problem(scale)
+            problem = self.act_scale_problem(scale)
             if problem is None and (self.act_scale is None or self.act_scale.shape != scale.shape):
                 self.act_scale = torch.empty_like(scale, device=self.scales.device)
             elif problem:

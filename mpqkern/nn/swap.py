@@ -104,7 +104,7 @@ def swap_(
         made[c.name] = new
         rows.append(row)
     places = [(name, c.module, made[c.name]) for c in found if c.name in made for name in c.names]
-    _replace(model, places, check)
+    replace_modules(model, places, check)
     return Ledger(tuple(rows))
 
 
@@ -131,10 +131,10 @@ def unswap_(model: nn.Module) -> nn.Module:
             new = kept if kept is not None else module.to_float()
             if kept is None:  # packed layers that shared their codes share the weight again
                 new.weight = weights.setdefault(id(module.qweight), new.weight)
-            _carry_over(module, new)
+            carry_over(module, new)
             made[id(module)] = new
         places.append((name, module, made[id(module)]))
-    _replace(model, places, None)
+    replace_modules(model, places, None)
     return model
 
 
@@ -195,7 +195,7 @@ def _pack(
             new.shift_bias_(codes.shift)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"layer {c.name!r} cannot be packed as {scheme}: {error}") from error
-    _carry_over(module, new)
+    carry_over(module, new)
     if codes is not None and codes.act_scale is not None:  # not the one that it was packed with before
         new.set_act_scale_(codes.act_scale)
     weight = module.weight.detach().double()
@@ -217,7 +217,7 @@ def _pack(
     return new, row
 
 
-def _carry_over(old: nn.Module, new: nn.Module) -> None:
+def carry_over(old: nn.Module, new: nn.Module) -> None:
     """Mode, hooks, trainability and the attributes that the user set on the instance."""
     new.training = old.training
     for name in KEPT:
@@ -235,14 +235,14 @@ def _carry_over(old: nn.Module, new: nn.Module) -> None:
     fresh = nn.utils.skip_init(kind, *sizes)  # draws no random numbers
     new._user_attributes = {k: v for k, v in old.__dict__.items() if k not in fresh.__dict__}
     scale = new._user_attributes.pop(ACT_SCALE, None)
-    if scale is not None and new._act_scale_problem(scale) is None:
+    if scale is not None and new.act_scale_problem(scale) is None:
         new.set_act_scale_(scale)
     new._trained = {name: p.requires_grad for name, p in old.named_parameters(recurse=False)}
     for name, value in new._user_attributes.items():
         new.__dict__.setdefault(name, value)
 
 
-def _replace(
+def replace_modules(
     model: nn.Module, places: list[tuple[str, nn.Module, nn.Module]], check: Callable[[nn.Module], None] | None
 ) -> None:
     """Sets every new module at its name; puts all the old ones back if anything goes wrong."""

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from .colors import NONE, SIGNS, sign_class
-from .marks import Drawing, Line, Mark, Rect, Text
+from .marks import Line, Mark, Rect, Text
 from .markup import number
-from .svg import markup
 
-FEW = 60  # layers that fit a phone; a longer row scrolls there
 GLYPH = 6.1  # pixels of a letter at 11 px
 
 
@@ -168,10 +166,3 @@ class Row:
     def labels(self, y: float) -> list[Text]:
         """Names under the row, their ends at `y`."""
         return [Text(name, self.x(i) + self.step / 2 + 4, y + 12, "end", angle=-60) for i, name in self._shown.items()]
-
-
-def fitted(draw: Callable[[Room], Drawing], layers: int = 0) -> str:
-    """A drawing for desks, and one for phones where a row of so many layers fits; the page shows either."""
-    if layers > FEW:
-        return markup(draw(DESK))
-    return markup(draw(DESK), "wide") + markup(draw(PHONE), "narrow")

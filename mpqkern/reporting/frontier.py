@@ -8,10 +8,11 @@ from collections.abc import Callable
 import numpy as np
 
 from ..solve import Frontier
-from .axes import Axis, Room, fitted, posts, rules
+from .axes import Axis, Room, posts, rules
 from .given import Given
 from .marks import Circle, Drawing, Group, Line, Mark, Path, Text
 from .markup import details, number, paragraph, size, table
+from .svg import fitted
 
 TITLE = "Frontier"
 UNITS = {"avg_bits": "bits a parameter", "bytes": "bytes", "mbytes": "MiB", "fraction": "share of float32"}

@@ -1,4 +1,4 @@
-"""What plots are made of: plain marks in pixels, y downwards. `svg` writes them into the page, `pictures` as PNG.
+"""What plots are made of: plain marks in pixels, y downwards. `svg` writes them into the page, `png` into pictures.
 
 A mark looks as its classes say (`colors.look`); later classes win. Its tale, lines of text, is what a browser shows
 under the pointer; a picture has none.

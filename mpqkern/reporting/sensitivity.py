@@ -7,11 +7,12 @@ import math
 import numpy as np
 
 from ..scores.table import widest_first
-from .axes import GLYPH, Room, Row, fitted
+from .axes import GLYPH, Room, Row
 from .colors import AMOUNTS, amount_class
 from .given import Given, text
 from .marks import Drawing, Mark, Rect, Text
 from .markup import details, number, paragraph, table
+from .svg import fitted
 
 TITLE = "Sensitivity"
 HIGH, TOP, KEY = 30, 8, 46  # pixels: of a cell, above, and of the key to the colours

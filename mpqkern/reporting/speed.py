@@ -6,12 +6,13 @@ import math
 
 from ..latency import Latency
 from ..latency.table import FLOAT
-from .axes import Room, Row, fitted, signs
+from .axes import Room, Row, signs
 from .colors import SIGNS, sign_class
 from .given import Given
 from .marks import Drawing, Mark, Text
 from .markup import details, listed, number, paragraph, table
 from .sensitivity import FIGURED, HIGH, KEY, TOP, cell, chosen_marks
+from .svg import fitted
 
 TITLE = "Latency"
 RANGE = 8.0  # times faster or slower: the ends of the colours

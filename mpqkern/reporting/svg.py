@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from .axes import DESK, PHONE, Room
 from .marks import Circle, Drawing, Group, Line, Mark, Path, Rect, Runs, Tale, Text
 from .markup import coordinate, el, esc, hover
+
+FEW = 60  # layers that fit a phone; a longer row scrolls there
+
+
+def fitted(draw: Callable[[Room], Drawing], layers: int = 0) -> str:
+    """A drawing for desks, and one for phones where a row of so many layers fits; the page shows either."""
+    if layers > FEW:
+        return markup(draw(DESK))
+    return markup(draw(DESK), "wide") + markup(draw(PHONE), "narrow")
 
 
 def markup(drawing: Drawing, class_: str = "") -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from .axes import GLYPH, Axis, Room, Row, fitted, rules
+from .axes import GLYPH, Axis, Room, Row, rules
 from .colors import width_class
 from .given import Fact, Given, text
 from .marks import Circle, Drawing, Group, Line, Mark, Rect, Text
 from .markup import el, esc, number, paragraph, size
-from .svg import element
+from .svg import element, fitted
 
 TITLE = "Bits along the network"
 TOP, HIGH, GAP = 12, 130, 34  # pixels: above the plot, of a panel, between the two

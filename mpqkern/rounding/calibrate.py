@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +139,7 @@ def calibrate(
     rounding: str | Rounding = "gptq",
     correct_bias: bool = False,
     forward: Forward | None = None,
-    bank: str | Path | None = None,
+    bank: str | os.PathLike[str] | None = None,
     seed: int = 0,
     memory: int = 2**30,
     time_limit: float | None = None,

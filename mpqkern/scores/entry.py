@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -67,7 +68,7 @@ def score(
     forward: Forward | None = None,
     loss: str | Loss | None = None,
     rounding: str | Rounding = "minmax",
-    bank: str | Path | None = None,
+    bank: str | os.PathLike[str] | None = None,
     seed: int = 0,
     time_limit: float | None = None,
     max_evals: int | None = None,
@@ -133,7 +134,7 @@ def plan(
     model: nn.Module,
     batches: Any,
     *,
-    method: str = "clado",
+    method: str | Callable[..., Any] = "clado",
     bits: Sequence[Scheme | int | None] = (2, 4, 8),
     layers: Sequence[str] | None = None,
     forward: Forward | None = None,
@@ -170,7 +171,7 @@ def _run(
     rounding: str | Rounding,
     seed: int,
     memory: int,
-    bank: str | Path | None,
+    bank: str | os.PathLike[str] | None,
     options: dict[str, Any],
 ) -> Run:
     schemes = as_schemes(bits)
@@ -193,7 +194,7 @@ def _run(
     return Run(task, schemes, Variants(task, schemes, way), items, Meter(), memory, seed)
 
 
-def _round(run: Run, bank: str | Path | None, meter: Meter) -> None:
+def _round(run: Run, bank: str | os.PathLike[str] | None, meter: Meter) -> None:
     """Rounds all that will be tried, where that takes data; methods that share a bank share this as well."""
     way = run.variants.rounding
     if way.needs == "nothing":

@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..catalog import batches_of, feed, float_outputs
+from ..catalog import Forward, batches_of, feed, float_outputs
 from ..held import held
 from ..ledger import table
 
 MARGIN = 16
-Forward = Callable[[nn.Module, Any], Any]
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,8 @@ def dynamic_bytes(library: ptxsim.Library) -> dict[str, int]:
             for columns in (32, 64, 128):
                 for t in HALVES:
                     calls.many(case, x[t], columns)
+                    if columns > 32:
+                        calls.warpgroup(case, x[t], columns)
                 calls.int8(case, x[t], columns)
     return asked
 
@@ -111,8 +113,8 @@ HEAD = f"""\
 
 What `ptxas` (CUDA {{version}}) makes of every kernel: threads of a block, bytes of shared memory of a block and how
 many more its launch asks for, then for each architecture the registers of a thread, and the blocks that a
-multiprocessor holds at a time by all of these. Blank is what a launch decides. No kernel spills registers or has local
-memory.
+multiprocessor holds at a time by all of these. Blank is what a launch decides, and an architecture without the kernel.
+No kernel spills registers or has local memory.
 
 Where there is `nvcc`, `python -m tests.sass` writes this page. It is a budget too: tests fail where a kernel asks for
 more shared memory than it says here, or for more registers once these are rounded up to {REGISTERS_AT_ONCE}, the step
