@@ -63,6 +63,14 @@ static inline __m512 mpq_shuffle_f32x4(__m512 a, __m512 b, int pick) {
   for (int i = 0; i < 16; ++i) out[i] = from[i / 8 * 16 + (pick >> i / 4 * 2 & 3) * 4 + i % 4];
   return _mm512_load_ps(out);
 }
+static inline __m512 mpq_permutevar_ps(__m512 a, __m512i pick) {
+  alignas(64) float from[16], out[16];
+  alignas(64) int32_t index[16];
+  _mm512_store_ps(from, a);
+  _mm512_store_si512(index, pick);
+  for (int i = 0; i < 16; ++i) out[i] = from[i / 4 * 4 + (index[i] & 3)];
+  return _mm512_load_ps(out);
+}
 static inline float mpq_cvtss_f32(__m512 a) {
   alignas(64) float out[16];
   _mm512_store_ps(out, a);
@@ -71,6 +79,7 @@ static inline float mpq_cvtss_f32(__m512 a) {
 #undef _mm512_shuffle_f32x4
 #define _mm512_shuffle_f32x4 mpq_shuffle_f32x4
 #define _mm512_cvtss_f32 mpq_cvtss_f32
+#define _mm512_permutevar_ps mpq_permutevar_ps
 
 // vdpbf16ps: the odd pair, then the even one, each a multiply-add rounded to nearest even; subnormals count as 0.
 static inline __m512 mpq_dpbf16_ps(__m512 sum, __m512 a, __m512 b) {
