@@ -95,6 +95,15 @@ def test_bad_plans_change_nothing(plan: object, message: str) -> None:
     assert snapshot(model) == before
 
 
+@pytest.mark.parametrize("plan", [4, Scheme(4), Scheme(8, group_size=32)])
+def test_one_scheme_is_for_all_layers(plan: int | Scheme) -> None:
+    one, other = net(), net()
+    assert [r.scheme for r in mq.swap_(one, plan).rows] == [r.scheme for r in mq.swap_(other, {"*": plan}).rows]
+    assert len(mq.calibrate(net(), plan, torch.randn(4, 3, 8, 8), rounding="gptq").schemes) == 4
+    with pytest.raises(TypeError, match="plan=True; wanted a mapping of names, patterns or types"):
+        mq.swap_(net(), True)
+
+
 def test_bad_rounding() -> None:
     with pytest.raises(ValueError, match=r"rounding='best'; wanted 'minmax', .* or one of the classes"):
         mq.swap_(net(), {"0": 4}, rounding="best")
