@@ -28,9 +28,8 @@ def pairs_of(plan: Any) -> Mapping[str | type, Any]:
     if isinstance(plan, Scheme) or (isinstance(plan, int) and not isinstance(plan, bool)):
         return {"*": plan}
     if not isinstance(plan, Mapping):
-        raise TypeError(
-            f"plan={plan!r}; wanted a mapping of names, patterns or types to Scheme, an Assignment, or one Scheme for all"
-        )
+        wanted = "a mapping of names, patterns or types to Scheme, an Assignment, or one Scheme for all layers"
+        raise TypeError(f"plan={plan!r}; wanted {wanted}")
     return plan
 
 
