@@ -129,7 +129,7 @@ def test_rows_come_one_by_one_or_by_name():
     for found in (ledger, activations):
         assert list(found) == [found[row.name] for row in found.rows] and len(found) == len(found.rows) > 1
         assert "2.conv1" in found and "2.conv9" not in found
-        with pytest.raises(KeyError, match="no layer '2.conv9'; wanted one of '0', '2.conv1'"):
+        with pytest.raises(KeyError, match=r"no layer '2\.conv9'; wanted one of '0', '2\.conv1'"):
             found["2.conv9"]
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -31,7 +32,11 @@ CHAIN = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        args = _parser().parse_args(argv)
+    except _Misused as error:
+        return _stopped(argparse.Namespace(debug=False, json="--json" in argv), str(error), USAGE)
     verb: Verb = args.verb
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("mpqkern: %(message)s"))
@@ -53,12 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _stopped(args, text, USAGE)
     finally:
         log.removeHandler(handler)
-    _show(args, answer)
+    _show(json.dumps(_plain(answer.data), indent=1) if args.json else answer.text)
     return answer.code
 
 
-def _show(args: argparse.Namespace, answer: Answer) -> None:
-    print(json.dumps(_plain(answer.data), indent=1) if args.json else answer.text)
+def _show(text: str) -> None:
+    """On stdout; whoever reads it may have left, as `head` does, and that is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
 
 
 def _stopped(args: argparse.Namespace, text: str, code: int) -> int:
@@ -68,7 +77,7 @@ def _stopped(args: argparse.Namespace, text: str, code: int) -> int:
     line = " ".join(text.split())
     print(f"mpqkern: {line}", file=sys.stderr)
     if args.json:
-        print(json.dumps({"error": line}))
+        _show(json.dumps({"error": line}))
     return code
 
 
@@ -81,10 +90,14 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+class _Misused(Exception):
+    """Arguments that are none."""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line, as all errors are."""
-        self.exit(USAGE, f"mpqkern: {message}; see {self.prog} --help\n")
+        """One line, as all errors are, and JSON where that is asked for."""
+        raise _Misused(f"{message}; see {self.prog} --help")
 
 
 def _parser() -> argparse.ArgumentParser:
