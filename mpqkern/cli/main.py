@@ -17,7 +17,7 @@ from ..measuring.meter import Unfinished
 from ..solve import Infeasible
 from ..version import __version__
 from . import apply, bench, env, report, scan, score, solve, verify
-from .verb import FAILED, INTERRUPTED, USAGE, Answer, Verb
+from .verb import FAILED, INTERRUPTED, USAGE, Verb
 
 VERBS = (env.ENV, scan.SCAN, score.SCORE, solve.SOLVE, solve.FRONTIER, apply.APPLY, verify.VERIFY, bench.BENCH,
          report.REPORT)  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import written
 from ..ledger import table
 from ..scheme import Scheme
 from ..scores.table import FLOAT_BITS, cost
@@ -147,7 +148,8 @@ class Assignment:
         return cls(schemes, **kept)
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(self.to_json())
+        with written(Path(path)) as file:
+            file.write(self.to_json().encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Assignment:
