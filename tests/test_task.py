@@ -130,6 +130,7 @@ def test_names_of_contents():
         ({"batches": [{"a": 1}]}, "without tensors"),
         ({"loss": "mse"}, "loss='mse'; wanted 'ce', 'kl' or a callable"),
         ({"model": nn.Sequential(nn.ReLU())}, "no layer that can be packed"),
+        ({"model": nn.Conv2d(3, 4, 3)}, "no layer that can be packed; the model: it is the model itself; wrap it"),
     ],
 )
 def test_errors_name_what_was_wanted(arguments, message):

@@ -80,7 +80,11 @@ class Task:
             wanted = {name for pattern in layers for name in select.matches(pattern, kinds)}
             found = [layer for layer in found if layer.name in wanted]
         if not found:
-            raise ValueError(f"model={type(model).__name__} has no layer that can be packed; see mpqkern.catalog")
+            reasons = [f"; {c.name or 'the model'}: {c.reason}" for c in candidates(model) if c.reason]
+            more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+            raise ValueError(
+                f"model={type(model).__name__} has no layer that can be packed{''.join(reasons[:3])}{more}"
+            )
         shared: dict[int, list[Layer]] = {}
         for layer in found:
             shared.setdefault(id(model.get_submodule(layer.name).weight), []).append(layer)
@@ -106,7 +110,18 @@ class Task:
         return output if callable(self._loss) else logits_of(output)
 
     def losses(self, output: Any, index: int) -> Tensor:
-        """float64 [samples]: the loss of each sample of `self.batches[index]`."""
+        """float64 [samples]: the loss of each sample of `self.batches[index]`; raises where one is NaN, at once and not
+        after hours of measuring."""
+        values = self._losses(output, index)
+        if values.isnan().any():
+            count = int(values.isnan().sum())
+            raise ValueError(
+                f"the {self.loss_name} loss is nan for {count} of the {len(values)} samples of batches[{index}]; "
+                "wanted inputs and weights for which the model's outputs are finite"
+            )
+        return values
+
+    def _losses(self, output: Any, index: int) -> Tensor:
         batch, size = self.batches[index], self.sizes[index]
         if callable(self._loss):
             values = self._loss(output, batch)
