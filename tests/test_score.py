@@ -120,6 +120,20 @@ def test_a_plan_takes_what_decides_the_scores():
         mq.plan(nets.resnet(), [images()], rounding="best")
 
 
+@pytest.mark.parametrize("which", range(5))
+def test_one_slow_pass_does_not_decide_how_long_it_will_take(monkeypatch, which):
+    passes, now = [], [0.0]
+
+    def slow(model, batch):
+        passes.append(0.5 if len(passes) == which else 0.01)
+        now[0] += passes[-1]
+        return model(batch[0])
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    assert mq.plan(nets.resnet(), [images()], method="ompq", forward=slow).seconds == pytest.approx(0.01)
+    assert which < len(passes)
+
+
 def test_an_error_inside_leaves_the_model_as_it_was():
     model = nets.resnet()
     calls = []
