@@ -67,10 +67,15 @@ def swap_(
     2860
     """
     found = candidates(model)
+    if not found and any(isinstance(module, PackedModule) for module in model.modules()):
+        raise ValueError("all layers of the model are packed already; wanted float ones: unswap_ it first")
     wanted = planned(plan, found)
-    for scheme in wanted.values():
-        if scheme is not None:
-            scheme.require_packable()
+    for name, scheme in wanted.items():
+        try:
+            if scheme is not None:
+                scheme.require_packable()
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}: {error}") from None
     rounded = _rounded(model, plan, rounding, batches, calibration)
     blocked = [c for c in found if wanted.get(c.name) is not None and c.reason]
     for c in blocked:

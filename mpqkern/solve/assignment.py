@@ -153,7 +153,10 @@ class Assignment:
 
     @classmethod
     def load(cls, path: str | Path) -> Assignment:
-        return cls.from_json(Path(path).read_text())
+        try:
+            return cls.from_json(Path(path).read_text())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def __str__(self) -> str:
         lines = [("layer", "scheme", "bits"), *((n, _text(s), str(self.bits[n])) for n, s in self.schemes.items())]
