@@ -99,6 +99,13 @@ def test_names_of_the_run_are_checked(cli, scored) -> None:
     assert "run.json: Expecting value" in cli("solve --avg-bits 4")[2]
 
 
+def test_a_script_that_exits_is_an_error_that_says_so(cli, tmp_path) -> None:
+    (tmp_path / "train.py").write_text("import sys\nsys.exit(0)\n")
+    code, out, err = cli("scan --model train.py:make --json")
+    assert code == 2 and "mpqkern: the code of --model or --data ended the program (exit 0)" in err
+    assert "ended the program" in json.loads(out)["error"]
+
+
 def test_debug_shows_where(cli, tmp_path) -> None:
     (tmp_path / "bad.py").write_text("def make():\n    raise KeyError('deep inside')\n\nimport gone_module\n")
     code, _, err = cli("scan --model bad.py:make")

@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             answer = verb.run(args)
     except KeyboardInterrupt:
         return _stopped(args, f"stopped; {verb.again}", INTERRUPTED)
+    except SystemExit as stop:  # a training script, say, that parses arguments of its own as it is imported
+        return _stopped(args, f"the code of --model or --data ended the program (exit {stop.code})", USAGE)
     except (Infeasible, Unfinished) as error:
         return _stopped(args, str(error).replace("the same call with its bank goes", "the same command goes"), FAILED)
     except Exception as error:
