@@ -55,6 +55,8 @@ class Task:
             raise TypeError(f"model={type(model).__name__}; wanted a torch.nn.Module")
         if isinstance(loss, str) and loss not in LOSSES:
             raise ValueError(f"loss={loss!r}; wanted 'ce', 'kl' or a callable loss(output, batch)")
+        if isinstance(layers, str):  # whose letters may be names of layers too
+            raise TypeError(f"layers={layers!r}; wanted a list of patterns")
         self.model = model
         self.device = next((t.device for t in model.parameters()), torch.device("cpu"))
         self.batches = batches_of(batches, model)
@@ -234,6 +236,9 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
             f"labels are {labels.dtype} {list(labels.shape)} for logits {list(logits.shape)}; "
             f"wanted class numbers {list(logits.shape[:-1])}, or give loss="
         )
+    classes, top = logits.shape[-1], int(labels.max()) if labels.numel() else 0
+    if top >= classes:
+        raise ValueError(f"labels reach {top} for logits of {classes} classes; wanted 0 to {classes - 1}, or below 0")
     counted = labels >= 0
     values = F.cross_entropy(logits.double().flatten(0, -2), labels.clamp(min=0).flatten().long(), reduction="none")
     values = values.view(labels.shape) * counted
