@@ -146,6 +146,20 @@ def test_labels_beyond_the_classes():
         task.losses(task.run(task.batches[0]), 0)
 
 
+def test_a_model_of_two_inputs_is_told_how_to_get_them():
+    with pytest.raises(
+        TypeError, match=r"does not take the first part of a batch alone .*; wanted \(inputs, labels\) pa"
+    ):
+        Task(nn.Bilinear(4, 4, 2), [(torch.randn(2, 4), torch.randn(2, 4))])
+
+    class Wrong(nn.Linear):
+        def forward(self, x):
+            return len(5)
+
+    with pytest.raises(TypeError, match=r"^object of type 'int' has no len"):
+        Task(Wrong(4, 4), [(torch.randn(2, 4), torch.arange(2))])
+
+
 def test_labels_of_the_wrong_kind():
     task = Task(nets.resnet(), [(torch.randn(2, 3, 8, 8), torch.rand(2, 5))])
     with pytest.raises(ValueError, match=r"labels are torch.float32 \[2, 5\] for logits \[2, 5\]; wanted class"):
