@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from inspect import signature
 from itertools import chain
 from typing import Any
 
@@ -131,7 +132,17 @@ def feed(model: nn.Module, batch: Any) -> Any:
     keywords with the labels, if any, under "labels"."""
     if isinstance(batch, Mapping):
         return model(**{k: v for k, v in batch.items() if k != "labels"})
-    return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+    if not isinstance(batch, (tuple, list)):
+        return model(batch)
+    try:
+        return model(batch[0])
+    except TypeError as error:
+        wanted = "wanted (inputs, labels) pairs, dicts of keywords, or forward="
+        try:
+            signature(model.forward).bind(batch[0])
+        except (TypeError, ValueError):  # the call itself: it was not something inside of the model
+            raise TypeError(f"the model does not take the first part of a batch alone ({error}); {wanted}") from error
+        raise
 
 
 def input_of(args: tuple, kwargs: Mapping[str, Any]) -> Tensor:

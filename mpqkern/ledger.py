@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -50,7 +50,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Printed, a table; `rows` for programs, `to_json` for files."""
+    """Printed, a table; `rows` for programs, also one by one or by name; `to_json` for files."""
 
     rows: Sequence[Row] = field(default_factory=tuple)
     whole: Whole = field(default_factory=Whole)
@@ -82,7 +82,16 @@ class Ledger:
         for row in self.rows:
             if row.name == name:
                 return row
-        raise KeyError(name)
+        raise KeyError(f"no layer {name!r}; wanted one of {', '.join(repr(row.name) for row in self.rows)}")
+
+    def __contains__(self, name: object) -> bool:
+        return any(row.name == name for row in self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def to_json(self) -> str:
         """One JSON object, a layer a line."""

@@ -13,8 +13,8 @@ from .scheme import Scheme
 def planned(plan: Any, found: list[Candidate]) -> dict[str, Scheme | None]:
     """The scheme for each candidate by its first name: None for float; what nothing names is not in it.
 
-    `plan` maps names, patterns or types to a `Scheme`, a width or None, or has a `schemes` that does. A layer that
-    nothing names follows the one whose weight it shares.
+    `plan` maps names, patterns or types to a `Scheme`, a width or None, or has a `schemes` that does; one `Scheme` or
+    width is for all layers. A layer that nothing names follows the one whose weight it shares.
     """
     wanted = _resolve(plan, found)
     by_weight = {id(c.module.weight): wanted[c.name] for c in found if c.name in wanted and not c.reason}
@@ -22,10 +22,19 @@ def planned(plan: Any, found: list[Candidate]) -> dict[str, Scheme | None]:
     return wanted | {name: by_weight[weight] for name, weight in others.items() if weight in by_weight}
 
 
-def _resolve(plan: Any, found: list[Candidate]) -> dict[str, Scheme | None]:
+def pairs_of(plan: Any) -> Mapping[str | type, Any]:
+    """A plan as a mapping, its values unread."""
     plan = getattr(plan, "schemes", plan)
+    if isinstance(plan, Scheme) or (isinstance(plan, int) and not isinstance(plan, bool)):
+        return {"*": plan}
     if not isinstance(plan, Mapping):
-        raise TypeError(f"plan={plan!r}; wanted a mapping of names, patterns or types to Scheme, or an Assignment")
+        wanted = "a mapping of names, patterns or types to Scheme, an Assignment, or one Scheme for all layers"
+        raise TypeError(f"plan={plan!r}; wanted {wanted}")
+    return plan
+
+
+def _resolve(plan: Any, found: list[Candidate]) -> dict[str, Scheme | None]:
+    plan = pairs_of(plan)
     asked: dict[str, Scheme | None] = {}
     for pattern, value in plan.items():
         scheme = Scheme(value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -13,13 +13,14 @@ import json
 import math
 import os
 import struct
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+
+from .files import written
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 64
@@ -43,7 +44,7 @@ class FileError(ValueError):
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
-    """Writes a temporary file beside `path` and renames it; returns the bytes of the tensors."""
+    """Writes all or nothing; returns the bytes of the tensors."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, tensor in tensors.items():
@@ -58,20 +59,11 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(struct.pack("<Q", len(text)) + text)
-            for tensor in tensors.values():
-                flat = tensor.detach().cpu().contiguous().reshape(-1)
-                out.write(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)  # mkstemp's 0600 is for secrets
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with written(path) as out:
+        out.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            out.write(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
     return offset
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -83,6 +84,14 @@ def verify(model: nn.Module, batch: Any, *, forward: Forward | None = None) -> V
     layers = {name: m for name, m in model.named_modules() if isinstance(m, PackedModule)}
     if not layers:
         raise ValueError("model has no packed layer; wanted one that swap_ has worked on")
+    if forward is None and isinstance(batch, (tuple, list)):
+        try:
+            signature(model.forward).bind(*batch)
+        except TypeError as error:
+            raise TypeError(
+                f"batch is a {type(batch).__name__} of {len(batch)}, which the model does not take ({error}); "
+                "wanted its arguments, without labels, or forward="
+            ) from None
     worst: dict[str, Check] = {}
 
     def record(name: str, module: PackedModule, x: Tensor, y: Tensor) -> None:

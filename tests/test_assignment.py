@@ -213,6 +213,13 @@ def test_notes_of_the_wrong_types(change: dict | None, tmp_path) -> None:
             Scores.load(tmp_path / "s.npz")
 
 
+def test_a_file_that_is_no_assignment_is_named(tmp_path) -> None:
+    for contents, why in ((b"{", "text is no JSON"), (b"[]", "wanted an object with format"), (b"\xff", "utf-8")):
+        (tmp_path / "bits.json").write_bytes(contents)
+        with pytest.raises(ValueError, match=rf"bits\.json: .*{why}"):
+            Assignment.load(tmp_path / "bits.json")
+
+
 def test_scores_merge_layers_or_schemes(scores: Scores) -> None:
     pairwise = np.zeros((2, 4, 2, 4))
     pairwise[0, 1, 1, 2] = pairwise[1, 2, 0, 1] = 0.5

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from argparse import ArgumentTypeError
 from importlib import import_module
 from pathlib import Path
@@ -95,6 +99,13 @@ def test_names_of_the_run_are_checked(cli, scored) -> None:
     assert "run.json: Expecting value" in cli("solve --avg-bits 4")[2]
 
 
+def test_a_script_that_exits_is_an_error_that_says_so(cli, tmp_path) -> None:
+    (tmp_path / "train.py").write_text("import sys\nsys.exit(0)\n")
+    code, out, err = cli("scan --model train.py:make --json")
+    assert code == 2 and "mpqkern: the code of --model or --data ended the program (exit 0)" in err
+    assert "ended the program" in json.loads(out)["error"]
+
+
 def test_debug_shows_where(cli, tmp_path) -> None:
     (tmp_path / "bad.py").write_text("def make():\n    raise KeyError('deep inside')\n\nimport gone_module\n")
     code, _, err = cli("scan --model bad.py:make")
@@ -104,6 +115,22 @@ def test_debug_shows_where(cli, tmp_path) -> None:
     assert code == 2 and err == "mpqkern: KeyError: 'deep inside'; --debug shows where\n"
     code, _, err = cli("scan --model bad.py:make --debug")
     assert code == 2 and "Traceback" in err and "line 2, in make" in err
+
+
+@pytest.mark.parametrize("line", ["solve --avg-bits four", "sovle", "solve --avg-bits 4", "scan --model nett:make"])
+def test_an_error_is_json_where_that_is_asked_for(cli, line) -> None:
+    code, out, err = cli(f"{line} --json")
+    assert code == 2 and f"mpqkern: {json.loads(out)['error']}\n" == err
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    for line in ("env", "env --json", "solve --run gone --json"):
+        reads, writes = os.pipe()
+        os.close(reads)
+        done = subprocess.run([sys.executable, "-m", "mpqkern", *line.split()], stdout=writes, stderr=subprocess.PIPE)
+        os.close(writes)
+        assert b"Traceback" not in done.stderr and b"BrokenPipe" not in done.stderr, done.stderr.decode()
+        assert done.returncode == (2 if "gone" in line else 0)
 
 
 @pytest.mark.parametrize(("verb", "wanted"), [("score", "the same command goes on from there"), ("apply", "nothing")])

@@ -63,7 +63,7 @@ def test_types_are_classes_and_not_names() -> None:
     mq.swap_(convs, {nn.Conv2d: 8, nn.modules.conv._ConvNd: 4})
     assert convs[0].scheme == Scheme(8)
     with pytest.raises(ValueError, match="there is none to choose from"):
-        mq.swap_(convs, {"*": 4})
+        mq.swap_(nn.Sequential(nn.Conv1d(3, 3, 1)), {"*": 4})
 
 
 def test_the_most_specific_name_of_a_shared_module_wins() -> None:

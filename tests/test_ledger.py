@@ -122,6 +122,17 @@ def test_the_table_shows_what_is_known(packed):
     assert f"file {file.stat().st_size:,} bytes" in total and "x as fast" in total
 
 
+def test_rows_come_one_by_one_or_by_name():
+    model = nets.resnet()
+    ledger = mq.swap_(model, Scheme(8, act_bits=8))
+    activations = mq.calibrate_activations_(model, torch.randn(6, 3, 8, 8))
+    for found in (ledger, activations):
+        assert list(found) == [found[row.name] for row in found.rows] and len(found) == len(found.rows) > 1
+        assert "2.conv1" in found and "2.conv9" not in found
+        with pytest.raises(KeyError, match=r"no layer '2\.conv9'; wanted one of '0', '2\.conv1'"):
+            found["2.conv9"]
+
+
 def test_json_goes_there_and_back(packed):
     before, model, ledger, batch, file = packed
     found = mq.audit(ledger, model, batch, float_model=before, file=file, rounds=1)

@@ -191,3 +191,13 @@ def test_bad_arguments(model: nn.Module, example: object, message: str, tmp_path
     with pytest.raises((ValueError, TypeError), match=message):
         to_onnx(model, example, tmp_path / "m.onnx")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_place_that_is_none_is_named_before_anything_is_traced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Linear(32, 32)).eval()
+    mq.swap_(model, {"*": 4})
+    monkeypatch.delattr(torch.export, "export")
+    with pytest.raises(FileNotFoundError, match=r"path='.*/gone/m\.onnx'; wanted a file in a folder that exists"):
+        to_onnx(model, (torch.zeros(1, 32),), tmp_path / "gone" / "m.onnx")

@@ -92,10 +92,25 @@ def test_what_it_will_take(method):
 
 @pytest.mark.parametrize("method", ["clado", "single", "greedy"])
 def test_the_plan_counts_what_is_then_done(method):
-    batches = [images(4), images(4, labels=True)]
+    batches, model = [images(4), images(5)], nets.resnet()
+    scores = mq.score(model, batches, method=method)
+    assert mq.plan(model, batches, method=method).evaluations == scores.provenance["evaluations"]
+
+
+@pytest.mark.parametrize("method", ["clado", "single", "kl", "greedy", "fisher"])
+def test_what_is_not_finite_is_named_before_anything_is_measured(method):
+    x, labels = images()
+    x[3] = float("nan")
+    with pytest.raises(ValueError, match=r"loss is nan for 1 of the 8 samples of batches\[1\]; wanted inputs and"):
+        mq.score(nets.resnet(), [images(), (x, labels)], method=method)
     model = nets.resnet()
-    scores = mq.score(model, batches[:1], method=method)
-    assert mq.plan(model, batches[:1], method=method).evaluations == scores.provenance["evaluations"]
+    model[2].conv1.weight.data[0, 0, 0, 0] = float("nan")
+    with pytest.raises(
+        ValueError, match=r"layer '2\.conv1' cannot be rounded to w[28]: .*not finite|loss is nan for 8"
+    ):
+        mq.score(model, [images()], method=method)
+    with pytest.raises(ValueError, match=r"layer '2\.conv1' cannot be rounded to w2: .*not finite"):
+        mq.score(model, [images()], method="roundoff")
 
 
 def test_a_plan_takes_what_decides_the_scores():
@@ -103,6 +118,20 @@ def test_a_plan_takes_what_decides_the_scores():
     assert str(mq.plan(nets.resnet(), [images()], **how)).startswith("22 evaluations")
     with pytest.raises(ValueError, match="rounding='best'; wanted 'minmax'"):
         mq.plan(nets.resnet(), [images()], rounding="best")
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_one_slow_pass_does_not_decide_how_long_it_will_take(monkeypatch, which):
+    passes, now = [], [0.0]
+
+    def slow(model, batch):
+        passes.append(0.5 if len(passes) == which else 0.01)
+        now[0] += passes[-1]
+        return model(batch[0])
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    assert mq.plan(nets.resnet(), [images()], method="ompq", forward=slow).seconds == pytest.approx(0.01)
+    assert which < len(passes)
 
 
 def test_an_error_inside_leaves_the_model_as_it_was():

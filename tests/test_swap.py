@@ -81,7 +81,7 @@ def test_ledger_error_is_the_weights() -> None:
         ({"re:[": 4}, "no regular expression"),
         ({nn.Conv1d: 4}, "pattern='type:torch.nn.modules.conv.Conv1d' matches no layer"),
         ({0: 4}, "plan has the key 0; wanted a name, a pattern or a type"),
-        ({"0": 3}, "bits=3; wanted 2, 4 or 8"),
+        ({"0": 4, "re:2[.]conv": 3}, r"layer '2\.conv': bits=3; wanted 2, 4 or 8"),
         ({"0": 9}, "bits=9; wanted an integer from 1 to 8"),
         ({"0": "4"}, "'0'.*wanted a Scheme, 2, 4, 8 or None"),
         ([("0", 4)], "wanted a mapping"),
@@ -93,6 +93,23 @@ def test_bad_plans_change_nothing(plan: object, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         mq.swap_(model, plan)
     assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("plan", [4, Scheme(4), Scheme(8, group_size=32)])
+def test_one_scheme_is_for_all_layers(plan: int | Scheme) -> None:
+    one, other = net(), net()
+    assert [r.scheme for r in mq.swap_(one, plan).rows] == [r.scheme for r in mq.swap_(other, {"*": plan}).rows]
+    assert len(mq.calibrate(net(), plan, torch.randn(4, 3, 8, 8), rounding="gptq").schemes) == 4
+    with pytest.raises(TypeError, match="plan=True; wanted a mapping of names, patterns or types"):
+        mq.swap_(net(), True)
+
+
+def test_a_packed_model_is_not_packed_again() -> None:
+    model = net()
+    mq.swap_(model, 4)
+    with pytest.raises(ValueError, match="all layers of the model are packed already; wanted float ones: unswap_"):
+        mq.swap_(model, 8)
+    mq.swap_(mq.unswap_(model), 8)
 
 
 def test_bad_rounding() -> None:

@@ -128,14 +128,36 @@ def test_names_of_contents():
         ({"batches": []}, "batches is empty"),
         ({"batches": 5}, "batches=5; wanted a batch or an iterable"),
         ({"batches": [{"a": 1}]}, "without tensors"),
+        ({"layers": "60"}, "layers='60'; wanted a list of patterns"),  # not layers 6 and 0
         ({"loss": "mse"}, "loss='mse'; wanted 'ce', 'kl' or a callable"),
         ({"model": nn.Sequential(nn.ReLU())}, "no layer that can be packed"),
+        ({"model": nn.Conv2d(3, 4, 3)}, "no layer that can be packed; the model: it is the model itself; wrap it"),
     ],
 )
 def test_errors_name_what_was_wanted(arguments, message):
     arguments = {"model": nets.resnet(), "batches": [pair()], **arguments}
     with pytest.raises((ValueError, TypeError), match=message.replace("(", r"\(")):
         Task(arguments.pop("model"), arguments.pop("batches"), **arguments)
+
+
+def test_labels_beyond_the_classes():
+    task = Task(nets.resnet(), [(torch.randn(2, 3, 8, 8), torch.tensor([-100, 5]))])
+    with pytest.raises(ValueError, match=r"labels reach 5 for logits of 5 classes; wanted 0 to 4, or below 0"):
+        task.losses(task.run(task.batches[0]), 0)
+
+
+def test_a_model_of_two_inputs_is_told_how_to_get_them():
+    with pytest.raises(
+        TypeError, match=r"does not take the first part of a batch alone .*; wanted \(inputs, labels\) pa"
+    ):
+        Task(nn.Bilinear(4, 4, 2), [(torch.randn(2, 4), torch.randn(2, 4))])
+
+    class Wrong(nn.Linear):
+        def forward(self, x):
+            return len(5)
+
+    with pytest.raises(TypeError, match=r"^object of type 'int' has no len"):
+        Task(Wrong(4, 4), [(torch.randn(2, 4), torch.arange(2))])
 
 
 def test_labels_of_the_wrong_kind():

@@ -292,6 +292,10 @@ def test_bad_arguments(make: Callable[[], object], message: str) -> None:
         make()
 
 
+def test_a_plan_of_one_scheme_is_for_all_layers() -> None:
+    assert hf.MpqConfig(4).to_dict() == hf.MpqConfig(Scheme(4)).to_dict() == hf.MpqConfig({"*": 4}).to_dict()
+
+
 def test_layers_that_share_their_weight_are_refused(tmp_path: Path) -> None:
     model = llama()
     one, two = (layer.mlp for layer in model.model.layers)

@@ -105,6 +105,15 @@ def test_a_float_model_is_refused() -> None:
         mq.verify(nn.Linear(4, 4), torch.randn(1, 4))
 
 
+def test_labels_beside_the_inputs_are_refused() -> None:
+    model = conv_net()
+    mq.swap_(model, {"*": 4})
+    with pytest.raises(
+        TypeError, match=r"batch is a tuple of 2, which the model does not take .*; wanted its arguments"
+    ):
+        mq.verify(model, (torch.randn(2, 3, 8, 8), torch.arange(2)))
+
+
 def test_call_takes_tensors_tuples_and_dicts() -> None:
     model = nn.Linear(4, 4)
     x = torch.randn(1, 4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +43,16 @@ class ActivationReport:
         for row in self.rows:
             if row.name == name:
                 return row
-        raise KeyError(name)
+        raise KeyError(f"no layer {name!r}; wanted one of {', '.join(repr(row.name) for row in self.rows)}")
+
+    def __contains__(self, name: object) -> bool:
+        return any(row.name == name for row in self.rows)
+
+    def __iter__(self) -> Iterator[ActivationRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def __str__(self) -> str:
         lines = [("layer", "scale", "clipped", "rel. error", "dynamic", "")]

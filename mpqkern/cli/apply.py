@@ -12,6 +12,7 @@ from torch import nn
 from ..audit import audit
 from ..catalog import candidates
 from ..checkpoint import save
+from ..files import require_place
 from ..latency import Latency
 from ..ledger import Ledger, table
 from ..nn import swap_
@@ -49,27 +50,36 @@ def run(args: Namespace) -> Answer:
     model = setup.make_model()
     if args.dry_run:
         return _planned(model, assignment, asked, setup.make_batches(model) if looks else [])
+    out = Path(args.out) if args.out else folder.path / FILE
+    require_place(out)  # rounding may take hours: what stops the end is found at the start
+    known = expected(folder)
     given: dict[str, Any] = {}
     if looks:
         given = {"batches": setup.make_batches(model), "forward": setup.calls()["forward"], "seed": setup.seed}
         given |= {"correct_bias": args.correct_bias}
     ledger = swap_(model, assignment, rounding=rounding, **given)
-    out = Path(args.out) if args.out else folder.path / FILE
     save(model, out)
-    ledger = predicted(folder, ledger, model, out)
+    ledger = predicted(known, ledger, model, out)
     folder.write("ledger.json", ledger.to_json() + "\n")
     folder.keep(setup, apply={"rounding": asked, "correct_bias": args.correct_bias, "file": str(out.resolve())})
     code = GOOD if ledger.sized_as_predicted is not False else FAILED
     return Answer(f"{ledger}\nsaved as {out}", {**json.loads(ledger.to_json()), "file": str(out)}, code)
 
 
-def predicted(folder: Folder, ledger: Ledger, model: nn.Module, file: Path, *measured: Any, **how: Any) -> Ledger:
-    """The ledger with what the run's scores and latencies expect, and the file's bytes."""
+def expected(folder: Folder) -> dict[str, Any]:
+    """What the run has to predict by: scores and latencies, as `audit` takes them."""
     method = folder.note.get("solve", {}).get("method")
-    known = {} if method is None or not folder.scores_file(method).is_file() else {"scores": folder.scores(method)}
-    latency = folder.read("latency.json", Latency.from_json)
-    if latency is not None and all(r.name not in latency or str(r.scheme) in latency[r.name] for r in ledger.packed):
-        known["latency"] = latency
+    scores = None if method is None or not folder.scores_file(method).is_file() else folder.scores(method)
+    return {"scores": scores, "latency": folder.read("latency.json", Latency.from_json)}
+
+
+def predicted(
+    known: dict[str, Any], ledger: Ledger, model: nn.Module, file: Path, *measured: Any, **how: Any
+) -> Ledger:
+    """The ledger with what the run expects, and the file's bytes."""
+    latency = known["latency"]
+    if latency is not None and any(r.name in latency and str(r.scheme) not in latency[r.name] for r in ledger.packed):
+        known = known | {"latency": None}
     return audit(ledger, model, *measured, file=file, **known, **how)
 
 

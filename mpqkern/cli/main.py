@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from ..measuring.meter import Unfinished
 from ..solve import Infeasible
 from ..version import __version__
 from . import apply, bench, env, report, scan, score, solve, verify
-from .verb import FAILED, INTERRUPTED, USAGE, Answer, Verb
+from .verb import FAILED, INTERRUPTED, USAGE, Verb
 
 VERBS = (env.ENV, scan.SCAN, score.SCORE, solve.SOLVE, solve.FRONTIER, apply.APPLY, verify.VERIFY, bench.BENCH,
          report.REPORT)  # fmt: skip
@@ -31,7 +32,11 @@ CHAIN = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        args = _parser().parse_args(argv)
+    except _Misused as error:
+        return _stopped(argparse.Namespace(debug=False, json="--json" in argv), str(error), USAGE)
     verb: Verb = args.verb
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("mpqkern: %(message)s"))
@@ -42,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             answer = verb.run(args)
     except KeyboardInterrupt:
         return _stopped(args, f"stopped; {verb.again}", INTERRUPTED)
+    except SystemExit as stop:  # a training script, say, that parses arguments of its own as it is imported
+        return _stopped(args, f"the code of --model or --data ended the program (exit {stop.code})", USAGE)
     except (Infeasible, Unfinished) as error:
         return _stopped(args, str(error).replace("the same call with its bank goes", "the same command goes"), FAILED)
     except Exception as error:
@@ -53,12 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _stopped(args, text, USAGE)
     finally:
         log.removeHandler(handler)
-    _show(args, answer)
+    _show(json.dumps(_plain(answer.data), indent=1) if args.json else answer.text)
     return answer.code
 
 
-def _show(args: argparse.Namespace, answer: Answer) -> None:
-    print(json.dumps(_plain(answer.data), indent=1) if args.json else answer.text)
+def _show(text: str) -> None:
+    """On stdout; whoever reads it may have left, as `head` does, and that is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
 
 
 def _stopped(args: argparse.Namespace, text: str, code: int) -> int:
@@ -68,7 +79,7 @@ def _stopped(args: argparse.Namespace, text: str, code: int) -> int:
     line = " ".join(text.split())
     print(f"mpqkern: {line}", file=sys.stderr)
     if args.json:
-        print(json.dumps({"error": line}))
+        _show(json.dumps({"error": line}))
     return code
 
 
@@ -81,10 +92,14 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+class _Misused(Exception):
+    """Arguments that are none."""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line, as all errors are."""
-        self.exit(USAGE, f"mpqkern: {message}; see {self.prog} --help\n")
+        """One line, as all errors are, and JSON where that is asked for."""
+        raise _Misused(f"{message}; see {self.prog} --help")
 
 
 def _parser() -> argparse.ArgumentParser:

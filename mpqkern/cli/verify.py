@@ -13,7 +13,7 @@ from ..checkpoint import load
 from ..ledger import Ledger
 from ..verify import verify
 from . import options
-from .apply import predicted
+from .apply import expected, predicted
 from .folder import Folder
 from .verb import FAILED, GOOD, Answer, Verb
 
@@ -32,12 +32,13 @@ def run(args: Namespace) -> Answer:
     setup = folder.setup(args)
     ledger = folder.need("ledger.json", Ledger.from_json, "apply")
     file = Path(args.file or folder.note.get("apply", {}).get("file", folder.path / "model.safetensors"))
+    known = expected(folder)
     before = setup.make_model()
     batches, calls = setup.make_batches(before), setup.calls()
     model = load(lambda: setup.make_model(weights=False), file).eval()
     batch = batches[0] if calls["forward"] else _inputs(batches[0])
     checked = verify(model, batch, forward=calls["forward"])
-    ledger = predicted(folder, ledger, model, file, batches, float_model=before, rounds=args.rounds, **calls)
+    ledger = predicted(known, ledger, model, file, batches, float_model=before, rounds=args.rounds, **calls)
     folder.write("ledger.json", ledger.to_json() + "\n")
     whole, findings = ledger.whole, []
     findings.append(("kernels compute what the codes say", checked.ok))

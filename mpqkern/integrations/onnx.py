@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import packed, plain
+from ..files import require_place
 from ..nn import PackedModule
 from ..scheme import padded
 
@@ -62,6 +63,7 @@ def to_onnx(
         raise ValueError("model has no packed layer; wanted one that mpqkern.swap_ has packed")
     if model.training:
         raise ValueError("model is in training mode; wanted model.eval()")
+    require_place(Path(path))  # tracing takes a while
     graphs = {
         torch.ops.mpqkern.linear.default: _standard_linear if standard else _linear,
         torch.ops.mpqkern.conv2d.default: _conv2d,

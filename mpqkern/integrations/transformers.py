@@ -26,7 +26,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ..catalog import candidates
 from ..nn import PackedModule, swap_, unswap_
 from ..notes import layer_notes, put_packed_layers
-from ..planned import planned
+from ..planned import pairs_of, planned
 from ..rounding import as_rounding
 from ..scheme import Scheme
 from ..select import type_pattern
@@ -51,7 +51,7 @@ class MpqConfig(QuantizationConfigMixin):
 
     def __init__(
         self,
-        plan: Mapping[str | type, Scheme | int | Mapping[str, Any] | None] | None = None,
+        plan: Mapping[str | type, Scheme | int | Mapping[str, Any] | None] | Scheme | int | None = None,
         *,
         rounding: str = "minmax",
         layers: Mapping[str, Mapping[str, Any]] | None = None,
@@ -186,11 +186,8 @@ def annotate_(model: PreTrainedModel) -> MpqConfig:
 
 
 def _as_json(plan: Any) -> dict[str, dict[str, Any] | None]:
-    plan = getattr(plan, "schemes", plan)
-    if not isinstance(plan, Mapping):
-        raise TypeError(f"plan={plan!r}; wanted a mapping of names, patterns or types to Scheme, or an Assignment")
     written: dict[str, dict[str, Any] | None] = {}
-    for pattern, value in plan.items():
+    for pattern, value in pairs_of(plan).items():
         if isinstance(value, int) and not isinstance(value, bool):
             value = Scheme(value)
         elif isinstance(value, Mapping):  # from JSON

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..files import written
 from .meter import Meter, Unfinished
 
 log = logging.getLogger("mpqkern")
@@ -180,16 +179,8 @@ def _read(file: Path) -> Item:
 
 def write_file(file: Path, contents: bytes | Item) -> None:
     """All or nothing, also when the machine goes down."""
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            if isinstance(contents, bytes):
-                out.write(contents)
-            else:
-                np.savez(out, **contents)
-            out.flush()
-            os.fsync(out.fileno())
-        Path(name).replace(file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with written(file) as out:
+        if isinstance(contents, bytes):
+            out.write(contents)
+        else:
+            np.savez(out, **contents)

@@ -17,7 +17,7 @@ log = logging.getLogger("mpqkern")
 class Work:
     """What a measurement will take."""
 
-    evaluations: int  # losses, features or gradients of all samples together
+    evaluations: int  # losses, features or gradients of one batch
     forwards: float  # the same in full passes over all samples; a backward pass counts as two
     bytes: int  # held at once, besides the model and its batches
     seconds: float | None = None  # by a timed pass; None: not timed

@@ -54,6 +54,8 @@ class Task:
             raise TypeError(f"model={type(model).__name__}; wanted a torch.nn.Module")
         if isinstance(loss, str) and loss not in LOSSES:
             raise ValueError(f"loss={loss!r}; wanted 'ce', 'kl' or a callable loss(output, batch)")
+        if isinstance(layers, str):  # whose letters may be names of layers too
+            raise TypeError(f"layers={layers!r}; wanted a list of patterns")
         self.model = model
         self.device = next((t.device for t in model.parameters()), torch.device("cpu"))
         self.batches = batches_of(batches, model)
@@ -79,7 +81,11 @@ class Task:
             wanted = {name for pattern in layers for name in select.matches(pattern, kinds)}
             found = [layer for layer in found if layer.name in wanted]
         if not found:
-            raise ValueError(f"model={type(model).__name__} has no layer that can be packed; see mpqkern.catalog")
+            reasons = [f"; {c.name or 'the model'}: {c.reason}" for c in candidates(model) if c.reason]
+            more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+            raise ValueError(
+                f"model={type(model).__name__} has no layer that can be packed{''.join(reasons[:3])}{more}"
+            )
         shared: dict[int, list[Layer]] = {}
         for layer in found:
             shared.setdefault(id(model.get_submodule(layer.name).weight), []).append(layer)
@@ -105,7 +111,18 @@ class Task:
         return output if callable(self._loss) else logits_of(output)
 
     def losses(self, output: Any, index: int) -> Tensor:
-        """float64 [samples]: the loss of each sample of `self.batches[index]`."""
+        """float64 [samples]: the loss of each sample of `self.batches[index]`; raises where one is NaN, at once and not
+        after hours of measuring."""
+        values = self._losses(output, index)
+        if values.isnan().any():
+            count = int(values.isnan().sum())
+            raise ValueError(
+                f"the {self.loss_name} loss is nan for {count} of the {len(values)} samples of batches[{index}]; "
+                "wanted inputs and weights for which the model's outputs are finite"
+            )
+        return values
+
+    def _losses(self, output: Any, index: int) -> Tensor:
         batch, size = self.batches[index], self.sizes[index]
         if callable(self._loss):
             values = self._loss(output, batch)
@@ -218,6 +235,9 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
             f"labels are {labels.dtype} {list(labels.shape)} for logits {list(logits.shape)}; "
             f"wanted class numbers {list(logits.shape[:-1])}, or give loss="
         )
+    classes, top = logits.shape[-1], int(labels.max()) if labels.numel() else 0
+    if top >= classes:
+        raise ValueError(f"labels reach {top} for logits of {classes} classes; wanted 0 to {classes - 1}, or below 0")
     counted = labels >= 0
     values = F.cross_entropy(logits.double().flatten(0, -2), labels.clamp(min=0).flatten().long(), reduction="none")
     values = values.view(labels.shape) * counted

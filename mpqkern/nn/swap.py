@@ -38,7 +38,7 @@ KEPT = (
 
 def swap_(
     model: nn.Module,
-    plan: Mapping[str | type, Scheme | int | None] | Any,
+    plan: Mapping[str | type, Scheme | int | None] | Scheme | int | Any,
     *,
     rounding: str | Rounding | Rounded = "minmax",
     batches: Any = None,
@@ -50,7 +50,8 @@ def swap_(
     """Packs the layers that `plan` selects, in place, and returns what was done to each.
 
     `plan` maps exact names, globs, "re:..." patterns or types to a `Scheme`, to a bit width, or to None
-    (stay in float); the most specific pattern wins. Anything with a `schemes` mapping works as well.
+    (stay in float); the most specific pattern wins. One `Scheme` or width is for all layers, and anything with a
+    `schemes` mapping works as well.
     All or nothing: on any error, also one raised by `check(model)` after the swap, the model is as before.
     A layer that nothing names follows the one whose weight it shares.
 
@@ -66,10 +67,15 @@ def swap_(
     2860
     """
     found = candidates(model)
+    if not found and any(isinstance(module, PackedModule) for module in model.modules()):
+        raise ValueError("all layers of the model are packed already; wanted float ones: unswap_ it first")
     wanted = planned(plan, found)
-    for scheme in wanted.values():
-        if scheme is not None:
-            scheme.require_packable()
+    for name, scheme in wanted.items():
+        try:
+            if scheme is not None:
+                scheme.require_packable()
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}: {error}") from None
     rounded = _rounded(model, plan, rounding, batches, calibration)
     blocked = [c for c in found if wanted.get(c.name) is not None and c.reason]
     for c in blocked:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..capabilities import capabilities
 from ..compare import Comparison
+from ..files import require_place, written
 from ..latency import Latency
 from ..ledger import Ledger
 from ..solve import Assignment, Frontier, Scores
@@ -65,14 +66,14 @@ def report(
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"{name} is of type {type(value).__name__}; wanted {kind.__name__} or None")
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path={str(path)!r}; wanted a file in a folder that exists")
+    require_place(path)
     folder = None if pictures is None else drawn.wanted(pictures)
     given = Given(title, capabilities(), assignment, scores, frontier, comparison, ledger, latency)
     text = page(given)
     if folder is not None:
         drawn.write(folder, drawn.pictures(given))
-    path.write_text(text, encoding="utf-8", newline="\n")
+    with written(path) as file:
+        file.write(text.encode())
     return path
 
 

@@ -133,7 +133,7 @@ class Calibration:
 
 def calibrate(
     model: nn.Module,
-    plan: Mapping[str | type, Scheme | int | None] | Any,
+    plan: Mapping[str | type, Scheme | int | None] | Scheme | int | Any,
     batches: Any,
     *,
     rounding: str | Rounding = "gptq",

@@ -79,12 +79,12 @@ def work(
     trim: float = 0.0,
     shrink: str | None = None,
 ) -> Work:
-    """As counted on the first batch."""
+    """As counted on the first batch; others are taken to call the same layers."""
     design = _design(run, engine, pairs, baseline)
     run = perturbed.fitted(run, design)
     replay = run.replay(0)
     bytes = design.bytes(replay) + replay.run_bytes()
-    return Work(design.losses(replay.order), design.passes(replay), bytes)
+    return Work(len(run.task.batches) * design.losses(replay.order), design.passes(replay), bytes)
 
 
 def samples(scores: Scores, bank: str | Path) -> Samples:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..files import written
 from ..scheme import Layer, Scheme
 
 VERSION = 1
@@ -110,7 +111,7 @@ class Scores:
         }
         arrays = {"unary": self.unary} | ({} if self.pairwise is None else {"pairwise": self.pairwise})
         text = np.frombuffer(json.dumps(note).encode(), np.uint8)  # bytes, so that nothing is pickled
-        with Path(path).open("wb") as file:
+        with written(Path(path)) as file:
             np.savez(file, note=text, **arrays)
 
     @classmethod

@@ -102,7 +102,12 @@ class Variants:
             return weight
         if self.rounding.needs != "nothing":
             return as_weight(self._codes[layer, scheme], weight)
-        return as_weight(self.rounding.round(self._rows(layer).float(), wanted), weight)
+        try:
+            return as_weight(self.rounding.round(self._rows(layer).float(), wanted), weight)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"layer {self.task.layers[layer].name!r} cannot be rounded to {wanted}: {error}"
+            ) from error
 
     def _rows(self, layer: int) -> Tensor:
         return packed.weight_rows(self.parameter(layer).detach())

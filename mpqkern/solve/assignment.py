@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import written
 from ..ledger import table
 from ..scheme import Scheme
 from ..scores.table import FLOAT_BITS, cost
@@ -147,11 +148,15 @@ class Assignment:
         return cls(schemes, **kept)
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(self.to_json())
+        with written(Path(path)) as file:
+            file.write(self.to_json().encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Assignment:
-        return cls.from_json(Path(path).read_text())
+        try:
+            return cls.from_json(Path(path).read_text())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def __str__(self) -> str:
         lines = [("layer", "scheme", "bits"), *((n, _text(s), str(self.bits[n])) for n, s in self.schemes.items())]
