@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -67,6 +69,12 @@ def test_opcheck(op: str) -> None:
     for args in samples()[op]:
         result = torch.library.opcheck(getattr(mpq, op).default, args)
         assert set(result.values()) == {"SUCCESS"}
+
+
+def test_errors_say_nothing_of_where_the_build_was() -> None:
+    with pytest.raises(RuntimeError) as error:
+        mpq.unpack(torch.zeros(2, 3, dtype=torch.uint8), 3, 4)
+    assert str(Path(__file__).resolve().parent.parent) not in str(error.value)
 
 
 def test_schemas_in_python_and_in_the_compiled_part_are_the_same() -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from ..catalog import feed
 from ..checkpoint import load
 from ..ledger import Ledger
 from ..verify import verify
@@ -36,8 +35,7 @@ def run(args: Namespace) -> Answer:
     before = setup.make_model()
     batches, calls = setup.make_batches(before), setup.calls()
     model = load(lambda: setup.make_model(weights=False), file).eval()
-    batch = batches[0] if calls["forward"] else _inputs(batches[0])
-    checked = verify(model, batch, forward=calls["forward"])
+    checked = verify(model, batches[0], forward=calls["forward"] or feed)
     ledger = predicted(known, ledger, model, file, batches, float_model=before, rounds=args.rounds, **calls)
     folder.write("ledger.json", ledger.to_json() + "\n")
     whole, findings = ledger.whole, []
@@ -51,13 +49,6 @@ def run(args: Namespace) -> Answer:
     kernels = [asdict(check) | {"ok": check.ok} for check in (*checked.layers, checked.end_to_end)]
     data |= {"kernels": kernels, "unreached": checked.unreached}
     return Answer(f"{checked}\n\n{ledger}\n\n{text}", data, GOOD if good else FAILED)
-
-
-def _inputs(batch: Any) -> Any:
-    """What the model is called with, as `verify` takes it: without the labels."""
-    if isinstance(batch, Mapping):
-        return {key: value for key, value in batch.items() if key != "labels"}
-    return batch[0] if isinstance(batch, (tuple, list)) else batch
 
 
 VERIFY = Verb(
