@@ -148,6 +148,14 @@ class Floats(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("where", ["cpu", "auto"])
+def test_device_map(packed: tuple[nn.Module, Path], where: str) -> None:
+    pytest.importorskip("accelerate")
+    model, folder = packed
+    loaded = type(model).from_pretrained(folder, device_map=where)
+    assert torch.equal(logits(loaded, IDS.to(loaded.device)).cpu(), logits(model, IDS)) and "Packed" in repr(loaded)
+
+
 def test_loading_makes_no_float_weight(packed: tuple[nn.Module, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     model, folder = packed
     monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # a mode sees its own thread only
