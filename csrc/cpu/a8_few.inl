@@ -52,7 +52,6 @@ template <int BITS, int R, int C>
 inline void few_tile(const Packed& w, const Chunks& chunks, int64_t n, int64_t apart, const RowGrid* grid,
                      const Few8& a, float* y, int64_t ldy) {
   constexpr int kBytes = 4 * Isa::kWidth, kChunk = kBytes * kParts;
-  constexpr int kAhead = 8192 / R;  // bytes: what memory takes its time for, yet a small part of the cache
   const int64_t row_bytes = mpq::packed_bytes(w.kp, BITS), whole = row_bytes / kChunk;
   typename Isa::Vec result[R][C][kParts];
   for (auto& row : result)
@@ -79,7 +78,7 @@ inline void few_tile(const Packed& w, const Chunks& chunks, int64_t n, int64_t a
             x[c][f] = Isa::load_bytes(a.q + c * a.ld + ((i * kFields<BITS> + f) * kParts + p) * kBytes);
         for (int r = 0; r < R; ++r) {
           const uint8_t* from = i < whole ? row[r] + i * kChunk : last[r];
-          __builtin_prefetch(row[r] + i * kChunk + kAhead);
+          __builtin_prefetch(row[r] + i * kChunk + kInFlight / R);
           typename Isa::Bytes codes[kFields<BITS>];
           for (int f = 0; f < kFields<BITS>; ++f)
             codes[f] = Isa::template field<BITS>(Isa::load_bytes(from + p * kBytes), f);
@@ -108,18 +107,12 @@ inline void few_tile(const Packed& w, const Chunks& chunks, int64_t n, int64_t a
     }
 }
 
-// R rows side by side, each from the first to the last of a part of n..n1: memory is read as so many streams. Returns
-// where the rows begin that are left over.
 template <int BITS, int R, int C>
 int64_t few_rows(const Packed& w, int64_t n, int64_t n1, const Few8& a, float* y, int64_t ldy, float* scratch) {
   const Chunks chunks(w);
-  const int64_t apart = (n1 - n) / R;
-  for (const int64_t end = n + apart; n < end; ++n, ++y) {
-    RowGrid grid[R];
-    for (int r = 0; r < R; ++r) grid[r] = roomy_grid(w, n + r * apart, scratch + r * (2 * w.groups + mpq::kWidest));
-    few_tile<BITS, R, C>(w, chunks, n, apart, grid, a, y, ldy);
-  }
-  return n + (R - 1) * apart;
+  return in_streams<R>(w, n, n1, y, scratch, [&](int64_t row, int64_t apart, const RowGrid* grid, float* to) {
+    few_tile<BITS, R, C>(w, chunks, row, apart, grid, a, to, ldy);
+  });
 }
 
 template <int BITS, int C>

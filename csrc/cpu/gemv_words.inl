@@ -41,7 +41,7 @@ struct WordLanes {
 template <int BITS, int R, int C>
 inline void words_tile(const Packed& w, int64_t n, int64_t apart, const RowGrid* grid, const WordLanes<BITS>& lanes,
                        const float* x, int64_t ld, float* y, int64_t ldy) {
-  constexpr int kBytes = 4 * Isa::kWidth, kAhead = 8192 / R, kChains = 2 * R * C <= kSums ? 2 : 1;
+  constexpr int kBytes = 4 * Isa::kWidth, kChains = 2 * R * C <= kSums ? 2 : 1;
   const int64_t row_bytes = mpq::packed_bytes(w.kp, BITS), whole = row_bytes / kBytes;
   const int64_t pieces = mpq::ceil_div(row_bytes, kBytes), group = w.groups == 1 ? w.kp : w.group;
   typename Isa::Vec acc[R][C][kChains];
@@ -63,7 +63,7 @@ inline void words_tile(const Packed& w, int64_t n, int64_t apart, const RowGrid*
     const typename Isa::Lanes lane = i < whole ? lanes.whole : lanes.last;
     for (int r = 0; r < R; ++r) {
       words[r] = Isa::load_bytes(i < whole ? row[r] + i * kBytes : last[r]);
-      __builtin_prefetch(row[r] + i * kBytes + kAhead);
+      __builtin_prefetch(row[r] + i * kBytes + kInFlight / R);
       const typename Isa::Vec zero = w.zero_each ? Isa::picked(grid[r].zero + g, lane) : Isa::set1(*grid[r].zero);
       table[r] = Isa::template table<BITS>(Isa::picked(grid[r].scale + g, lane), zero);
     }
@@ -84,18 +84,13 @@ inline void words_tile(const Packed& w, int64_t n, int64_t apart, const RowGrid*
     }
 }
 
-// R rows side by side, as in few_rows. Returns where the rows begin that are left over.
 template <int BITS, int R, int C>
 int64_t words_rows(const Packed& w, int64_t n, int64_t n1, const float* x, int64_t ld, float* y, int64_t ldy,
                    float* scratch) {
   const WordLanes<BITS> lanes(w);
-  const int64_t apart = (n1 - n) / R;
-  for (const int64_t end = n + apart; n < end; ++n, ++y) {
-    RowGrid grid[R];
-    for (int r = 0; r < R; ++r) grid[r] = roomy_grid(w, n + r * apart, scratch + r * (2 * w.groups + mpq::kWidest));
-    words_tile<BITS, R, C>(w, n, apart, grid, lanes, x, ld, y, ldy);
-  }
-  return n + (R - 1) * apart;
+  return in_streams<R>(w, n, n1, y, scratch, [&](int64_t row, int64_t apart, const RowGrid* grid, float* to) {
+    words_tile<BITS, R, C>(w, row, apart, grid, lanes, x, ld, to, ldy);
+  });
 }
 
 template <int BITS, int C>

@@ -93,16 +93,6 @@ inline RowGrid row_grid(const Packed& w, int64_t n, float* scratch) {
   return g;
 }
 
-// The same with room behind scales and zeros for `Isa::picked`, which reads a whole vector from any group on: `scratch`
-// holds 2 * groups + kWidest floats.
-inline RowGrid roomy_grid(const Packed& w, int64_t n, float* scratch) {
-  const RowGrid stored = row_grid(w, n, scratch);
-  if (w.half) return stored;
-  std::memcpy(scratch, stored.scale, w.groups * sizeof(float));
-  if (w.zero_each) std::memcpy(scratch + w.groups, stored.zero, w.groups * sizeof(float));
-  return {scratch, w.zero_each ? scratch + w.groups : stored.zero, stored.step};
-}
-
 // ---- unpack, dequantize ---------------------------------------------------------------------------
 
 template <int BITS>
@@ -341,6 +331,7 @@ void gather(const float* x, const float* end, const int64_t* taps, int64_t count
 }  // namespace
 
 #include "a8.inl"
+#include "streams.inl"
 #include "a8_few.inl"
 #include "a8_many.inl"
 #include "act.inl"
