@@ -16,7 +16,7 @@ inline RowGrid roomy_grid(const Packed& w, int64_t n, float* scratch) {
 }
 
 // tile(n, apart, grid, y) computes rows n, n + apart, ..., R of them, of n..n1. Returns where those begin that are
-// left.
+// left. Inlined with the tile: called, rows of 2-bit codes would take a tenth more.
 template <int R, class F>
 [[gnu::always_inline]] inline int64_t in_streams(const Packed& w, int64_t n, int64_t n1, float* y, float* scratch,
                                                  F tile) {
