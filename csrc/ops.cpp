@@ -100,10 +100,34 @@ Tensor dense_linear(const Tensor& x, const mpq::Packed& w, const OptionalTensor&
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-Tensor linear_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros,
-                  const OptionalTensor& bias, int64_t bits, int64_t group_size, std::optional<int64_t> act_bits,
-                  const OptionalTensor& act_scale) {
-  const char* op = "mpqkern::linear";
+// Codes in the order in which products with 8-bit activations read them.
+Tensor fragments_cpu(const Tensor& qweight, int64_t bits, int64_t k) {
+  const char* op = "mpqkern::fragments";
+  check_qweight(op, qweight, bits, k);
+  const Tensor q = dense(qweight);
+  mpq::Packed w;
+  w.codes = static_cast<const uint8_t*>(q.const_data_ptr());
+  w.bits = int(bits), w.n = q.size(0), w.k = k, w.kp = mpq::padded(k);
+  Tensor out = torch::stable::new_empty(q, {mpq::panel_bytes(w) / 4}, ScalarType::Int);
+  mpq::code_panels(w, static_cast<uint8_t*>(out.mutable_data_ptr()));
+  return out;
+}
+
+// Of use with 8-bit activations alone; otherwise null.
+const uint8_t* checked_panels(const char* op, const Tensor& x, const Tensor* fragments, const mpq::Packed& w,
+                              const std::optional<int64_t>& act_bits) {
+  if (!fragments) return nullptr;
+  check_device(op, "fragments", *fragments, "x", x);
+  const int64_t words = mpq::panel_bytes(w) / 4;
+  STD_TORCH_CHECK(fragments->scalar_type() == ScalarType::Int && fragments->dim() == 1 && fragments->size(0) == words &&
+                      fragments->is_contiguous(),
+                  op, ": fragments is ", describe(*fragments), "; wanted contiguous int32 [", words, "]");
+  return act_bits ? static_cast<const uint8_t*>(fragments->const_data_ptr()) : nullptr;
+}
+
+Tensor multiply(const char* op, const Tensor& x, const Tensor& qweight, const Tensor& scales,
+                const OptionalTensor& zeros, const OptionalTensor& bias, int64_t bits, int64_t group_size,
+                std::optional<int64_t> act_bits, const OptionalTensor& act_scale, const Tensor* fragments) {
   check_act_bits(op, act_bits);
   STD_TORCH_CHECK(x.dim() >= 1 && is_float(x.scalar_type()), op, ": x is ", describe(x),
                   "; wanted float32, float16 or bfloat16 [..., K]");
@@ -127,15 +151,29 @@ Tensor linear_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, 
   args.m = m;
   args.act8 = act_bits.has_value();
   args.act_scale = fixed_scale(fixed);
+  args.panels = checked_panels(op, x, fragments, w.view, act_bits);
   mpq::linear(args);
   return y;
 }
 
-Tensor conv2d_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros,
-                  const OptionalTensor& bias, int64_t bits, int64_t group_size, std::vector<int64_t> kernel_size,
-                  std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                  int64_t groups, std::optional<int64_t> act_bits, const OptionalTensor& act_scale) {
-  const char* op = "mpqkern::conv2d";
+Tensor linear_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros,
+                  const OptionalTensor& bias, int64_t bits, int64_t group_size, std::optional<int64_t> act_bits,
+                  const OptionalTensor& act_scale) {
+  return multiply("mpqkern::linear", x, qweight, scales, zeros, bias, bits, group_size, act_bits, act_scale, nullptr);
+}
+
+Tensor linear_fragments_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros,
+                            const OptionalTensor& bias, int64_t bits, int64_t group_size,
+                            std::optional<int64_t> act_bits, const OptionalTensor& act_scale, const Tensor& fragments) {
+  return multiply("mpqkern::linear_fragments", x, qweight, scales, zeros, bias, bits, group_size, act_bits, act_scale,
+                  &fragments);
+}
+
+Tensor convolve(const char* op, const Tensor& x, const Tensor& qweight, const Tensor& scales,
+                const OptionalTensor& zeros, const OptionalTensor& bias, int64_t bits, int64_t group_size,
+                const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
+                const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
+                std::optional<int64_t> act_bits, const OptionalTensor& act_scale, const Tensor* fragments) {
   check_act_bits(op, act_bits);
   mpq::ConvArgs args = checked_conv(op, x, kernel_size, stride, padding, dilation, groups);
   const int64_t k = kernel_size[0] * kernel_size[1] * (x.size(1) / groups);
@@ -152,8 +190,26 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, 
   for (int i = 0; i < 4; ++i) args.x_stride[i] = in.stride(i);
   args.act8 = act_bits.has_value();
   args.act_scale = fixed_scale(fixed);
+  args.panels = checked_panels(op, x, fragments, w.view, act_bits);
   mpq::conv2d(args);
   return as_type(y, x.scalar_type());
+}
+
+Tensor conv2d_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros,
+                  const OptionalTensor& bias, int64_t bits, int64_t group_size, std::vector<int64_t> kernel_size,
+                  std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
+                  int64_t groups, std::optional<int64_t> act_bits, const OptionalTensor& act_scale) {
+  return convolve("mpqkern::conv2d", x, qweight, scales, zeros, bias, bits, group_size, kernel_size, stride, padding,
+                  dilation, groups, act_bits, act_scale, nullptr);
+}
+
+Tensor conv2d_fragments_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros,
+                            const OptionalTensor& bias, int64_t bits, int64_t group_size,
+                            std::vector<int64_t> kernel_size, std::vector<int64_t> stride, std::vector<int64_t> padding,
+                            std::vector<int64_t> dilation, int64_t groups, std::optional<int64_t> act_bits,
+                            const OptionalTensor& act_scale, const Tensor& fragments) {
+  return convolve("mpqkern::conv2d_fragments", x, qweight, scales, zeros, bias, bits, group_size, kernel_size, stride,
+                  padding, dilation, groups, act_bits, act_scale, &fragments);
 }
 
 // The name of the instruction set in use; `want` changes it first ("" leaves it, "best" undoes a choice).
@@ -202,6 +258,10 @@ STABLE_TORCH_LIBRARY(mpqkern, m) {
       "conv2d(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, int bits, int group_size, "
       "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, int? act_bits=None, "
       "Tensor? act_scale=None) -> Tensor");
+  m.def(
+      "conv2d_fragments(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, int bits, "
+      "int group_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, int? act_bits, "
+      "Tensor? act_scale, Tensor fragments) -> Tensor");
   m.def("gram(Tensor[] features, bool center=True) -> Tensor");
   m.def("orthogonality(Tensor[] features, bool center=True, bool debiased=False) -> Tensor");
   m.def(
@@ -223,7 +283,10 @@ STABLE_TORCH_LIBRARY_IMPL(mpqkern, CPU, m) {
   m.impl("dequantize", TORCH_BOX(&dequantize_cpu));
   m.impl("quantize", TORCH_BOX(&quantize_cpu));
   m.impl("linear", TORCH_BOX(&linear_cpu));
+  m.impl("fragments", TORCH_BOX(&fragments_cpu));
+  m.impl("linear_fragments", TORCH_BOX(&linear_fragments_cpu));
   m.impl("conv2d", TORCH_BOX(&conv2d_cpu));
+  m.impl("conv2d_fragments", TORCH_BOX(&conv2d_fragments_cpu));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mpqkern, CompositeExplicitAutograd, m) {

@@ -44,6 +44,9 @@ SCHEMAS = {
     "conv2d": "(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, "
     "int bits, int group_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, "
     "int? act_bits=None, Tensor? act_scale=None) -> Tensor",
+    "conv2d_fragments": "(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, "
+    "int bits, int group_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, "
+    "int? act_bits, Tensor? act_scale, Tensor fragments) -> Tensor",
     "gram": "(Tensor[] features, bool center=True) -> Tensor",
     "orthogonality": "(Tensor[] features, bool center=True, bool debiased=False) -> Tensor",
     "probe_errors": "(Tensor weight, int[] bits, int group_size, bool symmetric, Tensor fractions, "
@@ -186,8 +189,12 @@ def _(x, qweight, scales, zeros, bias, bits, group_size, act_bits=None, act_scal
 @torch.library.register_fake("mpqkern::fragments")
 def _(qweight: Tensor, bits: int, k: int) -> Tensor:
     check_packed("fragments", qweight, None, None, bits, 0, k)
-    depth = 256 // bits
-    words = (qweight.shape[0] + 15) // 16 * ((padded(k) + depth - 1) // depth) * 128
+    n, kp = qweight.shape[0], padded(k)
+    if qweight.is_cuda and has_kernel("fragments", "cuda"):  # csrc/cuda/fragments.h
+        depth = 256 // bits
+        words = (n + 15) // 16 * ((kp + depth - 1) // depth) * 128
+    else:
+        words = (n + 31) // 32 * 32 * (kp * bits // 32)
     return qweight.new_empty(words, dtype=torch.int32)
 
 
@@ -200,6 +207,12 @@ def _(x, qweight, scales, zeros, bias, bits, group_size, act_bits, act_scale, fr
 @torch.library.register_fake("mpqkern::conv2d")
 def _(x, qweight, scales, zeros, bias, bits, group_size, *how):  # type: ignore[no-untyped-def]
     height, width = check_conv(x, qweight, scales, zeros, bias, bits, group_size, *how, *[None] * (7 - len(how)))
+    return _images(x, x.shape[0], qweight.shape[0], height, width)
+
+
+@torch.library.register_fake("mpqkern::conv2d_fragments")
+def _(x, qweight, scales, zeros, bias, bits, group_size, *how):  # type: ignore[no-untyped-def]
+    height, width = check_conv(x, qweight, scales, zeros, bias, bits, group_size, *how[:-1])
     return _images(x, x.shape[0], qweight.shape[0], height, width)
 
 
@@ -290,7 +303,7 @@ def _linear_fragments_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, .
 
 
 def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, qweight, scales, zeros, bias, bits, group_size, *sizes, _, act_scale = inputs
+    x, qweight, scales, zeros, bias, bits, group_size, *sizes, _, act_scale = inputs[:14]
     kernel_size, stride, padding, dilation, groups = sizes
     _only_activations(ctx, "conv2d")
     _keep(ctx, x, qweight, scales, zeros, act_scale)
@@ -315,9 +328,14 @@ def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (grad_x, None, None, None, grad_bias, *[None] * 9)
 
 
+def _conv_fragments_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return (*_conv_backward(ctx, grad), None)
+
+
 torch.library.register_autograd("mpqkern::linear", _linear_backward, setup_context=_linear_setup)
 torch.library.register_autograd("mpqkern::linear_fragments", _linear_fragments_backward, setup_context=_linear_setup)
 torch.library.register_autograd("mpqkern::conv2d", _conv_backward, setup_context=_conv_setup)
+torch.library.register_autograd("mpqkern::conv2d_fragments", _conv_fragments_backward, setup_context=_conv_setup)
 
 
 # ---- autocast: activations take the autocast type, weights keep their scales as they are -----------
@@ -334,6 +352,6 @@ def _register_autocast(name: str, device: str, key: str) -> None:
     _library.impl(name, cast, key)
 
 
-for _name in ("linear", "linear_fragments", "conv2d"):
+for _name in ("linear", "linear_fragments", "conv2d", "conv2d_fragments"):
     _register_autocast(_name, "cpu", "AutocastCPU")
     _register_autocast(_name, "cuda", "AutocastCUDA")

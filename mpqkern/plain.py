@@ -162,28 +162,20 @@ def linear(
 
 
 def fragments(qweight: Tensor, bits: int, k: int) -> Tensor:
-    """int32 [words]: the codes as csrc/cuda/fragments.h lays them out for matrix instructions of GPUs."""
-    codes = unpack(qweight, bits, k).int()
-    depth = 256 // bits
-    codes = F.pad(codes, (0, -k % depth, 0, -len(codes) % 16))
-    # row = 8p + g; k = 32 block + 16f + 8h + 2c + o
-    names = ("strip", "p", "g", "tile", "block", "f", "h", "c", "o")
-    parts = codes.view(-1, 2, 8, codes.shape[1] // depth, depth // 32, 2, 2, 4, 2)
-    word = {2: ("block", "f", "h", "p", "o"), 4: ("block", "h", "f", "p", "o"), 8: ("h", "p", "f", "o")}[bits]
-    bit = {"o": 16, "f": 8, "h": 4, "p": 2 if bits == 2 else 4}
-    inside = {2: ("o", "f", "h", "p"), 4: ("o", "f", "p"), 8: ("o", "f")}[bits]
-    for name in inside:
-        axis = names.index(name)
-        low, high = parts.select(axis, 0), parts.select(axis, 1)
-        parts = (low | high << bit[name]).unsqueeze(axis)
-    order = ["strip", "tile", "g", "c", *(name for name in word if name not in inside)]
-    order += [name for name in names if name not in order]  # of size 1 by now
-    return parts.permute([names.index(name) for name in order]).reshape(-1)
+    """int32 [words]: the codes as csrc/cpu/drivers.h lays them out, the words of 32 rows side by side."""
+    n, words = len(qweight), qweight.contiguous().view(torch.int32)
+    rows = torch.arange(-(-n // 32) * 32, device=qweight.device).clamp(max=n - 1)
+    return words[rows].unflatten(0, (-1, 32)).transpose(1, 2).reshape(-1)
 
 
 def linear_fragments(x: Tensor, qweight: Tensor, *how: Any) -> Tensor:
     """`linear`, which here has no use for the fragments that come last."""
     return torch.ops.mpqkern.linear(x, qweight, *how[:-1])
+
+
+def conv2d_fragments(x: Tensor, qweight: Tensor, *how: Any) -> Tensor:
+    """`conv2d`, as above."""
+    return torch.ops.mpqkern.conv2d(x, qweight, *how[:-1])
 
 
 def conv2d(

@@ -42,7 +42,6 @@ def test_fragments(kernels: Kernels, bits: int) -> None:
         codes = codes_for(n, k, bits, n + k)
         q, want = packed.pack(codes, bits), fragments.of_codes(codes.numpy(), bits).ravel()
         assert np.array_equal(kernels.to_fragments(q, bits).numpy(), want), (n, k)
-        assert np.array_equal(plain.fragments(q, bits, k).numpy(), want), (n, k)
 
 
 @pytest.mark.parametrize("bits", BITS)

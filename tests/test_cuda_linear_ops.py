@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import shutil
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpqkern import PackedLinear, Scheme, load, ops, plain, save, swap_
+from mpqkern import PackedLinear, Scheme, ops
 
 from . import ptxsim
 from .cuda_linear import HALVES, Case, near
@@ -52,67 +51,6 @@ def test_the_op_checks_its_arguments() -> None:
 
 
 # ---- modules
-
-
-def test_linear_fragments_is_linear_where_there_is_no_use_for_them() -> None:
-    case = Case(20, 70, 4, 32, "each")
-    x = torch.randn(3, 70, requires_grad=True)
-    args = (*case.packed(), case.bias, 4, 32, None, None)
-    f = torch.ops.mpqkern.fragments(case.q, 4, 70)
-    want = torch.ops.mpqkern.linear(x, *args)
-    got = torch.ops.mpqkern.linear_fragments(x, *args, f)
-    assert torch.equal(got, want)
-    slope = torch.randn(3, 20)
-    assert torch.equal(*(torch.autograd.grad(y, x, slope)[0] for y in (got, want)))
-
-
-@pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Modules keep fragments, wherever they are."""
-    monkeypatch.setattr(PackedLinear, "takes_fragments", property(lambda self: True))
-    return monkeypatch
-
-
-def current(layer: PackedLinear) -> bool:
-    f = layer.fragments
-    return f is not None and torch.equal(f, plain.fragments(layer.qweight, layer.scheme.bits, layer.k))
-
-
-def test_modules_keep_fragments_up_to_date(as_on_a_gpu: pytest.MonkeyPatch) -> None:
-    layer, other = (PackedLinear.from_float(torch.nn.Linear(70, 20), Scheme(4, group_size=32)) for _ in range(2))
-    before = layer.fragments
-    assert current(layer)
-    layer.load_state_dict(other.state_dict())
-    assert current(layer) and not torch.equal(layer.fragments, before)
-    for change in (layer.half, lambda: layer.pack_(torch.randn(20, 70))):
-        change()
-        assert current(layer)
-    assert current(copy.deepcopy(layer))
-    as_on_a_gpu.undo()
-    layer.float()
-    assert layer.fragments is None
-
-
-def test_fragments_of_another_weight_are_never_used(as_on_a_gpu: pytest.MonkeyPatch) -> None:
-    layer, other = (PackedLinear.from_float(torch.nn.Linear(70, 20), Scheme(4, group_size=32)) for _ in range(2))
-    layer.qweight = other.qweight
-    assert layer.fragments is None
-    layer.derive_()
-    assert current(layer)
-
-
-def test_fragments_are_not_saved(as_on_a_gpu: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def make() -> torch.nn.Module:
-        return torch.nn.Sequential(torch.nn.Linear(70, 20), torch.nn.ReLU(), torch.nn.Linear(20, 8))
-
-    model = make()
-    swap_(model, {"*": Scheme(4)})
-    assert not any("fragments" in name for name in (*model.state_dict(), *dict(model.named_buffers())))
-    save(model, tmp_path / "model.safetensors")
-    loaded = load(make, tmp_path / "model.safetensors")
-    assert current(loaded[0]) and current(loaded[2])
-    x = torch.randn(3, 70)
-    assert torch.equal(loaded(x), model(x))
 
 
 @needs_gpu

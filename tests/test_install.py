@@ -154,7 +154,7 @@ def test_capabilities_name_a_kernel_for_each_op_bits_and_device() -> None:
     rows = {(k["op"], k["bits"], k["device"]): k for k in found["kernels"]}
     for op in ops.SCHEMAS:
         packs = "int bits" in ops.SCHEMAS[op]
-        kernel = "plain" if "fragments" in op else ops.isa()  # these are for GPUs
+        kernel = ops.isa()
         served = {bits: row["kernel"] for (name, bits, device), row in rows.items() if (name, device) == (op, "cpu")}
         assert served == dict.fromkeys((2, 4, 8) if packs else (None,), kernel)
     assert len(rows) == len(found["kernels"])

@@ -41,11 +41,16 @@ def samples() -> dict[str, list[tuple]]:
         "fragments": [(q, 4, K)],
         "linear_fragments": [
             (x.requires_grad_(), q, s, z, torch.randn(N), 4, GROUP, None, None, mpq.fragments(q, 4, K)),
+            (x.requires_grad_(), q, s, z, torch.randn(N), 4, GROUP, 8, None, mpq.fragments(q, 4, K)),
         ],
         "conv2d": [
             (image, cq, cs, cz, None, 4, GROUP, *CONV),
             (last.requires_grad_(), cq, cs, cz, torch.randn(N, requires_grad=True), 4, GROUP, *CONV, 8),
             (last.requires_grad_(), cq, cs, cz, None, 4, GROUP, *CONV, 8, torch.tensor([0.01])),
+        ],
+        "conv2d_fragments": [
+            (last.requires_grad_(), cq, cs, cz, torch.randn(N), 4, GROUP, *CONV, 8, None, mpq.fragments(cq, 4, 36)),
+            (image, cq, cs, cz, None, 4, GROUP, *CONV, None, None, mpq.fragments(cq, 4, 36)),
         ],
         "gram": [([image, last.detach(), torch.randn(2, 5).half()],), ([torch.randn(7, 3)], False)],
         "orthogonality": [([torch.randn(6, 3), torch.randn(6, 8, 2)], True, True), ([torch.randn(3, 4)],)],

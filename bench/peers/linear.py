@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpqkern import Scheme
+from mpqkern import PackedLinear, Scheme
 
 from . import Built, Peer, ggml, graphs, grid, spread_out
 
@@ -20,18 +20,17 @@ aten = torch.ops.aten
 
 def packed(weight: Tensor, x: Tensor, copies: int, *, scheme: Scheme, first: bool = False) -> Built:
     """mpqkern's own; `first`: dequantized, and then torch's float product."""
-    group = scheme.group_size or 0
-    made = torch.ops.mpqkern.quantize(weight, scheme.bits, group, scheme.symmetric)[:3]
-    held = [tuple(part.clone() for part in made) for _ in range(copies)]
-    values = torch.ops.mpqkern.dequantize(*made, scheme.bits, group, weight.shape[1])
+    layer = torch.nn.utils.skip_init(torch.nn.Linear, weight.shape[1], weight.shape[0], bias=False)
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    held = [PackedLinear.from_float(layer, scheme) for _ in range(copies)]
 
     def linear(i: int) -> Tensor:
-        return torch.ops.mpqkern.linear(x, *held[i % copies], None, scheme.bits, group, scheme.act_bits)
+        return held[i % copies](x)
 
     def dequantized(i: int) -> Tensor:
-        return F.linear(x, torch.ops.mpqkern.dequantize(*held[i % copies], scheme.bits, group, x.shape[1]).to(x.dtype))
+        return F.linear(x, held[i % copies].dequantize().to(x.dtype))
 
-    return Built(dequantized if first else linear, values)
+    return Built(dequantized if first else linear, held[0].dequantize())
 
 
 def ours(scheme: Scheme, *, first: bool = False) -> Peer:

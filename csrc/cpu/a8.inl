@@ -90,27 +90,20 @@ void sum_a8(const Packed& w, const int8_t* q, int64_t ld, int64_t rows, float* s
 
 // ---- panels of codes --------------------------------------------------------------------------------
 
-// Squares of packed words are transposed; codes come out of them where they are multiplied. Meanwhile memory is asked
-// for the next panel: for as many bytes as are transposed, in order, or for half of them and `a8_tile` for the others.
+// Squares of packed words are transposed; codes come out of them where they are multiplied.
 template <int BITS>
-constexpr int kAsked = BITS == 2 ? 1 : 2;
-
-template <int BITS>
-void panel_words(const Packed& w, int64_t n0, int64_t n1, int64_t k0, int64_t k1, uint8_t* out) {
+void panel_words(const Packed& w, int64_t n0, int64_t n1, uint8_t* out) {
   constexpr int kWords = Isa::kWidth, kBytes = 4 * kWords;
-  const int64_t row_bytes = mpq::packed_bytes(w.kp, BITS), from = mpq::packed_bytes(k0, BITS);
-  const int64_t depth = mpq::packed_bytes(k1 - k0, BITS);
-  const uint8_t* next = w.row(n0 + kPanel) + from * kPanel;
+  const int64_t row_bytes = mpq::packed_bytes(w.kp, BITS);
   for (int64_t n = 0; n < kPanel; n += kWords)
-    for (int64_t at = 0; at < depth; at += kBytes) {
-      const int64_t bytes = smaller(kBytes, depth - at);
-      for (int i = 0; i < kBytes * kWords / kAsked<BITS>; i += kLine, next += kLine) __builtin_prefetch(next);
+    for (int64_t at = 0; at < row_bytes; at += kBytes) {
+      const int64_t bytes = smaller(kBytes, row_bytes - at);
       typename Isa::Bytes square[kWords];
       if (n0 + n + kWords <= n1 && bytes == kBytes) {
-        Isa::transpose_words(w.row(n0 + n) + from + at, row_bytes, square);
+        Isa::transpose_words(w.row(n0 + n) + at, row_bytes, square);
       } else {  // the last row stands for those past it
         uint8_t edge[kWords][kBytes];
-        for (int r = 0; r < kWords; ++r) std::memcpy(edge[r], w.row(smaller(n0 + n + r, n1 - 1)) + from + at, bytes);
+        for (int r = 0; r < kWords; ++r) std::memcpy(edge[r], w.row(smaller(n0 + n + r, n1 - 1)) + at, bytes);
         Isa::transpose_words(edge[0], kBytes, square);
       }
       uint8_t* to = out + at * kPanel + 4 * n;
@@ -118,10 +111,10 @@ void panel_words(const Packed& w, int64_t n0, int64_t n1, int64_t k0, int64_t k1
     }
 }
 
-void panel_a8(const Packed& w, int64_t n0, int64_t n1, int64_t k0, int64_t k1, uint8_t* out) {
-  if (w.bits == 2) panel_words<2>(w, n0, n1, k0, k1, out);
-  if (w.bits == 4) panel_words<4>(w, n0, n1, k0, k1, out);
-  if (w.bits == 8) panel_words<8>(w, n0, n1, k0, k1, out);
+void panel_a8(const Packed& w, int64_t n0, int64_t n1, uint8_t* out) {
+  if (w.bits == 2) panel_words<2>(w, n0, n1, out);
+  if (w.bits == 4) panel_words<4>(w, n0, n1, out);
+  if (w.bits == 8) panel_words<8>(w, n0, n1, out);
 }
 
 void grid_a8(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zeros, float* scratch) {
@@ -209,20 +202,6 @@ inline Sums8<C> a8_span(const uint8_t* codes, const int8_t* q, int64_t ld, int64
   }
 }
 
-// Spans s0..s1: where the first of them lies, and how many codes its group has from there on.
-struct Stretch {
-  const Spans spans;
-  const int64_t s0, s1, k0, group, left;
-
-  Stretch(const Packed& w, int64_t begin, int64_t end)
-      : spans(w),
-        s0(begin),
-        s1(end),
-        k0(spans.begin(s0)),
-        group(s0 / spans.per_group),
-        left(smaller((group + 1) * spans.group, w.kp) - k0) {}
-};
-
 // A tile's results: they fill no registers, but are read and written nowhere else than in their places on the stack.
 template <int C>
 using Results8 = typename Isa::Vec[C][kTileVecs];
@@ -246,64 +225,66 @@ template <int BITS, int C>
   }
 }
 
-// Panel and activations from the stretch's first span on.
 template <int BITS, int C>
-void a8_tile(const Packed& w, Panel8 panel, Acts8 a, const Stretch& part, float* y, bool first) {
-  constexpr int kWidth = Isa::kWidth;
+void a8_tile(const Packed& w, const Spans& spans, Panel8 panel, Acts8 a, float* y, int64_t ldy) {
   const int64_t zero_step = w.zero_each ? kPanel : 0;
   Results8<C> tile;
-  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) tile[c][v] =
-      first ? Isa::zero() : Isa::load(y + c * kPanel + v * kWidth);
-  int64_t k = part.k0, left = part.left;
-  for (int64_t s = part.s0; s < part.s1; ++s) {  // without a division, which would hold up what follows
-    const int64_t length = smaller(part.spans.length, left), bytes = mpq::packed_bytes(length, BITS) * kPanel;
-    if (panel.next && kAsked<BITS> == 2)
-      for (const uint8_t* end = panel.next + bytes / 2; panel.next < end; panel.next += kLine)
+  for (int c = 0; c < C; ++c)
+    for (int v = 0; v < kTileVecs; ++v) {
+      tile[c][v] = Isa::zero();
+      __builtin_prefetch(y + c * ldy + v * Isa::kWidth, 1);  // where results go, many lines
+    }
+  int64_t k = 0, left = spans.group;
+  for (int64_t s = 0; s < spans.count; ++s) {  // without a division, which would hold up what follows
+    const int64_t length = smaller(spans.length, left), bytes = mpq::packed_bytes(length, BITS) * kPanel;
+    if (panel.next)
+      for (const uint8_t* end = panel.next + bytes; panel.next < end; panel.next += kLine)
         __builtin_prefetch(panel.next);
-    a8_add<BITS, C>(panel, a, length, part.spans.count, w.groups, tile);
+    a8_add<BITS, C>(panel, a, length, spans.count, w.groups, tile);
     panel.codes += bytes, a.q += length, ++a.sums, k += length, left -= length;
     if (left > 0) continue;
     panel.scales += kPanel, panel.zeros += zero_step, ++a.scales;
-    left = smaller(part.spans.group, w.kp - k);
+    left = smaller(spans.group, w.kp - k);
   }
-  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v)
-      Isa::store(y + c * kPanel + v * kWidth, tile[c][v]);
+  MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) {
+    const typename Isa::Vec bias = panel.bias ? Isa::load(panel.bias + v * Isa::kWidth) : Isa::zero();
+    MPQ_UNROLL for (int c = 0; c < C; ++c) {
+      const typename Isa::Vec sum = tile[c][v];
+      Isa::store(y + c * ldy + v * Isa::kWidth, panel.bias ? Isa::add(sum, bias) : sum);
+    }
+  }
 }
 
 template <int BITS, int C>
-void a8_rows(const Packed& w, Panel8 panel, const Acts8& a, int64_t rows, const Stretch& part, float* y, bool first) {
+void a8_rows(const Packed& w, const Spans& spans, Panel8 panel, const Acts8& a, int64_t rows, float* y, int64_t ldy) {
   if (rows == C) {
     constexpr int64_t kStep = kTileVecs * Isa::kWidth;
     for (int64_t j = 0; j < kPanel; j += kStep) {
-      a8_tile<BITS, C>(w, panel, a, part, y + j, first);
+      a8_tile<BITS, C>(w, spans, panel, a, y + j, ldy);
       panel.codes += 4 * kStep, panel.scales += kStep, panel.zeros += kStep, panel.next = nullptr;
+      if (panel.bias) panel.bias += kStep;
     }
   } else if constexpr (C > 1) {
-    a8_rows<BITS, C - 1>(w, panel, a, rows, part, y, first);
+    a8_rows<BITS, C - 1>(w, spans, panel, a, rows, y, ldy);
   }
 }
 
 template <int BITS>
-void a8_panel(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, const Stretch& part, float* y,
-              bool first) {
+void a8_panel(const Packed& w, Panel8 panel, const Acts8& a, int64_t rows, float* y, int64_t ldy) {
   constexpr int kMost = Isa::template act_rows<BITS>();
+  const Spans spans(w);
   const int64_t tiles = mpq::ceil_div(rows, kMost);  // as even as can be
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t m = rows * t / tiles, m1 = rows * (t + 1) / tiles;
-    a8_rows<BITS, kMost>(w, t ? Panel8{panel.codes, panel.scales, panel.zeros} : panel,
-                         a.from(m, w.groups, part.spans.count), m1 - m, part, y + m * kPanel, first);
+    a8_rows<BITS, kMost>(w, spans, panel, a.from(m, w.groups, spans.count), m1 - m, y + m * ldy, ldy);
+    panel.next = nullptr;
   }
 }
 
-void gemm_a8(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, int64_t s0, int64_t s1, float* y,
-             bool first) {
-  const Stretch part(w, s0, s1);
-  const Panel8 here{panel.codes, panel.scales + part.group * kPanel,
-                    panel.zeros + (w.zero_each ? part.group * kPanel : 0), panel.next};
-  const Acts8 acts{a.q + part.k0, a.ld, a.scales + part.group, a.sums + s0};
-  if (w.bits == 2) a8_panel<2>(w, here, acts, rows, part, y, first);
-  if (w.bits == 4) a8_panel<4>(w, here, acts, rows, part, y, first);
-  if (w.bits == 8) a8_panel<8>(w, here, acts, rows, part, y, first);
+void gemm_a8(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float* y, int64_t ldy) {
+  if (w.bits == 2) a8_panel<2>(w, panel, a, rows, y, ldy);
+  if (w.bits == 4) a8_panel<4>(w, panel, a, rows, y, ldy);
+  if (w.bits == 8) a8_panel<8>(w, panel, a, rows, y, ldy);
 }
 
 }  // namespace

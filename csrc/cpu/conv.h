@@ -36,9 +36,6 @@ struct Target {
   float bias(const ConvArgs& a) const { return a.bias ? a.bias[channel] : 0; }
 };
 
-// Scales and zeros of weight rows n0..n1 as fp32 [rows][groups].
-void load_grids(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zeros);
-
 // The scale of each sample: the fixed one, else max|x| / 127; NaN for a sample that is not finite.
 void sample_scales(const ConvArgs& a, float* scales);
 

@@ -136,37 +136,21 @@ struct Patches {
   }
 };
 
-// sums[pixel][kPanel] of weight rows n0..n1 at the pixels p0..p1 -> y, with the bias.
-void store(const ConvArgs& a, int64_t n0, int64_t n1, int64_t p0, int64_t p1, float* sums) {
-  float bias[kPanel] = {};
-  for (int64_t n = n0; a.bias && n < n1; ++n) bias[n - n0] = a.bias[n];
-  const bool last = a.y_stride[1] == 1;
+// results[pixel][kPanel] of weight rows n0..n1 at the pixels p0..p1 -> y.
+void store(const ConvArgs& a, int64_t n0, int64_t n1, int64_t p0, int64_t p1, const float* results) {
   const int64_t plane = a.out_height * a.out_width, columns = n1 - n0;
-  for (int64_t p = p0; p < p1; ++p) {
-    float *from = sums + (p - p0) * kPanel, *to = last ? a.y + p * a.weight.n + n0 : from;
-    if (columns == kPanel)
-      for (int64_t j = 0; j < kPanel; ++j) to[j] = from[j] + bias[j];
-    else
-      for (int64_t j = 0; j < columns; ++j) to[j] = from[j] + bias[j];
+  if (a.y_stride[1] == 1) {
+    for (int64_t p = p0; p < p1; ++p) std::copy_n(results + (p - p0) * kPanel, columns, a.y + p * a.weight.n + n0);
+    return;
   }
-  for (int64_t p = p0, stop; !last && p < p1; p = stop) {  // sample by sample
+  for (int64_t p = p0, stop; p < p1; p = stop) {  // sample by sample
     stop = std::min(p1, (p / plane + 1) * plane);
-    kernels().transpose(sums + (p - p0) * kPanel, kPanel, stop - p, columns,
+    kernels().transpose(results + (p - p0) * kPanel, kPanel, stop - p, columns,
                         a.y + p / plane * a.y_stride[0] + n0 * a.y_stride[1] + p % plane, a.y_stride[1]);
   }
 }
 
 }  // namespace
-
-void load_grids(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zeros) {
-  const Float type = w.half ? Float::f16 : Float::f32;
-  const int64_t size = w.half ? 2 : 4, at = n0 * w.groups, count = (n1 - n0) * w.groups;
-  kernels().to_float(static_cast<const char*>(w.scales) + at * size, type, scales, count);
-  if (w.zero_each) return kernels().to_float(static_cast<const char*>(w.zeros) + at * size, type, zeros, count);
-  float zero = mid_zero(w.bits);
-  if (w.zeros) kernels().to_float(w.zeros, type, &zero, 1);
-  std::fill_n(zeros, count, zero);
-}
 
 void sample_scales(const ConvArgs& a, float* scales) {
   // Whole samples in one piece, or else the longest stretches there are.
@@ -205,17 +189,17 @@ void conv_a8(const ConvArgs& a) {
   const bool direct = a.groups == 1 && w.k == a.in_channels && a.stride[0] == 1 && a.stride[1] == 1 &&
                       a.padding[0] == 0 && a.padding[1] == 0;  // a patch is a pixel, and they follow each other
   const Image8 image(a, direct);
-  const Spans spans(w);
   const int64_t rows = w.n / a.groups, pixels = a.pixels();
   const int64_t wanted = std::min(pixels, std::clamp(kTileBytes / w.kp, kMinPixels, kMaxPixels));
   const int64_t per_group = ceil_div(pixels, wanted), tile_pixels = ceil_div(ceil_div(pixels, per_group), 8) * 8;
-  const int64_t tiles = per_group * a.groups, panels = ceil_div(rows, kPanel);
+  const int64_t tiles = per_group * a.groups, panels = panel_count(rows), bytes = kPanel * packed_bytes(w.kp, w.bits);
+  const uint8_t* made = a.groups == 1 || rows % kPanel == 0 ? a.panels : nullptr;
   // With fewer tiles than threads the output channels are shared out too, and patches gathered twice.
   const int64_t parts = std::min(panels, std::max<int64_t>(1, ceil_div(2 * thread_count(), tiles)));
   parallel_for(tiles * parts, 1, [&](int64_t begin, int64_t end) {
     Patches patches(a, tile_pixels, direct);
-    Buffer<uint8_t> codes(kPanel * packed_bytes(w.kp, w.bits));
-    Buffer<float> sums(tile_pixels * kPanel), w_scales(kPanel * w.groups), w_zeros(kPanel * w.groups),
+    Buffer<uint8_t> codes(made ? 0 : bytes);
+    Buffer<float> results(tile_pixels * kPanel), w_scales(kPanel * w.groups), w_zeros(kPanel * w.groups),
         scratch(kPanel * w.groups);
     Buffer<Run> runs(tile_pixels);
     for (int64_t i = begin; i < end; ++i) {
@@ -227,9 +211,17 @@ void conv_a8(const ConvArgs& a) {
       for (int64_t panel = panels * part / parts; panel < panels * (part + 1) / parts; ++panel) {
         const int64_t n0 = first + panel * kPanel, n1 = std::min(first + rows, n0 + kPanel);
         kernels().grid_a8(w, n0, n1, w_scales, w_zeros, scratch);
-        kernels().panel_a8(w, n0, n1, 0, w.kp, codes);
-        kernels().gemm_a8(w, {codes, w_scales, w_zeros}, acts, p1 - p0, 0, spans.count, sums, true);
-        store(a, n0, n1, p0, p1, sums);
+        if (!made) kernels().panel_a8(w, n0, n1, codes);
+        float bias[kPanel] = {};
+        if (a.bias) std::copy(a.bias + n0, a.bias + n1, bias);
+        const Panel8 here{made ? made + n0 / kPanel * bytes : codes, w_scales, w_zeros, a.bias ? bias : nullptr,
+                          nullptr};
+        if (a.y_stride[1] == 1 && n1 - n0 == kPanel) {
+          kernels().gemm_a8(w, here, acts, p1 - p0, a.y + p0 * w.n + n0, w.n);
+        } else {
+          kernels().gemm_a8(w, here, acts, p1 - p0, results, kPanel);
+          store(a, n0, n1, p0, p1, results);
+        }
       }
     }
   });

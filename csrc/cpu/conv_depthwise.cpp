@@ -1,20 +1,34 @@
 // conv2d with one input channel a group: its weights, and along what its vectors run.
 #include "depthwise.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "block.h"
 #include "parallel.h"
 
 namespace mpq {
+namespace {
 
 constexpr int64_t kSmallPlane = 256;  // planes of fewer pixels are turned
+
+// Scales and zeros of all weight rows, which are one group each.
+void load_grids(const Packed& w, float* scales, float* zeros) {
+  const Float type = w.half ? Float::f16 : Float::f32;
+  kernels().to_float(w.scales, type, scales, w.n);
+  if (w.zero_each) return kernels().to_float(w.zeros, type, zeros, w.n);
+  float zero = mid_zero(w.bits);
+  if (w.zeros) kernels().to_float(w.zeros, type, &zero, 1);
+  std::fill_n(zeros, w.n, zero);
+}
+
+}  // namespace
 
 Filters::Filters(const ConvArgs& a)
     : count(a.weight.k), taps(a.weight.n * count), scale(a.weight.n), bias(a.weight.n), zero(a.weight.n) {
   const Packed& w = a.weight;
   for (int64_t n = 0; n < w.n; ++n) bias[n] = Target(a, n).bias(a);
-  if (a.act8) load_grids(w, 0, w.n, scale, zero);
+  if (a.act8) load_grids(w, scale, zero);
   // A zero of whole halves leaves integers of twice the size, and one sum serves.
   for (int64_t n = 0; a.act8 && n < w.n; ++n)
     centered &= zero[n] >= 0 && zero[n] <= 255 && 2 * zero[n] == int(2 * zero[n]);

@@ -15,7 +15,8 @@ struct LinearArgs {
   int64_t m = 0;
   bool act8 = false;
   FixedScale act_scale;
-  const float* floats = nullptr;  // `probe_linear`: [variants][N][K] in place of packed codes
+  const uint8_t* panels = nullptr;  // what `code_panels` made, or null; with act8
+  const float* floats = nullptr;    // `probe_linear`: [variants][N][K] in place of packed codes
   int64_t variants = 1;
 };
 void linear(const LinearArgs& args);
@@ -35,8 +36,9 @@ struct ConvArgs {
   int64_t kernel[2], stride[2], padding[2], dilation[2];
   int64_t x_stride[4], y_stride[4];
   bool act8 = false;
-  FixedScale act_scale;           // one for all
-  const float* floats = nullptr;  // `probe_conv2d`: [variants][N][channels][row][column] in place of packed codes
+  FixedScale act_scale;             // one for all
+  const uint8_t* panels = nullptr;  // as in LinearArgs; of use where a group's rows fill panels
+  const float* floats = nullptr;    // `probe_conv2d`: [variants][N][channels][row][column] in place of packed codes
   int64_t variants = 1;
 
   int64_t pixels() const { return batch * out_height * out_width; }
@@ -55,6 +57,12 @@ void gram(const Rows& x, int64_t columns, bool center, double* out);
 // out[i][j] = <K_i, K_j> / (|K_i| |K_j|) for `count` Gram matrices [n][n], which are overwritten. debiased: their
 // diagonals are dropped and they are U-centred first. A matrix of zeros is orthogonal to all others.
 void orthogonality(double* grams, int64_t count, int64_t n, bool debiased, double* out);
+
+// A weight's codes once more, in the order in which products with 8-bit activations read them: panels of kPanel rows,
+// [word][kPanel][4 bytes] of packed codes each, the last one filled up with anything.
+constexpr int64_t panel_count(int64_t n) { return ceil_div(n, kPanel); }
+inline int64_t panel_bytes(const Packed& w) { return panel_count(w.n) * kPanel * packed_bytes(w.kp, w.bits); }
+void code_panels(const Packed& w, uint8_t* out);
 
 void pack(const uint8_t* codes, int64_t n, int64_t k, int bits, uint8_t* out);
 void unpack(const uint8_t* packed, int64_t n, int64_t k, int bits, uint8_t* out);

@@ -36,6 +36,19 @@ struct WordLanes {
   }
 };
 
+// Bytes that streams together ask for ahead: what memory takes its time for, yet a small part of the cache.
+constexpr int64_t kInFlight = 8192;
+
+// row_grid with room behind scales and zeros for `Isa::picked`, which reads a whole vector from any group on: `scratch`
+// holds 2 * groups + kWidest floats.
+inline RowGrid roomy_grid(const Packed& w, int64_t n, float* scratch) {
+  const RowGrid stored = row_grid(w, n, scratch);
+  if (w.half) return stored;
+  std::memcpy(scratch, stored.scale, w.groups * sizeof(float));
+  if (w.zero_each) std::memcpy(scratch + w.groups, stored.zero, w.groups * sizeof(float));
+  return {scratch, w.zero_each ? scratch + w.groups : stored.zero, stored.step};
+}
+
 // y[m * ldy + r * apart] for R rows and C rows of activations; where there are few sums each is two chains, so that
 // none waits for its last product.
 template <int BITS, int R, int C>
@@ -84,13 +97,19 @@ inline void words_tile(const Packed& w, int64_t n, int64_t apart, const RowGrid*
     }
 }
 
+// Rows that lie far apart go side by side, each from the first to the last of a part of all: memory, which sets the
+// pace, is read as R streams. Returns where those rows begin that are left.
 template <int BITS, int R, int C>
 int64_t words_rows(const Packed& w, int64_t n, int64_t n1, const float* x, int64_t ld, float* y, int64_t ldy,
                    float* scratch) {
   const WordLanes<BITS> lanes(w);
-  return in_streams<R>(w, n, n1, y, scratch, [&](int64_t row, int64_t apart, const RowGrid* grid, float* to) {
-    words_tile<BITS, R, C>(w, row, apart, grid, lanes, x, ld, to, ldy);
-  });
+  const int64_t apart = (n1 - n) / R;
+  for (const int64_t end = n + apart; n < end; ++n, ++y) {
+    RowGrid grid[R];
+    for (int r = 0; r < R; ++r) grid[r] = roomy_grid(w, n + r * apart, scratch + r * (2 * w.groups + mpq::kWidest));
+    words_tile<BITS, R, C>(w, n, apart, grid, lanes, x, ld, y, ldy);
+  }
+  return n + (R - 1) * apart;
 }
 
 template <int BITS, int C>

@@ -41,37 +41,7 @@ struct Rows {
   const char* row(int64_t i) const { return static_cast<const char*>(data) + i * stride * size(); }
 };
 
-// How `gemv_a8` walks along a packed row: by chunks of kWidest words, each word in a lane of its own and in one group.
-// A stretch is a chunk, or several that lie in one group: what lanes sum as integers, below 2^24 as in a span.
-struct Chunks {
-  int64_t kp, group, word, codes, count, per_stretch, stretches;  // codes in a word and in a chunk; chunks; ...
-
-  explicit Chunks(const Packed& w)
-      : kp(w.kp), group(w.group < w.kp ? w.group : w.kp), word(32 / w.bits), codes(kWidest * word) {
-    constexpr int64_t kMost = 128;  // chunks: a lane sums 4 * 255 * 127 in each at the most
-    count = ceil_div(kp, codes);
-    const int64_t within = group == kp ? count : group % codes == 0 ? group / codes : 1;
-    per_stretch = within < kMost ? within : kMost;
-    while (group < kp && within % per_stretch) --per_stretch;
-    stretches = ceil_div(count, per_stretch);
-  }
-  int64_t begin(int64_t s) const { return s * per_stretch; }
-  int64_t end(int64_t s) const { return s + 1 < stretches ? begin(s + 1) : count; }
-  int64_t group_of(int64_t s, int64_t lane) const {  // lanes past Kp count as the last group's
-    const int64_t k = begin(s) * codes + lane * word;
-    return (k < kp ? k : kp - 1) / group;
-  }
-};
-
-// Rows of 8-bit activations as `spread_a8` leaves them, `ld` bytes apart.
-struct Few8 {
-  const int8_t* q;
-  int64_t ld;
-  const float* lanes;    // [rows][stretches][2][kWidest]: scales, and sums of q
-  const int32_t* group;  // [stretches][kWidest]: the group of each lane, counted from that of the first
-};
-constexpr int64_t kFewRows = 2;  // of activations that gemv_a8 takes
-constexpr int64_t kStreams = 4;  // weight rows that it walks along at once, at the most
+constexpr int64_t kStreams = 4;  // weight rows that `gemv_words` walks along at once, at the most
 
 // Which grids `probe_errors` tries: every width with every fraction of a group's range.
 struct ProbeOptions {
@@ -101,10 +71,11 @@ constexpr int64_t kPanel = 32;
 
 // Up to kPanel rows of a weight as `gemm_a8` reads them. Columns past the last row hold anything.
 struct Panel8 {
-  const uint8_t* codes;           // [word][kPanel][4]: packed words
-  const float* scales;            // [groups][kPanel]
-  const float* zeros;             // like scales, or [kPanel] for a weight with one zero
-  const uint8_t* next = nullptr;  // as many bytes that will be wanted next; or null
+  const uint8_t* codes;  // [word][kPanel][4]: packed words
+  const float* scales;   // [groups][kPanel]
+  const float* zeros;    // like scales, or [kPanel] for a weight with one zero
+  const float* bias;     // [kPanel], or null
+  const uint8_t* next;   // as many bytes as there are codes, to be asked for meanwhile; or null
 };
 
 // Rows of 8-bit activations, `ld` bytes apart, in the order of `order_a8`.
@@ -116,22 +87,6 @@ struct Acts8 {
   Acts8 from(int64_t row, int64_t groups, int64_t spans) const {
     return {q + row * ld, ld, scales + row * groups, sums + row * spans};
   }
-};
-
-// Rows of unpacked codes as `gemm8` reads them, `ld` bytes apart. There is room for `room` rows, a multiple of
-// kCodeRows; those past the last hold anything.
-struct Codes8 {
-  const uint8_t* codes;
-  int64_t ld, room;
-  const float *scales, *zeros;  // [room][groups]
-  const uint8_t* next;          // where as many packed rows go on that will be wanted next; or null
-};
-constexpr int64_t kCodeRows = 24;  // a multiple of every tile's rows
-
-// Panels of kPanel rows of 8-bit activations as `gemm8` reads them. Columns past the last row hold anything.
-struct ActPanels8 {
-  const int8_t* q;             // [panel][k / 4][kPanel][4]
-  const float *scales, *sums;  // [panel][groups][kPanel], [panel][spans][kPanel]
 };
 
 // Columns of a panel that lie side by side where they come from, too.
@@ -220,28 +175,14 @@ struct Kernels {
   void (*order_a8)(int bits, int8_t* q, int64_t count);
   void (*sum_a8)(const Packed& w, const int8_t* q, int64_t ld, int64_t rows, float* sums);
 
-  // A panel's codes over k0..k1, multiples of 32, of weight rows n0..n1, at most kPanel.
-  void (*panel_a8)(const Packed& w, int64_t n0, int64_t n1, int64_t k0, int64_t k1, uint8_t* codes);
+  // The codes of weight rows n0..n1, at most kPanel, as a panel: kPanel packed rows in size.
+  void (*panel_a8)(const Packed& w, int64_t n0, int64_t n1, uint8_t* codes);
   // A panel's scales and zeros, all groups. `scratch` holds kPanel * groups floats.
   void (*grid_a8)(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zeros, float* scratch);
 
-  // y[m * kPanel + j] (+)= sum over spans s0..s1 of scale * a_scale * (sum of code * q - zero * sum of q), m < rows;
-  // `first` overwrites y. The panel's codes begin with span s0. Sums of a span are exact; then fp32, in order.
-  void (*gemm_a8)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, int64_t s0, int64_t s1, float* y,
-                  bool first);
-
-  // The same with activations in panels: y[(j / kPanel * room + n) * kPanel + j % kPanel] (+)= ... for j < columns and
-  // n < rows, rounded up to whole vectors and to kCodeRows. Codes begin with span s0, all else with the first.
-  void (*gemm8)(const Packed& w, const Codes8& codes, int64_t rows, const ActPanels8& a, int64_t columns, int64_t s0,
-                int64_t s1, float* y, bool first);
-
-  // A row q[Kp] as `quantize_act` leaves it, which is overwritten, with its groups' scales -> a row of Few8's q, filled
-  // up with zeros to whole chunks, and of its lanes.
-  void (*spread_a8)(const Packed& w, int8_t* q, const float* scales, int8_t* out, float* lanes);
-  // As gemm_a8 over all of K, for up to kFewRows rows: y[m * ldy + n - n0] for weight rows n0..n1, straight from their
-  // packed codes. `scratch` holds kStreams * (2 * groups + kWidest) floats.
-  void (*gemv_a8)(const Packed& w, int64_t n0, int64_t n1, const Few8& a, int64_t rows, float* y, int64_t ldy,
-                  float* scratch);
+  // y[m * ldy + j] = sum over spans of scale * a_scale * (sum of code * q - zero * sum of q), plus the bias, for
+  // m < rows, j < kPanel. Sums of a span are exact; then fp32, in order.
+  void (*gemm_a8)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float* y, int64_t ldy);
 
   // x[i] . x[j] over `depth` (a multiple of kWidest) for j <= i < n, a multiple of gram_tile, are added to tiles of
   // so many rows and columns, gram_sums numbers each. Meanwhile the same piece of the rows `next` is fetched.

@@ -178,22 +178,6 @@ struct Avx2 {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
   }
 
-  // For 64-bit words of two quads each: `two_words` broadcasts them, `low_pairs` and `high_pairs` put lanes of a and b
-  // side by side, and `joined` adds the two and brings lanes back into order.
-  static Bytes two_words(const void* p) {
-    int64_t w;
-    std::memcpy(&w, p, 8);
-    return _mm256_set1_epi64x(w);
-  }
-  static Bytes low_pairs(Bytes a, Bytes b) { return _mm256_unpacklo_epi32(a, b); }
-  static Bytes high_pairs(Bytes a, Bytes b) { return _mm256_unpackhi_epi32(a, b); }
-  static Ints joined(Ints low, Ints high) {
-    const __m256 a = _mm256_castsi256_ps(low), b = _mm256_castsi256_ps(high);
-    return _mm256_add_epi32(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)),
-                            _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd)));
-  }
-
-  static constexpr int kStreams = 4;  // rows that are walked along at once for one row of activations
   using Lanes = __m256i;
   static Lanes load_lanes(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static Vec picked(const float* p, Lanes from) { return _mm256_permutevar8x32_ps(load(p), from); }  // p[from], 0..7

@@ -155,22 +155,9 @@ struct Avx512 : Avx2 {
     return a + b;
   }
   static Ints widened(Ints sum, Ints) { return sum; }  // nothing is narrow here
-  static constexpr int kStreams = 4;
   using Lanes = __m512i;
   static Lanes load_lanes(const int32_t* p) { return _mm512_loadu_si512(p); }
   static Vec picked(const float* p, Lanes from) { return _mm512_permutexvar_ps(from, load(p)); }
-  static Bytes two_words(const void* p) {
-    int64_t w;
-    std::memcpy(&w, p, 8);
-    return _mm512_set1_epi64(w);
-  }
-  static Bytes low_pairs(Bytes a, Bytes b) { return _mm512_unpacklo_epi32(a, b); }
-  static Bytes high_pairs(Bytes a, Bytes b) { return _mm512_unpackhi_epi32(a, b); }
-  static Ints joined(Ints low, Ints high) {
-    const __m512 a = _mm512_castsi512_ps((__m512i)low), b = _mm512_castsi512_ps((__m512i)high);
-    return (Ints)_mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(a, b, 0x88)),
-                                  _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0xdd)));
-  }
   static void transpose_words(const uint8_t* in, int64_t ld, Bytes out[16]) {
     __m512 r[16];
     for (int i = 0; i < 16; i += 4) {  // within blocks of 4 x 4

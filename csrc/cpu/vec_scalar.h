@@ -176,30 +176,6 @@ struct Isa {
     return r;
   }
   static Ints widened(const Ints& sum, const Ints&) { return sum; }  // nothing is narrow here
-  // For pairs of words: `two_words` has them in every pair of lanes, `low_pairs` and `high_pairs` put lanes of a and b
-  // side by side, and `joined` adds the two and brings lanes back into order.
-  static Bytes two_words(const void* p) {
-    Bytes r;
-    for (int i = 0; i < kWidth; i += 2) std::memcpy(r.v + 4 * i, p, 8);
-    return r;
-  }
-  static Bytes pairs(const uint8_t* a, const uint8_t* b) {
-    Bytes r;
-    for (int i = 0; i < kWidth; i += 2)
-      std::memcpy(r.v + 4 * i, a + 2 * i, 4), std::memcpy(r.v + 4 * i + 4, b + 2 * i, 4);
-    return r;
-  }
-  static Bytes low_pairs(const Bytes& a, const Bytes& b) { return pairs(a.v, b.v); }
-  static Bytes high_pairs(const Bytes& a, const Bytes& b) { return pairs(a.v + 2 * kWidth, b.v + 2 * kWidth); }
-  static Ints joined(const Ints& low, const Ints& high) {
-    Ints r;
-    for (int i = 0; i < kWidth / 2; ++i) {
-      r.v[i] = low.v[2 * i] + low.v[2 * i + 1];
-      r.v[i + kWidth / 2] = high.v[2 * i] + high.v[2 * i + 1];
-    }
-    return r;
-  }
-  static constexpr int kStreams = 1;
   using Lanes = Ints;
   static Lanes load_lanes(const int32_t* p) {
     Lanes r;

@@ -52,6 +52,14 @@ int64_t first_bad_row(int64_t n, int64_t k, const F& good) {
 
 }  // namespace
 
+void code_panels(const Packed& w, uint8_t* out) {
+  const int64_t bytes = kPanel * packed_bytes(w.kp, w.bits);
+  rows(panel_count(w.n), kPanel * w.kp, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p)
+      kernels().panel_a8(w, p * kPanel, std::min(w.n, (p + 1) * kPanel), out + p * bytes);
+  });
+}
+
 void pack(const uint8_t* codes, int64_t n, int64_t k, int bits, uint8_t* out) {
   const int64_t bytes = packed_bytes(padded(k), bits);
   rows(n, k, [&](int64_t begin, int64_t end) {

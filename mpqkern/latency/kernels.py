@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from .. import ops  # registers torch.ops.mpqkern
+from .. import ops
 from ..ledger import table
+from ..nn import PackedLinear
 from ..scheme import Scheme
 from .turns import copies, measure, read_bandwidth
 
@@ -90,13 +91,9 @@ def _calls(n: int, k: int, m: int, schemes: Sequence[Scheme]) -> dict[str, Calla
     weight, x = torch.randn(n, k, generator=generator) / k**0.5, torch.randn(m, k, generator=generator)
     floats = [weight.clone() for _ in range(copies(4 * n * k))]
     calls: dict[str, Callable[[int], object]] = {"float": lambda i: F.linear(x, floats[i % len(floats)])}
+    layer = nn.utils.skip_init(nn.Linear, k, n, bias=False)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
     for s in schemes:
-        group = s.group_size or 0
-        made = torch.ops.mpqkern.quantize(weight, s.bits, group, s.symmetric, "minmax", s.scale_dtype)[:3]
-        packed = [tuple(t.clone() for t in made) for _ in range(copies(s.bytes((n, k))))]
-        calls[str(s)] = partial(_packed, x, packed, s, group)
+        packed = [PackedLinear.from_float(layer, s) for _ in range(copies(s.bytes((n, k))))]
+        calls[str(s)] = lambda i, packed=packed: packed[i % len(packed)](x)
     return calls
-
-
-def _packed(x: torch.Tensor, packed: Sequence[tuple[torch.Tensor, ...]], s: Scheme, group: int, i: int) -> torch.Tensor:
-    return torch.ops.mpqkern.linear(x, *packed[i % len(packed)], None, s.bits, group, s.act_bits)

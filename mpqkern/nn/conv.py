@@ -22,6 +22,8 @@ class PackedConv2d(PackedModule):
     torch.Size([1, 8, 5, 5])
     """
 
+    _fragments_op = "conv2d_fragments"
+
     def __init__(
         self,
         in_channels: int,
@@ -73,7 +75,12 @@ class PackedConv2d(PackedModule):
         sizes = (self.kernel_size, self.stride, self._op_padding, self.dilation, self.groups)
         how = (self.scheme.bits, self.group_size, *sizes, self.scheme.act_bits, self.act_scale)
         pad = (self._pad_before, "constant" if self.padding_mode == "zeros" else self.padding_mode)
-        return packed_conv2d(input, weight, self.bias, how, pad, self.in_channels)
+        return packed_conv2d(input, weight, self.bias, how, pad, self.in_channels, self._fragments_for(input))
+
+    @property
+    def takes_fragments(self) -> bool:
+        whole = self.groups == 1 or self.out_channels // self.groups % 32 == 0  # their panels hold rows of one group
+        return whole and super().takes_fragments
 
     def rounded_input(self, x: Tensor) -> Tensor:
         batch = x if x.dim() == 4 else x.unsqueeze(0)
@@ -95,12 +102,17 @@ def packed_conv2d(
     how: tuple[Any, ...],
     pad: tuple[tuple[int, int, int, int] | None, str],
     in_channels: int,
+    fragments: Tensor | None = None,
 ) -> Tensor:
     """The op, with what it leaves to its caller: samples without a batch, and padding other than zeros."""
     if input.dim() not in (3, 4) or input.shape[-3] != in_channels:  # the op sees only the padded width
         raise ValueError(f"input is {list(input.shape)}; wanted [batch, in_channels={in_channels}, height, width]")
     x = input if pad[0] is None else F.pad(input, pad[0], mode=pad[1])
-    y = torch.ops.mpqkern.conv2d(x if x.dim() == 4 else x.unsqueeze(0), *weight, bias, *how)
+    images = x if x.dim() == 4 else x.unsqueeze(0)
+    if fragments is None:
+        y = torch.ops.mpqkern.conv2d(images, *weight, bias, *how)
+    else:
+        y = torch.ops.mpqkern.conv2d_fragments(images, *weight, bias, *how, fragments)
     return y if x.dim() == 4 else y.squeeze(0)
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from .. import ops, plain
+from .. import plain
 from ..scheme import Scheme
 from .module import PackedModule
 
@@ -14,16 +14,14 @@ from .module import PackedModule
 class PackedLinear(PackedModule):
     """`nn.Linear` whose weight stays packed: 2, 4 or 8 bits wherever it is stored.
 
-    On CUDA it keeps a second copy of the codes, `fragments`, in the order in which the matrix kernels read them. It is
-    made from `qweight` and never saved. Another tensor in the place of `qweight` is noticed, and then served by the
-    slower way until `derive_` is called; a change in place is not.
-
     >>> layer = PackedLinear.from_float(torch.nn.Linear(64, 10), Scheme(4))
     >>> layer
     PackedLinear(in_features=64, out_features=10, bias=True, bits=4, group_size=None, symmetric=True)
     >>> layer(torch.randn(2, 64)).shape, layer.packed_bytes()
     (torch.Size([2, 10]), 342)
     """
+
+    _fragments_op = "linear_fragments"
 
     def __init__(
         self,
@@ -37,8 +35,6 @@ class PackedLinear(PackedModule):
     ) -> None:
         super().__init__(scheme, (out_features, in_features), bias=bias, device=device, dtype=dtype)
         self.in_features, self.out_features = in_features, out_features
-        self._derived: tuple[Tensor, Tensor] | None = None  # fragments, behind the qweight that they are of
-        self.derive_()
 
     @classmethod
     def empty_like(cls, layer: nn.Linear, scheme: Scheme) -> PackedLinear:
@@ -64,24 +60,7 @@ class PackedLinear(PackedModule):
     def forward(self, input: Tensor) -> Tensor:
         weight = (self.qweight, self.scales, self.zeros)
         how = (self.scheme.bits, self.group_size, self.scheme.act_bits, self.act_scale)
-        return packed_linear(input, weight, self.bias, how, self.in_features, self.fragments)
-
-    @property
-    def takes_fragments(self) -> bool:
-        """Whether there are kernels for them where the weight is."""
-        return self.qweight.is_cuda and ops.has_kernel("linear_fragments", "cuda")
-
-    @property
-    def fragments(self) -> Tensor | None:
-        """The codes in the order of the matrix kernels; None where there are none of the present `qweight`."""
-        derived = self._derived
-        return derived[1] if derived is not None and derived[0] is self.qweight else None
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def derive_(self) -> None:
-        q, make = self.qweight, torch.ops.mpqkern.fragments
-        self._derived = (q, make(q, self.scheme.bits, self.k)) if self.takes_fragments else None
+        return packed_linear(input, weight, self.bias, how, self.in_features, self._fragments_for(input))
 
     def rounded_input(self, x: Tensor) -> Tensor:
         return plain.rounded_rows(x, self.group_size, self.act_scale)

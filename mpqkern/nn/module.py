@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
-from .. import packed
+from .. import ops, packed
 from ..rounding.grid import Codes
 from ..scheme import Scheme
 
@@ -25,7 +26,15 @@ class PackedModule(nn.Module):
 
     All are buffers, so `state_dict` is plain tensors; an `act_scale` that is None is not in it. Casting the module
     (`.half()`, `.to(dtype)`) casts the bias, as for a float layer; codes, scales and zeros keep their types.
+
+    Where kernels read codes in an order of their own, as on CUDA and, with `act_bits=8`, on a CPU, there is a second
+    copy of the codes in that order, `fragments`: made from `qweight`, never saved or exported. A `qweight` that was
+    replaced or written to is noticed, and then served by the slower way until `derive_` is called. Memory that is
+    worth more than speed is saved by `keeps_fragments = False`, on the class or on a layer before `derive_`.
     """
+
+    keeps_fragments: bool = True
+    _fragments_op: str  # the op that takes them
 
     qweight: Tensor
     scales: Tensor
@@ -53,6 +62,7 @@ class PackedModule(nn.Module):
         values = torch.zeros(weight_shape[0], dtype=self._dtype, device=device) if bias else None
         self.register_buffer("bias", values)
         self.register_buffer("act_scale", None)
+        self._derived: tuple[Tensor, int, Tensor] | None = None  # fragments, behind the qweight that they are of
 
     @classmethod
     def empty_like(cls, layer: nn.Module, scheme: Scheme) -> Self:
@@ -173,8 +183,42 @@ class PackedModule(nn.Module):
         self.scales, self.zeros = found.scales.to(device, copy=True), found.zeros.to(device, copy=True)  # may be views
         self.derive_()
 
+    @property
+    def takes_fragments(self) -> bool:
+        """Whether kernels where the weight is have a use for them."""
+        device = self.qweight.device.type
+        if not self.keeps_fragments or device not in ("cpu", "cuda"):
+            return False
+        return ops.has_kernel(self._fragments_op, device) and (device == "cuda" or self.scheme.act_bits is not None)
+
+    @property
+    def fragments(self) -> Tensor | None:
+        """The codes in the order of the kernels; None where there are none of the present `qweight`."""
+        if self._derived is None:
+            return None
+        q, version, fragments = self._derived
+        unchanged = q is self.qweight and (torch.compiler.is_compiling() or version == _version(q))
+        return fragments if unchanged else None
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def derive_(self) -> None:
-        """Makes anew what kernels take in place of `qweight`; called whenever that changes or moves."""
+        """Makes `fragments` anew; called whenever `qweight` is replaced, loaded or moved."""
+        q = self.qweight
+        make = torch.ops.mpqkern.fragments
+        self._derived = (q, _version(q), make(q, self.scheme.bits, self.k)) if self.takes_fragments else None
+
+    def _fragments_for(self, input: Tensor) -> Tensor | None:
+        """`fragments`, unless there is a program in the making that would keep them."""
+        traced = isinstance(input, torch.fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_exporting()
+        return None if traced else self.fragments
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_derived": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.derive_()
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -222,3 +266,8 @@ class PackedModule(nn.Module):
         if self.act_scale is not None:
             text += f", act_scale={'tensor' if self.act_scale.numel() == 1 else 'group'}"
         return text
+
+
+def _version(q: Tensor) -> int:
+    """How often `q` was written to in place, as far as that is counted."""
+    return 0 if q.is_inference() else q._version
