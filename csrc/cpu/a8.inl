@@ -55,7 +55,7 @@ void order_a8(int bits, int8_t* q, int64_t count) {
   if (bits == 4) put_in_order<4>(q, count);
 }
 
-// The sums of up to kWidth rows over count bytes, a multiple of 32; up to a vector is read in any case.
+// The sums of up to kWidth rows over count bytes; up to a vector is read in any case.
 inline typename Isa::Vec byte_sums(const int8_t* q, int64_t ld, int64_t rows, int64_t count) {
   constexpr int64_t kStep = 4 * Isa::kWidth;
   alignas(64) uint8_t bytes[2 * kStep];
@@ -75,16 +75,12 @@ inline typename Isa::Vec byte_sums(const int8_t* q, int64_t ld, int64_t rows, in
   return Isa::sums(sums);  // exact: below 2^24
 }
 
-void sum_a8(const Packed& w, const int8_t* q, int64_t ld, int64_t rows, float* sums) {
-  const Spans spans(w);
-  for (int64_t s = 0; s < spans.count; ++s) {
-    const int64_t k = spans.begin(s), count = spans.end(s) - k;
-    for (int64_t r = 0; r < rows; r += Isa::kWidth) {
-      float found[Isa::kWidth];
-      const int64_t used = smaller(Isa::kWidth, rows - r);
-      Isa::store(found, byte_sums(q + r * ld + k, ld, used, count));
-      for (int64_t i = 0; i < used; ++i) sums[(r + i) * spans.count + s] = found[i];
-    }
+void sum_a8(const int8_t* q, int64_t ld, int64_t rows, int64_t count, float* sums, int64_t step) {
+  for (int64_t r = 0; r < rows; r += Isa::kWidth) {
+    float found[Isa::kWidth];
+    const int64_t used = smaller(Isa::kWidth, rows - r);
+    Isa::store(found, byte_sums(q + r * ld, ld, used, count));
+    for (int64_t i = 0; i < used; ++i) sums[(r + i) * step] = found[i];
   }
 }
 
@@ -152,18 +148,27 @@ constexpr int turns(int rows) {
   return 4 * rows <= Isa::template act_rows<BITS>() ? 4 : 2 * rows <= Isa::template act_rows<BITS>() ? 2 : 1;
 }
 
-// Over k codes, above 0 and a multiple of 16, from 0 on. Of each 4 rows the first one's address is kept: with one for
-// each row, addresses would go through vector registers, and wait there for the products.
+// Where in rows of activations products go on: in row 0, and bytes of its piece that are left there.
+struct Place {
+  const int8_t* q;
+  int64_t left;
+  const int64_t* jump;
+};
+
+// Over k codes, above 0 and a multiple of 16. Of each 4 rows the first one's address is kept: with one for each row,
+// addresses would go through vector registers, and wait there for the products.
 template <int BITS, int C>
-inline Sums8<C> a8_steps(const uint8_t* codes, const int8_t* q, int64_t ld, int64_t k) {
+inline Sums8<C> a8_steps(const uint8_t* codes, const Acts8& a, Place& at, int64_t k) {
   constexpr int kFours = (C + 3) / 4, kTurns = turns<BITS>(C);
   constexpr int kQuads = kTurns > kFields<BITS> ? kTurns : kFields<BITS>;  // of codes in a step
+  const int64_t ld = a.ld;
   const int8_t* four[kFours];
-  MPQ_UNROLL for (int j = 0; j < kFours; ++j) four[j] = q + 4 * j * ld;
+  MPQ_UNROLL for (int j = 0; j < kFours; ++j) four[j] = at.q + 4 * j * ld;
   Sums8<C> sums[kTurns];
   MPQ_UNROLL for (int t = 0; t < kTurns; ++t) MPQ_UNROLL for (int c = 0; c < C; ++c)
       MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) sums[t]
           .v[c][v] = Isa::no_ints();
+  int64_t left = at.left;
   const uint8_t* end = codes + mpq::packed_bytes(k, BITS) * kPanel;
   do {
     MPQ_UNROLL for (int i = 0; i < kQuads; ++i) {
@@ -178,8 +183,15 @@ inline Sums8<C> a8_steps(const uint8_t* codes, const int8_t* q, int64_t ld, int6
       }
     }
     MPQ_UNROLL for (int j = 0; j < kFours; ++j) four[j] += 4 * kQuads;
+    left -= 4 * kQuads;
+    if (__builtin_expect(left == 0, 0)) {
+      const int64_t jump = *at.jump++;
+      MPQ_UNROLL for (int j = 0; j < kFours; ++j) four[j] += jump;
+      left = a.piece;
+    }
     codes += kQuads / kFields<BITS> * 4 * kPanel;
   } while (codes < end);
+  at.q = four[0], at.left = left;
   MPQ_UNROLL for (int t = 1; t < kTurns; ++t) MPQ_UNROLL for (int c = 0; c < C; ++c)
       MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) sums[0]
           .v[c][v] = Isa::template added<BITS>(sums[0].v[c][v], sums[t].v[c][v]);
@@ -188,13 +200,14 @@ inline Sums8<C> a8_steps(const uint8_t* codes, const int8_t* q, int64_t ld, int6
 
 // Of the codes of one span.
 template <int BITS, int C>
-inline Sums8<C> a8_span(const uint8_t* codes, const int8_t* q, int64_t ld, int64_t k) {
+inline Sums8<C> a8_span(const uint8_t* codes, const Acts8& a, Place& at, int64_t k) {
   if constexpr (!Isa::template kNarrow<BITS>) {
-    return a8_steps<BITS, C>(codes, q, ld, k);
+    return a8_steps<BITS, C>(codes, a, at, k);
   } else {
     Sums8<C> sum = {};
     for (int64_t i = 0; i < k; i += kBlock) {
-      const Sums8<C> part = a8_steps<BITS, C>(codes + mpq::packed_bytes(i, BITS) * kPanel, q + i, ld, kBlock);
+      const uint8_t* from = codes + mpq::packed_bytes(i, BITS) * kPanel;
+      const Sums8<C> part = a8_steps<BITS, C>(from, a, at, smaller(kBlock, k - i));
       for (int c = 0; c < C; ++c)
         for (int v = 0; v < kTileVecs; ++v) sum.v[c][v] = Isa::widened(sum.v[c][v], part.v[c][v]);
     }
@@ -206,18 +219,24 @@ inline Sums8<C> a8_span(const uint8_t* codes, const int8_t* q, int64_t ld, int64
 template <int C>
 using Results8 = typename Isa::Vec[C][kTileVecs];
 
+// A tile's scales, zeros and sums where products have got to.
+struct Grids8 {
+  const float *scales, *zeros, *act_scales, *act_sums;
+};
+
 // Adds one span. Inlined in any case: a call would pass its many arguments through memory.
 template <int BITS, int C>
-[[gnu::always_inline]] inline void a8_add(const Panel8& panel, const Acts8& a, int64_t length, int64_t sums,
-                                          int64_t groups, Results8<C>& y) {
-  const Sums8<C> sum = a8_span<BITS, C>(panel.codes, a.q, a.ld, length);
+[[gnu::always_inline]] inline void a8_add(const uint8_t* codes, const Acts8& a, Place& at, int64_t length,
+                                          const Grids8& grid, int64_t groups, int64_t spans, Results8<C>& y) {
+  const Sums8<C> sum = a8_span<BITS, C>(codes, a, at, length);
   typename Isa::Vec scale[kTileVecs], minus[kTileVecs];
   for (int v = 0; v < kTileVecs; ++v) {
-    scale[v] = Isa::load(panel.scales + v * Isa::kWidth);
-    minus[v] = Isa::sub(Isa::zero(), Isa::load(panel.zeros + v * Isa::kWidth));
+    scale[v] = Isa::load(grid.scales + v * Isa::kWidth);
+    minus[v] = Isa::sub(Isa::zero(), Isa::load(grid.zeros + v * Isa::kWidth));
   }
   MPQ_UNROLL for (int c = 0; c < C; ++c) {
-    const typename Isa::Vec x_sum = Isa::set1(a.sums[c * sums]), x_scale = Isa::set1(a.scales[c * groups]);
+    const typename Isa::Vec x_sum = Isa::set1(grid.act_sums[c * spans]);
+    const typename Isa::Vec x_scale = Isa::set1(grid.act_scales[c * groups]);
     MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) {
       const typename Isa::Vec centred = Isa::fused(minus[v], x_sum, Isa::to_floats(sum.v[c][v]));
       y[c][v] = Isa::fused(Isa::mul(centred, scale[v]), x_scale, y[c][v]);
@@ -225,29 +244,34 @@ template <int BITS, int C>
   }
 }
 
+// The panel's columns from j on, rows of activations from m on. By reference: a copy is read again by vectors that wait
+// until its words have reached the cache, behind all results of the tile before. `next`: as in Panel8, or null.
 template <int BITS, int C>
-void a8_tile(const Packed& w, const Spans& spans, Panel8 panel, Acts8 a, float* y, int64_t ldy) {
-  const int64_t zero_step = w.zero_each ? kPanel : 0;
+void a8_tile(const Packed& w, const Spans& spans, const Panel8& panel, int64_t j, const Acts8& a, int64_t m,
+             const uint8_t* next, float* y, int64_t ldy) {
+  const int64_t zero_step = w.zero_each ? kPanel : 0, end = (w.k + 15) / 16 * 16;
   Results8<C> tile;
+  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) tile[c][v] = Isa::zero();
+  // Where results go, lines far apart. Unrolled, their addresses would be kept in registers of vectors.
+#pragma GCC unroll 1
   for (int c = 0; c < C; ++c)
-    for (int v = 0; v < kTileVecs; ++v) {
-      tile[c][v] = Isa::zero();
-      __builtin_prefetch(y + c * ldy + v * Isa::kWidth, 1);  // where results go, many lines
-    }
-  int64_t k = 0, left = spans.group;
+    for (int v = 0; v < kTileVecs; ++v) __builtin_prefetch(y + c * ldy + v * Isa::kWidth, 1);
+  const uint8_t* codes = panel.codes + 4 * j;
+  Grids8 grid{panel.scales + j, panel.zeros + j, a.scales + m * w.groups, a.sums + m * spans.count};
+  Place at{a.q + m * a.ld, a.piece, a.jumps};
+  int64_t k = 0, left = smaller(spans.group, end);
   for (int64_t s = 0; s < spans.count; ++s) {  // without a division, which would hold up what follows
     const int64_t length = smaller(spans.length, left), bytes = mpq::packed_bytes(length, BITS) * kPanel;
-    if (panel.next)
-      for (const uint8_t* end = panel.next + bytes; panel.next < end; panel.next += kLine)
-        __builtin_prefetch(panel.next);
-    a8_add<BITS, C>(panel, a, length, spans.count, w.groups, tile);
-    panel.codes += bytes, a.q += length, ++a.sums, k += length, left -= length;
+    if (next)
+      for (const uint8_t* stop = next + bytes; next < stop; next += kLine) __builtin_prefetch(next);
+    a8_add<BITS, C>(codes, a, at, length, grid, w.groups, spans.count, tile);
+    codes += bytes, ++grid.act_sums, k += length, left -= length;
     if (left > 0) continue;
-    panel.scales += kPanel, panel.zeros += zero_step, ++a.scales;
-    left = smaller(spans.group, w.kp - k);
+    grid.scales += kPanel, grid.zeros += zero_step, ++grid.act_scales;
+    left = smaller(spans.group, end - k);
   }
   MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) {
-    const typename Isa::Vec bias = panel.bias ? Isa::load(panel.bias + v * Isa::kWidth) : Isa::zero();
+    const typename Isa::Vec bias = panel.bias ? Isa::load(panel.bias + j + v * Isa::kWidth) : Isa::zero();
     MPQ_UNROLL for (int c = 0; c < C; ++c) {
       const typename Isa::Vec sum = tile[c][v];
       Isa::store(y + c * ldy + v * Isa::kWidth, panel.bias ? Isa::add(sum, bias) : sum);
@@ -256,28 +280,24 @@ void a8_tile(const Packed& w, const Spans& spans, Panel8 panel, Acts8 a, float* 
 }
 
 template <int BITS, int C>
-void a8_rows(const Packed& w, const Spans& spans, Panel8 panel, const Acts8& a, int64_t rows, float* y, int64_t ldy) {
+void a8_rows(const Packed& w, const Spans& spans, const Panel8& panel, const Acts8& a, int64_t m, int64_t rows,
+             float* y, int64_t ldy) {
   if (rows == C) {
-    constexpr int64_t kStep = kTileVecs * Isa::kWidth;
-    for (int64_t j = 0; j < kPanel; j += kStep) {
-      a8_tile<BITS, C>(w, spans, panel, a, y + j, ldy);
-      panel.codes += 4 * kStep, panel.scales += kStep, panel.zeros += kStep, panel.next = nullptr;
-      if (panel.bias) panel.bias += kStep;
-    }
+    for (int64_t j = 0; j < kPanel; j += kTileVecs * Isa::kWidth)
+      a8_tile<BITS, C>(w, spans, panel, j, a, m, m + j ? nullptr : panel.next, y + m * ldy + j, ldy);
   } else if constexpr (C > 1) {
-    a8_rows<BITS, C - 1>(w, spans, panel, a, rows, y, ldy);
+    a8_rows<BITS, C - 1>(w, spans, panel, a, m, rows, y, ldy);
   }
 }
 
 template <int BITS>
-void a8_panel(const Packed& w, Panel8 panel, const Acts8& a, int64_t rows, float* y, int64_t ldy) {
+void a8_panel(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float* y, int64_t ldy) {
   constexpr int kMost = Isa::template act_rows<BITS>();
   const Spans spans(w);
   const int64_t tiles = mpq::ceil_div(rows, kMost);  // as even as can be
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t m = rows * t / tiles, m1 = rows * (t + 1) / tiles;
-    a8_rows<BITS, kMost>(w, spans, panel, a.from(m, w.groups, spans.count), m1 - m, y + m * ldy, ldy);
-    panel.next = nullptr;
+    a8_rows<BITS, kMost>(w, spans, panel, a, m, m1 - m, y, ldy);
   }
 }
 

@@ -78,16 +78,16 @@ struct Panel8 {
   const uint8_t* next;   // as many bytes as there are codes, to be asked for meanwhile; or null
 };
 
-// Rows of 8-bit activations, `ld` bytes apart, in the order of `order_a8`.
+// Rows of 8-bit activations, `ld` bytes apart, in the order of `order_a8`. A row lies in pieces of so many bytes, a
+// multiple of 16; from the end of each it is a jump to the next.
 struct Acts8 {
   const int8_t* q;
   int64_t ld;
   const float *scales, *sums;  // [rows][groups], [rows][spans]
-
-  Acts8 from(int64_t row, int64_t groups, int64_t spans) const {
-    return {q + row * ld, ld, scales + row * groups, sums + row * spans};
-  }
+  int64_t piece;
+  const int64_t* jumps;  // one for each piece
 };
+constexpr int64_t kNoJump[1] = {};
 
 // Columns of a panel that lie side by side where they come from, too.
 struct Piece {
@@ -170,10 +170,11 @@ struct Kernels {
   void (*quantize_act)(const float* x, int64_t kp, int64_t group, FixedScale fixed, int8_t* q, float* scale);
 
   // Bytes of activations from the order of k into that of a panel's codes, one within each 16; count is a multiple of
-  // 32. And sums[row][s] = the sum over span s, in either order, of rows ld bytes apart; past the last up to 32 bytes
-  // more are read.
+  // 32.
   void (*order_a8)(int bits, int8_t* q, int64_t count);
-  void (*sum_a8)(const Packed& w, const int8_t* q, int64_t ld, int64_t rows, float* sums);
+  // sums[r * step] = the sum of `count` bytes, exact below 2^24, of rows ld bytes apart; up to kLine bytes are read in
+  // any case.
+  void (*sum_a8)(const int8_t* q, int64_t ld, int64_t rows, int64_t count, float* sums, int64_t step);
 
   // The codes of weight rows n0..n1, at most kPanel, as a panel: kPanel packed rows in size.
   void (*panel_a8)(const Packed& w, int64_t n0, int64_t n1, uint8_t* codes);

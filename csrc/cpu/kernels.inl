@@ -278,16 +278,33 @@ void add(const float* in, float value, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = in[i] + value;
 }
 
-void transpose(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld) {
-  for (int64_t i = 0; i < rows; i += 8)
-    for (int64_t j = 0; j < columns; j += 8) {
-      if (i + 8 <= rows && j + 8 <= columns) {
-        Isa::transpose8(in + i * in_ld + j, in_ld, out + j * out_ld + i, out_ld);
-        continue;
+// By squares of S x S, smaller ones at the edges, and single numbers at theirs.
+template <int S>
+void transpose_by(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld) {
+  for (int64_t i = 0; i < rows; i += S)
+    for (int64_t j = 0; j < columns; j += S) {
+      const float* from = in + i * in_ld + j;
+      float* to = out + j * out_ld + i;
+      const int64_t height = smaller(S, rows - i), width = smaller(S, columns - j);
+      if (height == S && width == S) {
+        if constexpr (S == 8) {
+          Isa::transpose8(from, in_ld, to, out_ld);
+        } else {
+          typename Isa::Bytes square[S];
+          Isa::transpose_words(reinterpret_cast<const uint8_t*>(from), 4 * in_ld, square);
+          for (int r = 0; r < S; ++r) Isa::store_bytes(to + r * out_ld, square[r]);
+        }
+      } else if constexpr (S > 8) {
+        transpose_by<8>(from, in_ld, height, width, to, out_ld);
+      } else {
+        for (int64_t r = 0; r < height; ++r)
+          for (int64_t c = 0; c < width; ++c) to[c * out_ld + r] = from[r * in_ld + c];
       }
-      for (int64_t r = i; r < smaller(i + 8, rows); ++r)
-        for (int64_t c = j; c < smaller(j + 8, columns); ++c) out[c * out_ld + r] = in[r * in_ld + c];
     }
+}
+
+void transpose(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld) {
+  transpose_by<(Isa::kWidth > 8 ? Isa::kWidth : 8)>(in, in_ld, rows, columns, out, out_ld);
 }
 
 // Copies of whole vectors: what is too much is overwritten by the next.

@@ -138,7 +138,10 @@ struct Rounded {
     parallel_for(a.m, ceil_div(kGrainMacs, w.kp), [&](int64_t begin, int64_t end) {
       for (int64_t m = begin; m < end; ++m)
         kernels().quantize_act(x + m * w.kp, w.kp, w.group, a.act_scale, q + m * ld, scales + m * w.groups);
-      kernels().sum_a8(w, q + begin * ld, ld, end - begin, sums + begin * spans.count);
+      for (int64_t s = 0; s < spans.count; ++s) {
+        const int64_t k0 = spans.begin(s), k1 = spans.end(s);
+        kernels().sum_a8(q + begin * ld + k0, ld, end - begin, k1 - k0, sums + begin * spans.count + s, spans.count);
+      }
       for (int64_t m = begin; m < end; ++m) kernels().order_a8(w.bits, q + m * ld, w.kp);
     });
   }
@@ -148,7 +151,7 @@ void by_panels8(const LinearArgs& a, const float* x) {
   const Packed& w = a.weight;
   const Spans spans(w);
   const Rounded rounded(a, spans, x);
-  const Acts8 acts{rounded.q, rounded.ld, rounded.scales, rounded.sums};
+  const Acts8 acts{rounded.q, rounded.ld, rounded.scales, rounded.sums, w.kp, kNoJump};
   const int64_t bytes = kPanel * packed_bytes(w.kp, w.bits), ahead = kAhead / w.bits;
   parallel_for(panel_count(w.n), ceil_div(kGrainMacs8, kPanel * w.kp * a.m), [&](int64_t begin, int64_t end) {
     Buffer<uint8_t> codes(a.panels ? 0 : bytes);

@@ -1,0 +1,214 @@
+// What conv_a8 multiplies: the input as bytes, and where patches of it lie.
+#pragma once
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "buffer.h"
+#include "conv.h"
+#include "parallel.h"
+
+namespace mpq {
+
+constexpr int64_t kTurned = 64;  // pixels turned at once
+constexpr int64_t kSlack = 64;   // bytes that may be read or written past what is needed
+constexpr int64_t kTaken = 16;   // bytes that products take at once, so that channels are to be a multiple of it
+constexpr int64_t kShort = 4;    // pixels of an output row that are too few for products of their own
+
+// Patches of one output row follow each other in the image, so its taps are read where they lie; where that cannot be,
+// they are copied. Or else a patch is a pixel, and all of them are one long row.
+enum class Patch { pixel, in_image, copied };
+
+inline Patch kind_of_patch(const ConvArgs& a) {
+  const bool apart = a.stride[0] > 1 || a.stride[1] > 1 || a.padding[0] > 0 || a.padding[1] > 0;
+  if (a.groups == 1 && a.weight.k == a.in_channels && !apart) return Patch::pixel;
+  return a.in_channels / a.groups % kTaken == 0 && a.out_width > kShort ? Patch::in_image : Patch::copied;
+}
+
+// The input as bytes with its zero padding in place, channels last: [batch][height][width][pixel], a pixel being its
+// channels, and zeros up to the packed length of a row where a patch is just one pixel.
+struct Image8 {
+  const int64_t height, width, pixel;
+  const bool ordered;  // as `order_a8` does, so that patches need not be
+  Buffer<float> scales;
+  Buffer<int8_t> data;
+
+  Image8(const ConvArgs& a, Patch patch)
+      : height(a.height + 2 * a.padding[0]),
+        width(a.width + 2 * a.padding[1]),
+        pixel(patch == Patch::pixel ? a.weight.kp : a.in_channels),
+        ordered(a.in_channels / a.groups % kTaken == 0 || patch == Patch::pixel),
+        scales(a.batch),
+        data(padded(a.batch * sample()) + kSlack) {
+    const int64_t bytes = padded(a.batch * sample());
+    sample_scales(a, scales);
+    if (height * width > a.height * a.width || pixel > a.in_channels) std::memset(data, 0, bytes);
+    std::memset(data + bytes - kBlock, 0, kBlock + kSlack);
+    const bool last = a.x_stride[1] == 1 && a.in_channels > 1;
+    // Pixels that lie in one piece: a whole plane, or a row.
+    const int64_t piece = a.x_stride[2] == a.width * a.x_stride[3] ? a.height * a.width : a.width;
+    const int64_t step = last ? a.width : kTurned, parts = ceil_div(piece, step), pieces = a.height * a.width / piece;
+    parallel_for(a.batch * pieces * parts, ceil_div(kConvGrain, step * a.in_channels), [&](int64_t begin, int64_t end) {
+      Buffer<float> turned(last ? 0 : kTurned * a.in_channels), line(last ? 0 : kTurned);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t b = i / (pieces * parts), p0 = i / parts % pieces * piece + i % parts * step;
+        const int64_t p1 = std::min(p0 + step, (i / parts % pieces + 1) * piece);
+        const float* x = a.x + b * a.x_stride[0] + p0 / a.width * a.x_stride[2] + p0 % a.width * a.x_stride[3];
+        if (last) {
+          round(a, b, p0, p1, x, a.x_stride[3]);
+          continue;
+        }
+        if (a.x_stride[3] == 1) {
+          kernels().transpose(x, a.x_stride[1], a.in_channels, p1 - p0, turned, a.in_channels);
+        } else {
+          for (int64_t c = 0; c < a.in_channels; ++c) {
+            kernels().every(x + c * a.x_stride[1], a.x_stride[3], p1 - p0, line);
+            for (int64_t p = 0; p < p1 - p0; ++p) turned[p * a.in_channels + c] = line[p];
+          }
+        }
+        round(a, b, p0, p1, turned, a.in_channels);
+      }
+    });
+    if (ordered && a.weight.bits < 8)
+      parallel_for(bytes / kBlock, kConvGrain, [&](int64_t begin, int64_t end) {
+        kernels().order_a8(a.weight.bits, data + begin * kBlock, (end - begin) * kBlock);
+      });
+  }
+
+  int64_t sample() const { return height * width * pixel; }
+  int64_t at(int64_t b, int64_t y, int64_t x) const { return ((b * height + y) * width + x) * pixel; }
+
+  // Pixels p0..p1 of sample b from x, `gap` floats apart.
+  void round(const ConvArgs& a, int64_t b, int64_t p0, int64_t p1, const float* x, int64_t gap) {
+    for (int64_t p = p0, stop; p < p1; x += (stop - p) * gap, p = stop) {
+      stop = std::min(p1, (p / a.width + 1) * a.width);
+      kernels().round_bytes(x, gap, stop - p, a.in_channels, scales[b],
+                            data + at(b, p / a.width + a.padding[0], p % a.width + a.padding[1]), pixel);
+    }
+  }
+};
+
+// Sums of an image's bytes over so many channels that those over each span of a patch are made of them: exact.
+struct Atoms {
+  const int64_t size, row;  // channels of one; atoms of a pixel
+  Buffer<float> sums;       // [pixel][row]
+
+  Atoms(const ConvArgs& a, const Image8& image)
+      : size(size_for(a)), row(a.in_channels / size), sums(a.batch * image.height * image.width * row) {
+    const int64_t pixels = a.batch * image.height * image.width;
+    parallel_for(pixels, ceil_div(kConvGrain, a.in_channels), [&](int64_t begin, int64_t end) {
+      for (int64_t i = 0; i < row; ++i)
+        kernels().sum_a8(image.data + begin * image.pixel + i * size, image.pixel, end - begin, size,
+                         sums + begin * row + i, row);
+    });
+  }
+
+  static int64_t size_for(const ConvArgs& a) {
+    const Spans spans(a.weight);
+    const int64_t channels = a.in_channels / a.groups;
+    return spans.count == 1 ? channels : std::gcd(std::gcd(channels, spans.group), spans.length);
+  }
+};
+
+// Rows of 8-bit patches for the pixels p0..p1 and one channel group, with their scales and sums.
+struct Patches {
+  const Spans spans;
+  const Patch kind;
+  const bool joined;  // taps that lie side by side make one piece
+  const int64_t channels, piece, ld;
+  Buffer<int64_t> jumps;
+  Buffer<int8_t> room;
+  Buffer<float> scales, sums, line;
+
+  Patches(const ConvArgs& a, const Image8& image, Patch patch, int64_t pixels)
+      : spans(a.weight),
+        kind(patch),
+        joined(a.groups == 1 && a.dilation[1] == 1),
+        channels(a.in_channels / a.groups),
+        piece(joined ? a.kernel[1] * channels : channels),
+        ld(patch == Patch::pixel      ? image.pixel
+           : patch == Patch::in_image ? a.stride[1] * image.pixel
+                                      : a.weight.kp + kSlack),
+        jumps(a.kernel[0] * a.kernel[1]),
+        room(patch == Patch::copied ? pixels * ld + kSlack : 0),
+        scales(pixels * a.weight.groups),
+        sums(pixels * spans.count),
+        line(pixels) {
+    const int64_t down = a.dilation[0] * image.width * image.pixel, right = a.dilation[1] * image.pixel;
+    const int64_t across = joined ? 1 : a.kernel[1];  // pieces of a row of taps
+    for (int64_t i = 0; i < a.kernel[0] * across; ++i)
+      jumps[i] = ((i + 1) % across ? right : down - (across - 1) * right) - piece;
+  }
+
+  void gather(const ConvArgs& a, const Image8& image, const Atoms* atoms, int64_t group, int64_t p0, int64_t p1,
+              const Run* runs, int64_t count) {
+    const Packed& w = a.weight;
+    for (int64_t i = 0; i < count; ++i) {
+      std::fill_n(scales + runs[i].lane * w.groups, runs[i].length * w.groups, image.scales[runs[i].batch]);
+      if (kind == Patch::copied) copy(a, image, group, runs[i]);
+      if (kind == Patch::in_image) add(a, image, *atoms, group, runs[i]);
+    }
+    if (kind == Patch::in_image) return;
+    if (!image.ordered) kernels().order_a8(w.bits, room, (p1 - p0) * ld);
+    const int8_t* rows = kind == Patch::pixel ? image.data + p0 * ld : room;
+    for (int64_t s = 0; s < spans.count; ++s)
+      kernels().sum_a8(rows + spans.begin(s), ld, p1 - p0, spans.end(s) - spans.begin(s), sums + s, spans.count);
+  }
+
+  // Of a run, or of all pixels from p0 on.
+  Acts8 rows(const ConvArgs& a, const Image8& image, int64_t group, int64_t p0, const Run& run) const {
+    const Packed& w = a.weight;
+    if (kind == Patch::pixel) return {image.data + p0 * ld, ld, scales, sums, w.kp, kNoJump};
+    if (kind == Patch::copied) return {room, ld, scales, sums, w.kp, kNoJump};
+    return {first(a, image, group, run), ld, scales + run.lane * w.groups, sums + run.lane * spans.count, piece, jumps};
+  }
+
+  const int8_t* first(const ConvArgs& a, const Image8& image, int64_t group, const Run& run) const {
+    return image.data + image.at(run.batch, run.y * a.stride[0], run.x * a.stride[1]) + group * channels;
+  }
+
+  // The run's sums, from those of atoms in the order of taps.
+  void add(const ConvArgs& a, const Image8& image, const Atoms& atoms, int64_t group, const Run& run) {
+    const int64_t each = channels / atoms.size, gap = a.stride[1] * atoms.row;
+    int64_t s = 0, k = 0;
+    std::fill_n(static_cast<float*>(line), run.length, 0.0f);
+    for (int64_t tap = 0; tap < a.kernel[0] * a.kernel[1]; ++tap) {
+      const int64_t y = run.y * a.stride[0] + tap / a.kernel[1] * a.dilation[0];
+      const int64_t x = run.x * a.stride[1] + tap % a.kernel[1] * a.dilation[1];
+      const float* from = atoms.sums + image.at(run.batch, y, x) / image.pixel * atoms.row + group * each;
+      for (int64_t i = 0; i < each; ++i, ++from) {
+        if (gap == 1)
+          for (int64_t j = 0; j < run.length; ++j) line[j] += from[j];
+        else
+          for (int64_t j = 0; j < run.length; ++j) line[j] += from[j * gap];
+        k += atoms.size;
+        if (k < spans.end(s) && k < a.weight.k) continue;
+        for (int64_t j = 0; j < run.length; ++j) sums[(run.lane + j) * spans.count + s] = line[j];
+        std::fill_n(static_cast<float*>(line), run.length, 0.0f);
+        ++s;
+      }
+    }
+  }
+
+  void copy(const ConvArgs& a, const Image8& image, int64_t group, const Run& run) {
+    // Whole lines are copied: what is too much is overwritten by the next piece.
+    if (piece <= 16)
+      copy_pieces<16>(a, image, first(a, image, group, run), run);
+    else
+      copy_pieces<kSlack>(a, image, first(a, image, group, run), run);
+  }
+
+  template <int64_t kLine>
+  void copy_pieces(const ConvArgs& a, const Image8& image, const int8_t* from, const Run& run) {
+    const int64_t next = a.stride[1] * image.pixel, pieces = a.weight.k / piece;
+    for (int64_t j = 0; j < run.length; ++j, from += next) {
+      int8_t* out = room + (run.lane + j) * ld;
+      const int8_t* in = from;
+      for (int64_t t = 0; t < pieces; in += piece + jumps[t++], out += piece)
+        for (int64_t i = 0; i < piece; i += kLine) std::memcpy(out + i, in + i, kLine);
+      std::memset(out, 0, kBlock);  // up to kp and more: there is as much room between rows
+    }
+  }
+};
+
+}  // namespace mpq
