@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mpqkern import PackedLinear, Scheme
+from mpqkern.nn.linear import packed_linear
 
 from . import Built, Peer, ggml, graphs, grid, spread_out
 
@@ -22,15 +23,16 @@ def packed(weight: Tensor, x: Tensor, copies: int, *, scheme: Scheme, first: boo
     """mpqkern's own; `first`: dequantized, and then torch's float product."""
     layer = torch.nn.utils.skip_init(torch.nn.Linear, weight.shape[1], weight.shape[0], bias=False)
     layer.weight = torch.nn.Parameter(weight, requires_grad=False)
-    held = [PackedLinear.from_float(layer, scheme) for _ in range(copies)]
+    made = [PackedLinear.from_float(layer, scheme) for _ in range(copies)]
+    held = [(*layer.arguments(), layer.fragments) for layer in made]
 
     def linear(i: int) -> Tensor:
-        return held[i % copies](x)
+        return packed_linear(x, *held[i % copies])
 
     def dequantized(i: int) -> Tensor:
-        return F.linear(x, held[i % copies].dequantize().to(x.dtype))
+        return F.linear(x, made[i % copies].dequantize().to(x.dtype))
 
-    return Built(dequantized if first else linear, held[0].dequantize())
+    return Built(dequantized if first else linear, made[0].dequantize())
 
 
 def ours(scheme: Scheme, *, first: bool = False) -> Peer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from .. import ops
 from ..ledger import table
 from ..nn import PackedLinear
+from ..nn.linear import packed_linear
 from ..scheme import Scheme
 from .turns import copies, measure, read_bandwidth
 
@@ -95,5 +97,10 @@ def _calls(n: int, k: int, m: int, schemes: Sequence[Scheme]) -> dict[str, Calla
     layer.weight = nn.Parameter(weight, requires_grad=False)
     for s in schemes:
         packed = [PackedLinear.from_float(layer, s) for _ in range(copies(s.bytes((n, k))))]
-        calls[str(s)] = lambda i, packed=packed: packed[i % len(packed)](x)
+        calls[str(s)] = partial(_packed, x, [(*p.arguments(), p.fragments) for p in packed])
     return calls
+
+
+def _packed(x: torch.Tensor, packed: Sequence[tuple[Any, ...]], i: int) -> torch.Tensor:
+    """What a module calls."""
+    return packed_linear(x, *packed[i % len(packed)])

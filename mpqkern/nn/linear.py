@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.fx
 from torch import Tensor, nn
@@ -58,9 +60,12 @@ class PackedLinear(PackedModule):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        weight = (self.qweight, self.scales, self.zeros)
+        return packed_linear(input, *self.arguments(), self._fragments_for(input))
+
+    def arguments(self) -> tuple[Any, ...]:
+        """What `packed_linear` takes between the input and the fragments."""
         how = (self.scheme.bits, self.group_size, self.scheme.act_bits, self.act_scale)
-        return packed_linear(input, weight, self.bias, how, self.in_features, self._fragments_for(input))
+        return (self.qweight, self.scales, self.zeros), self.bias, how, self.in_features
 
     def rounded_input(self, x: Tensor) -> Tensor:
         return plain.rounded_rows(x, self.group_size, self.act_scale)

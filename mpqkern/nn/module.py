@@ -210,6 +210,8 @@ class PackedModule(nn.Module):
 
     def _fragments_for(self, input: Tensor) -> Tensor | None:
         """`fragments`, unless there is a program in the making that would keep them."""
+        if self._derived is None:
+            return None
         traced = isinstance(input, torch.fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_exporting()
         return None if traced else self.fragments
 
