@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,27 +25,17 @@ from gpu_clock import Device, Row, ceilings, rates, short
 from gpu_probe import probe
 from harness import write
 from layers import NETWORKS, Layer
-from peers import grid
+from peers.gpu import GROUP, Made
+from peers.gpu import LINEAR as PEERS
 from torch import Tensor, nn
 
 import mpqkern as mq
 from mpqkern.ledger import table
 
 RESULTS = Path(__file__).parent / "results"
-GROUP = 128
-Forward = Callable[[Tensor], Tensor]
 
 
 # ---- linear layers ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Made:
-    """Copies of one layer: call `forwards[i]`; `weight` in fp32 is what they hold, `bytes` are those of one copy."""
-
-    forwards: list[Forward]
-    weight: Tensor
-    bytes: int
 
 
 def floats(layer: nn.Module, device: Device) -> Made:
@@ -59,21 +48,6 @@ def ours(layer: nn.Module, scheme: mq.Scheme, device: Device) -> Made:
     packed = kind.from_float(layer, scheme)
     size = packed.packed_bytes()
     return Made([copy.deepcopy(packed) for _ in range(device.copies(size))], packed.dequantize().float(), size)
-
-
-def int4pack(layer: nn.Linear, device: Device) -> Made:
-    """torch's own kernel for 4 bits, bfloat16 only: codes in tiles, and pairs of a scale and what to add."""
-    codes, scales = grid(layer.weight.float(), 4, GROUP)
-    scales, wide = scales.bfloat16(), (codes + 8).to(torch.uint8)
-    tiles = torch.ops.aten._convert_weight_to_int4pack(wide[:, ::2] << 4 | wide[:, 1::2], 8)
-    pairs = torch.stack([scales.t(), torch.zeros_like(scales.t())], -1).contiguous()
-    held = [(tiles.clone(), pairs.clone()) for _ in range(device.copies(tiles.nbytes + pairs.nbytes))]
-
-    def forward(x: Tensor, tiles: Tensor, pairs: Tensor) -> Tensor:
-        return torch.ops.aten._weight_int4pack_mm(x, tiles, GROUP, pairs)
-
-    values = codes.float() * scales.float().repeat_interleave(GROUP, 1)
-    return Made([lambda x, h=h: forward(x, *h) for h in held], values, tiles.nbytes + pairs.nbytes)
 
 
 def raced(
@@ -105,7 +79,8 @@ def linear(args: argparse.Namespace, device: Device, peak: dict[str, float]) -> 
             layer = nn.Linear(k, n, bias=False, device=device.kind, dtype=dtype)
             makers: dict[str, Callable[[], Made]] = {"torch": lambda layer=layer: floats(layer, device)}
             makers |= {str(s): lambda s=s, layer=layer: ours(layer, s, device) for s in schemes}
-            makers["torch int4pack"] = lambda layer=layer: int4pack(layer, device)
+            peers = {name: make for name, (bits, make) in PEERS.items() if bits in args.bits}
+            makers |= {name: lambda make=make, layer=layer: make(layer, device.copies) for name, make in peers.items()}
             made: dict[str, Made] = {}
             for m in args.m:
                 x = torch.randn(m, k, device=device.kind).to(dtype)
@@ -117,7 +92,7 @@ def linear(args: argparse.Namespace, device: Device, peak: dict[str, float]) -> 
                     return raced(head, made[name], x, F.linear, device, peak)
 
                 where = {"shape": shape, "dtype": short(dtype), "m": m}
-                yield where, [(w, not w.startswith("torch"), lambda w=w, job=job: job(w)) for w in makers]
+                yield where, [(w, w != "torch" and w not in PEERS, lambda w=w, job=job: job(w)) for w in makers]
 
 
 # ---- convolutions -----------------------------------------------------------------------------------------

@@ -88,6 +88,8 @@ def test_every_section_runs_and_writes(tmp_path: Path, monkeypatch: pytest.Monke
         for row in found["rows"]:
             assert row["us"] > 0 and row["of_read"] == pytest.approx(row["gb_s"] * 1e9 / found["peaks"]["read"])
             assert row.get("error", 0) < (0.02 if "a8" in row["what"] else 0.005), row
+    missing = json.loads((tmp_path / "cuda-linear.json").read_text())["missing"]
+    assert {name.split(" (")[0] for name in missing} == set(gpu_speed.PEERS), "none of them runs on a CPU"
 
 
 def test_what_fails_is_said_and_the_rest_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
