@@ -55,6 +55,7 @@ SCHEMAS = {
     "probe_conv2d": "(Tensor x, Tensor weights, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
     "int groups) -> Tensor",
 }
+PANEL = 32  # weight rows that fragments have side by side on a CPU: kPanel of csrc/cpu/kernels.h
 ISAS = ("plain", "scalar", "avx2", "avx512")  # what MPQKERN_ISA may ask for, slowest first
 
 
@@ -194,7 +195,7 @@ def _(qweight: Tensor, bits: int, k: int) -> Tensor:
         depth = 256 // bits
         words = (n + 15) // 16 * ((kp + depth - 1) // depth) * 128
     else:
-        words = (n + 31) // 32 * 32 * (kp * bits // 32)
+        words = (n + PANEL - 1) // PANEL * PANEL * (kp * bits // 32)
     return qweight.new_empty(words, dtype=torch.int32)
 
 

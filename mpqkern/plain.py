@@ -163,7 +163,8 @@ def linear(
 
 def fragments(qweight: Tensor, bits: int, k: int) -> Tensor:
     """int32 [words]: the codes as csrc/cpu/drivers.h lays them out, the words of 32 rows side by side."""
-    n, words = len(qweight), qweight.contiguous().view(torch.int32)
+    check_packed("fragments", qweight, None, None, bits, 0, k)
+    n, words = len(qweight), qweight.clone(memory_format=torch.contiguous_format).view(torch.int32)
     rows = torch.arange(-(-n // 32) * 32, device=qweight.device).clamp(max=n - 1)
     return words[rows].unflatten(0, (-1, 32)).transpose(1, 2).reshape(-1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -117,6 +118,11 @@ def make_layer(bits: int = 4) -> PackedLinear:
     return PackedLinear.from_float(nn.Linear(70, 20), Scheme(bits, group_size=32, act_bits=8))
 
 
+def mpq_linear(layer: PackedLinear, x: Tensor) -> Tensor:
+    """Without fragments."""
+    return mpq.linear(x, layer.qweight, layer.scales, layer.zeros, layer.bias, layer.scheme.bits, 32, 8)
+
+
 def current(layer: nn.Module) -> bool:
     f = layer.fragments
     return f is not None and torch.equal(f, plain.fragments(layer.qweight, layer.scheme.bits, layer.k))
@@ -124,11 +130,13 @@ def current(layer: nn.Module) -> bool:
 
 @needs_kernels
 def test_which_modules_have_fragments() -> None:
-    assert current(make_layer()) and current(PackedConv2d.from_float(nn.Conv2d(3, 8, 3), Scheme(4, act_bits=8)))
+    assert current(make_layer()) and current(PackedConv2d.from_float(nn.Conv2d(3, 17, 3), Scheme(4, act_bits=8)))
     for layer, scheme in (
         (nn.Linear(8, 8), Scheme(4)),
         (nn.Conv2d(8, 8, 3, groups=8), Scheme(4, act_bits=8)),
         (nn.Conv2d(32, 40, 3, groups=2), Scheme(4, act_bits=8)),  # 20 rows a group
+        (nn.Conv2d(4, 128, 3, groups=4), Scheme(4, act_bits=8)),  # depthwise
+        (nn.Linear(8, 16), Scheme(4, act_bits=8)),  # half a panel
         (nn.Linear(8, 8, device="meta"), Scheme(4, act_bits=8)),
     ):
         kind = PackedLinear if isinstance(layer, nn.Linear) else PackedConv2d
@@ -157,19 +165,42 @@ def test_fragments_of_another_weight_are_never_used() -> None:
     layer, other, x = make_layer(), make_layer(), torch.randn(5, 70)
     layer.qweight = other.qweight
     assert layer.fragments is None
+    assert torch.equal(layer(x), mpq_linear(layer, x))
     layer.derive_()
     assert current(layer)
     layer.qweight.zero_()
     assert layer.fragments is None
-    got = layer(x)
-    layer.derive_()
-    assert torch.equal(layer(x), got)
+    assert torch.equal(layer(x), mpq_linear(layer, x))
+    assert current(layer), "made anew by the call"
+    swapped = torch.func.functional_call(layer, {"qweight": other.qweight + 1}, (x,))
+    assert current(layer) and not torch.equal(swapped, layer(x))
+
+
+@needs_kernels
+def test_an_old_weight_is_not_kept_alive() -> None:
+    layer = make_layer()
+    old = weakref.ref(layer.qweight)
+    layer.qweight = layer.qweight.to("meta")
+    assert old() is None
+
+
+@needs_kernels
+def test_layers_that_share_a_weight_share_fragments() -> None:
+    """And keep them when the weight is loaded, once for each."""
+    first, second = nn.Linear(70, 20), nn.Linear(70, 20)
+    second.weight = first.weight
+    model, x = nn.Sequential(first, nn.Linear(20, 70), second), torch.randn(3, 70)
+    swap_(model, {"*": Scheme(4, act_bits=8)})
+    assert model[0].fragments is model[2].fragments is not None
+    model.load_state_dict(model.state_dict())
+    model(x)
+    assert current(model[0]) and current(model[2])
 
 
 @needs_kernels
 def test_fragments_are_not_saved(tmp_path: Path) -> None:
     def make() -> nn.Module:
-        return nn.Sequential(nn.Linear(70, 20), nn.ReLU(), nn.Linear(20, 8))
+        return nn.Sequential(nn.Linear(70, 20), nn.ReLU(), nn.Linear(20, 18))
 
     model, x = make(), torch.randn(3, 70)
     swap_(model, {"*": Scheme(4, act_bits=8)})
@@ -188,8 +219,23 @@ def test_fragments_are_not_saved(tmp_path: Path) -> None:
     torch.save(model, without)
     assert len(with_them.getvalue()) == len(without.getvalue())
     with_them.seek(0)
-    loaded = torch.load(with_them, weights_only=False)
-    assert current(loaded[0]) and torch.equal(loaded(x), want)
+    old = io.BytesIO()
+    torch.save(model, old, _use_new_zipfile_serialization=False)  # reads tensors after it has made modules
+    old.seek(0)
+    for file in (with_them, old):
+        loaded = torch.load(file, weights_only=False)
+        assert torch.equal(loaded(x), want) and current(loaded[0])
+
+
+@needs_kernels
+def test_copies_of_a_compiled_layer_are_layers_of_their_own() -> None:
+    layer, x = make_layer(), torch.randn(5, 70)
+    layer.compile(backend="eager")
+    layer(x)
+    twin = copy.deepcopy(layer)
+    twin.load_state_dict(make_layer().state_dict())
+    assert torch.equal(twin(x), mpq_linear(twin, x))
+    torch.save(layer, io.BytesIO())
 
 
 @needs_kernels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -23,8 +24,9 @@ def packed(weight: Tensor, x: Tensor, copies: int, *, scheme: Scheme, first: boo
     """mpqkern's own; `first`: dequantized, and then torch's float product."""
     layer = torch.nn.utils.skip_init(torch.nn.Linear, weight.shape[1], weight.shape[0], bias=False)
     layer.weight = torch.nn.Parameter(weight, requires_grad=False)
-    made = [PackedLinear.from_float(layer, scheme) for _ in range(copies)]
-    held = [(*layer.arguments(), layer.fragments) for layer in made]
+    packed = PackedLinear.from_float(layer, scheme)
+    made = [copy.deepcopy(packed) for _ in range(copies)]
+    held = [(*one.arguments(), one.fragments) for one in made]
 
     def linear(i: int) -> Tensor:
         return packed_linear(x, *held[i % copies])

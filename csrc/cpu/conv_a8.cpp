@@ -9,6 +9,7 @@ namespace {
 constexpr int64_t kTileBytes = 256 * 1024;  // patches of a tile, part of a level 2 cache
 constexpr int64_t kMinPixels = 128;         // that share each panel
 constexpr int64_t kMaxPixels = 256;
+
 // results[pixel][kPanel] of weight rows n0..n1 at the pixels p0..p1 -> y.
 void store(const ConvArgs& a, int64_t n0, int64_t n1, int64_t p0, int64_t p1, const float* results) {
   const int64_t plane = a.out_height * a.out_width, columns = n1 - n0;
@@ -63,12 +64,15 @@ void conv_a8(const ConvArgs& a) {
   const Image8 image(a, kind);
   std::optional<Atoms> atoms;
   if (kind == Patch::in_image) atoms.emplace(a, image);
-  const int64_t rows = w.n / a.groups, pixels = a.pixels(), unit = kind == Patch::in_image ? a.out_width : 8;
+  const int64_t rows = w.n / a.groups, pixels = a.pixels();
   const int64_t wanted = std::min(pixels, std::clamp(kTileBytes / w.kp, kMinPixels, kMaxPixels));
-  const int64_t per_group = ceil_div(pixels, wanted), tile_pixels = ceil_div(ceil_div(pixels, per_group), unit) * unit;
-  const int64_t tiles = per_group * a.groups, panels = panel_count(rows), bytes = kPanel * packed_bytes(w.kp, w.bits);
+  // As even as can be, of whole output rows, or even parts of them, where these are multiplied by themselves.
+  const int64_t unit = kind == Patch::in_image ? ceil_div(a.out_width, ceil_div(a.out_width, kMaxPixels)) : 8;
+  const int64_t tile_pixels = ceil_div(ceil_div(pixels, ceil_div(pixels, wanted)), unit) * unit;
+  const int64_t tiles = ceil_div(pixels, tile_pixels) * a.groups, panels = panel_count(rows);
+  const int64_t bytes = kPanel * packed_bytes(w.kp, w.bits);
   const uint8_t* made = a.groups == 1 || rows % kPanel == 0 ? a.panels : nullptr;
-  // With fewer tiles than threads the output channels are shared out too, and patches gathered twice.
+  // With few tiles for each thread the output channels are shared out too, and patches gathered more than once.
   const int64_t parts = std::min(panels, std::max<int64_t>(1, ceil_div(2 * thread_count(), tiles)));
   parallel_for(tiles * parts, 1, [&](int64_t begin, int64_t end) {
     Patches patches(a, image, kind, tile_pixels);
@@ -79,7 +83,6 @@ void conv_a8(const ConvArgs& a) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t tile = i / parts / a.groups, group = i / parts % a.groups, part = i % parts;
       const int64_t p0 = tile * tile_pixels, p1 = std::min(pixels, p0 + tile_pixels), first = group * rows;
-      if (p0 >= p1) continue;
       const int64_t count = split(a, p0, p1, runs);
       patches.gather(a, image, atoms ? &*atoms : nullptr, group, p0, p1, runs, count);
       for (int64_t panel = panels * part / parts; panel < panels * (part + 1) / parts; ++panel) {
@@ -93,9 +96,11 @@ void conv_a8(const ConvArgs& a) {
         const bool in_place = a.y_stride[1] == 1 && n1 - n0 == kPanel;
         float* y = in_place ? a.y + p0 * w.n + n0 : results;
         const int64_t ldy = in_place ? w.n : kPanel;
-        for (int64_t r = 0; r < (kind == Patch::in_image ? count : 1); ++r) {
-          const Run run = kind == Patch::in_image ? runs[r] : Run{0, p1 - p0, 0, 0, 0};
-          kernels().gemm_a8(w, here, patches.rows(a, image, group, p0, run), run.length, y + run.lane * ldy, ldy);
+        if (kind != Patch::in_image) {
+          kernels().gemm_a8(w, here, patches.rows(a, image, p0), p1 - p0, y, ldy);
+        } else {
+          for (const Run* run = runs; run < runs + count; ++run)
+            kernels().gemm_a8(w, here, patches.rows(a, image, group, *run), run->length, y + run->lane * ldy, ldy);
         }
         if (!in_place) store(a, n0, n1, p0, p1, results);
       }

@@ -75,7 +75,7 @@ struct Panel8 {
   const float* scales;   // [groups][kPanel]
   const float* zeros;    // like scales, or [kPanel] for a weight with one zero
   const float* bias;     // [kPanel], or null
-  const uint8_t* next;   // as many bytes as there are codes, to be asked for meanwhile; or null
+  const uint8_t* ahead;  // where as many bytes lie, to be asked for meanwhile; or null
 };
 
 // Rows of 8-bit activations, `ld` bytes apart, in the order of `order_a8`. A row lies in pieces of so many bytes, a
@@ -85,7 +85,7 @@ struct Acts8 {
   int64_t ld;
   const float *scales, *sums;  // [rows][groups], [rows][spans]
   int64_t piece;
-  const int64_t* jumps;  // one for each piece
+  const int64_t* jumps;  // one for each piece; that behind the last is read, but goes nowhere
 };
 constexpr int64_t kNoJump[1] = {};
 

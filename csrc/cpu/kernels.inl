@@ -347,6 +347,7 @@ void gather(const float* x, const float* end, const int64_t* taps, int64_t count
 
 }  // namespace
 
+#include "acts8.inl"
 #include "a8.inl"
 #include "act.inl"
 #include "depthwise.inl"

@@ -12,10 +12,10 @@
 namespace mpq {
 namespace {
 
-constexpr int64_t kDepth = 512;           // k's of a dequantized block: kRows * kDepth floats stay in L2
-constexpr int64_t kRows = 48;             // a multiple of every ISA's tile height
-constexpr int64_t kMaxColumns = 512;      // activation rows staged at once
-constexpr int64_t kAhead = 16384;         // codes of a panel that memory is asked for ahead, times 8: measured
+constexpr int64_t kDepth = 512;       // k's of a dequantized block: kRows * kDepth floats stay in L2
+constexpr int64_t kRows = 48;         // a multiple of every ISA's tile height
+constexpr int64_t kMaxColumns = 512;  // activation rows staged at once
+constexpr int64_t kAhead = 16384;  // bytes of panels that memory is asked for ahead, times the bits of a code: measured
 constexpr int64_t kGrainMacs = 1 << 16;   // below this a second thread costs more than it saves
 constexpr int64_t kGrainMacs8 = 1 << 19;  // and with 8-bit activations
 

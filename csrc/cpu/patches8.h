@@ -15,9 +15,11 @@ constexpr int64_t kSlack = 64;   // bytes that may be read or written past what 
 constexpr int64_t kTaken = 16;   // bytes that products take at once, so that channels are to be a multiple of it
 constexpr int64_t kShort = 4;    // pixels of an output row that are too few for products of their own
 
-// Patches of one output row follow each other in the image, so its taps are read where they lie; where that cannot be,
-// they are copied. Or else a patch is a pixel, and all of them are one long row.
-enum class Patch { pixel, in_image, copied };
+enum class Patch {
+  pixel,     // one pixel of the image, and all patches follow each other
+  in_image,  // taps are read where they lie: patches of one output row are as far apart as their pixels
+  copied
+};
 
 inline Patch kind_of_patch(const ConvArgs& a) {
   const bool apart = a.stride[0] > 1 || a.stride[1] > 1 || a.padding[0] > 0 || a.padding[1] > 0;
@@ -128,7 +130,7 @@ struct Patches {
         piece(joined ? a.kernel[1] * channels : channels),
         ld(patch == Patch::pixel      ? image.pixel
            : patch == Patch::in_image ? a.stride[1] * image.pixel
-                                      : a.weight.kp + kSlack),
+                                      : a.weight.kp + kBlock),
         jumps(a.kernel[0] * a.kernel[1]),
         room(patch == Patch::copied ? pixels * ld + kSlack : 0),
         scales(pixels * a.weight.groups),
@@ -146,7 +148,7 @@ struct Patches {
     for (int64_t i = 0; i < count; ++i) {
       std::fill_n(scales + runs[i].lane * w.groups, runs[i].length * w.groups, image.scales[runs[i].batch]);
       if (kind == Patch::copied) copy(a, image, group, runs[i]);
-      if (kind == Patch::in_image) add(a, image, *atoms, group, runs[i]);
+      if (kind == Patch::in_image) sum_atoms(a, image, *atoms, group, runs[i]);
     }
     if (kind == Patch::in_image) return;
     if (!image.ordered) kernels().order_a8(w.bits, room, (p1 - p0) * ld);
@@ -155,12 +157,13 @@ struct Patches {
       kernels().sum_a8(rows + spans.begin(s), ld, p1 - p0, spans.end(s) - spans.begin(s), sums + s, spans.count);
   }
 
-  // Of a run, or of all pixels from p0 on.
-  Acts8 rows(const ConvArgs& a, const Image8& image, int64_t group, int64_t p0, const Run& run) const {
-    const Packed& w = a.weight;
-    if (kind == Patch::pixel) return {image.data + p0 * ld, ld, scales, sums, w.kp, kNoJump};
-    if (kind == Patch::copied) return {room, ld, scales, sums, w.kp, kNoJump};
-    return {first(a, image, group, run), ld, scales + run.lane * w.groups, sums + run.lane * spans.count, piece, jumps};
+  // Of a run where it lies in the image; and of all pixels from p0 on.
+  Acts8 rows(const ConvArgs& a, const Image8& image, int64_t group, const Run& run) const {
+    const int64_t lane = run.lane;
+    return {first(a, image, group, run), ld, scales + lane * a.weight.groups, sums + lane * spans.count, piece, jumps};
+  }
+  Acts8 rows(const ConvArgs& a, const Image8& image, int64_t p0) const {
+    return {kind == Patch::pixel ? image.data + p0 * ld : room, ld, scales, sums, a.weight.kp, kNoJump};
   }
 
   const int8_t* first(const ConvArgs& a, const Image8& image, int64_t group, const Run& run) const {
@@ -168,9 +171,9 @@ struct Patches {
   }
 
   // The run's sums, from those of atoms in the order of taps.
-  void add(const ConvArgs& a, const Image8& image, const Atoms& atoms, int64_t group, const Run& run) {
+  void sum_atoms(const ConvArgs& a, const Image8& image, const Atoms& atoms, int64_t group, const Run& run) {
     const int64_t each = channels / atoms.size, gap = a.stride[1] * atoms.row;
-    int64_t s = 0, k = 0;
+    int64_t s = 0, k = 0, end = spans.end(0);
     std::fill_n(static_cast<float*>(line), run.length, 0.0f);
     for (int64_t tap = 0; tap < a.kernel[0] * a.kernel[1]; ++tap) {
       const int64_t y = run.y * a.stride[0] + tap / a.kernel[1] * a.dilation[0];
@@ -182,10 +185,10 @@ struct Patches {
         else
           for (int64_t j = 0; j < run.length; ++j) line[j] += from[j * gap];
         k += atoms.size;
-        if (k < spans.end(s) && k < a.weight.k) continue;
+        if (k < end && k < a.weight.k) continue;
         for (int64_t j = 0; j < run.length; ++j) sums[(run.lane + j) * spans.count + s] = line[j];
         std::fill_n(static_cast<float*>(line), run.length, 0.0f);
-        ++s;
+        end = spans.end(++s);
       }
     }
   }
@@ -198,14 +201,14 @@ struct Patches {
       copy_pieces<kSlack>(a, image, first(a, image, group, run), run);
   }
 
-  template <int64_t kLine>
+  template <int64_t kBytes>
   void copy_pieces(const ConvArgs& a, const Image8& image, const int8_t* from, const Run& run) {
     const int64_t next = a.stride[1] * image.pixel, pieces = a.weight.k / piece;
     for (int64_t j = 0; j < run.length; ++j, from += next) {
       int8_t* out = room + (run.lane + j) * ld;
       const int8_t* in = from;
       for (int64_t t = 0; t < pieces; in += piece + jumps[t++], out += piece)
-        for (int64_t i = 0; i < piece; i += kLine) std::memcpy(out + i, in + i, kLine);
+        for (int64_t i = 0; i < piece; i += kBytes) std::memcpy(out + i, in + i, kBytes);
       std::memset(out, 0, kBlock);  // up to kp and more: there is as much room between rows
     }
   }

@@ -126,6 +126,7 @@ class MpqQuantizer(HfQuantizer):
         for name, module in model.named_modules():
             if isinstance(module, PackedModule):
                 _require_loaded(name, module, self.pre_quantized)
+                module.derive_()
         for name in self.waiting:
             log.warning("%s stays in float: the checkpoint has no weight for it", name)
         self.get_state_dict_and_metadata(model)

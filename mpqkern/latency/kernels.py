@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -96,7 +97,8 @@ def _calls(n: int, k: int, m: int, schemes: Sequence[Scheme]) -> dict[str, Calla
     layer = nn.utils.skip_init(nn.Linear, k, n, bias=False)
     layer.weight = nn.Parameter(weight, requires_grad=False)
     for s in schemes:
-        packed = [PackedLinear.from_float(layer, s) for _ in range(copies(s.bytes((n, k))))]
+        made = PackedLinear.from_float(layer, s)
+        packed = [copy.deepcopy(made) for _ in range(copies(s.bytes((n, k))))]
         calls[str(s)] = partial(_packed, x, [(*p.arguments(), p.fragments) for p in packed])
     return calls
 

@@ -9,7 +9,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import plain
+from .. import ops, plain
 from ..scheme import Scheme
 from .module import PackedModule
 
@@ -79,7 +79,9 @@ class PackedConv2d(PackedModule):
 
     @property
     def takes_fragments(self) -> bool:
-        whole = self.groups == 1 or self.out_channels // self.groups % 32 == 0  # their panels hold rows of one group
+        if 1 < self.groups == self.in_channels:  # depthwise, which has a way of its own
+            return False
+        whole = self.groups == 1 or self.out_channels // self.groups % ops.PANEL == 0  # panels hold rows of one group
         return whole and super().takes_fragments
 
     def rounded_input(self, x: Tensor) -> Tensor:

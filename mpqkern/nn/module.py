@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+KEEPERS = ("cpu", "cuda")  # devices with kernels that take fragments
+NOT_YET = -1  # a version that no tensor has: fragments are to be made
+
+
 class PackedModule(nn.Module):
     """Holds a weight as `qweight`, `scales` and `zeros` (see mpqkern.packed), and an optional `bias`.
 
@@ -27,14 +32,16 @@ class PackedModule(nn.Module):
     All are buffers, so `state_dict` is plain tensors; an `act_scale` that is None is not in it. Casting the module
     (`.half()`, `.to(dtype)`) casts the bias, as for a float layer; codes, scales and zeros keep their types.
 
-    Where kernels read codes in an order of their own, as on CUDA and, with `act_bits=8`, on a CPU, there is a second
-    copy of the codes in that order, `fragments`: made from `qweight`, never saved or exported. A `qweight` that was
-    replaced or written to is noticed, and then served by the slower way until `derive_` is called. Memory that is
-    worth more than speed is saved by `keeps_fragments = False`, on the class or on a layer before `derive_`.
+    Where kernels read codes in an order of their own, there may be a second copy of the codes in that order,
+    `fragments`: made from `qweight`, never saved or exported. Another `qweight` has none until `derive_` is called; one
+    that was written to in place has them made anew at the next call. Only writes that torch counts are seen: none to
+    `qweight.data`, to inference tensors or behind numpy's back, and in a compiled program none at all; there, call
+    `derive_`. Memory that is worth more than speed is saved by `keeps_fragments = False`, on a class or a layer, before
+    `derive_`.
     """
 
     keeps_fragments: bool = True
-    _fragments_op: str  # the op that takes them
+    _fragments_op: str | None = None  # the op that takes them
 
     qweight: Tensor
     scales: Tensor
@@ -186,10 +193,11 @@ class PackedModule(nn.Module):
     @property
     def takes_fragments(self) -> bool:
         """Whether kernels where the weight is have a use for them."""
-        device = self.qweight.device.type
-        if not self.keeps_fragments or device not in ("cpu", "cuda"):
+        q, device = self.qweight, self.qweight.device.type
+        if not self.keeps_fragments or self._fragments_op is None or q.dtype != torch.uint8 or device not in KEEPERS:
             return False
-        return ops.has_kernel(self._fragments_op, device) and (device == "cuda" or self.scheme.act_bits is not None)
+        enough = self.scheme.act_bits is not None and len(q) > ops.PANEL // 2  # a panel is filled up
+        return (device == "cuda" or enough) and ops.has_kernel(self._fragments_op, device)
 
     @property
     def fragments(self) -> Tensor | None:
@@ -197,13 +205,13 @@ class PackedModule(nn.Module):
         if self._derived is None:
             return None
         q, version, fragments = self._derived
-        unchanged = q is self.qweight and (torch.compiler.is_compiling() or version == _version(q))
-        return fragments if unchanged else None
+        stale = version == NOT_YET if torch.compiler.is_compiling() else version != _version(q)
+        return None if stale or q is not self.qweight else fragments
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def derive_(self) -> None:
-        """Makes `fragments` anew; called whenever `qweight` is replaced, loaded or moved."""
+        """Makes `fragments` anew, if there is a use for them; called when the module is packed, loaded or moved."""
         q = self.qweight
         make = torch.ops.mpqkern.fragments
         self._derived = (q, _version(q), make(q, self.scheme.bits, self.k)) if self.takes_fragments else None
@@ -212,15 +220,31 @@ class PackedModule(nn.Module):
         """`fragments`, unless there is a program in the making that would keep them."""
         if self._derived is None:
             return None
-        traced = isinstance(input, torch.fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_exporting()
-        return None if traced else self.fragments
+        if isinstance(input, torch.fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_exporting():
+            return None
+        q, version, _ = self._derived
+        if not torch.compiler.is_compiling() and q is self.qweight and version != _version(q):
+            self.derive_()
+        return self.fragments
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "qweight":
+            self._derived = None  # they would keep the old one in memory
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_derived": None}
+        return {**super().__getstate__(), "_derived": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.derive_()
+        if self.takes_fragments:  # made at the next call: qweight's memory may be filled only after this
+            self._derived = (self.qweight, NOT_YET, self.qweight)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        memo[id(self)] = new = self.__class__.__new__(self.__class__)
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        new.derive_()
+        return new
 
     @torch.inference_mode(False)
     @torch.no_grad()

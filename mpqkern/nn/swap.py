@@ -192,7 +192,7 @@ def _pack(
     try:
         if twin is not None:
             new.qweight, new.scales, new.zeros = twin[1].qweight, twin[1].scales, twin[1].zeros
-            new.derive_()
+            new._derived = twin[1]._derived
         elif codes is None and isinstance(rounded, MinMax) and rounded.fused:
             new.pack_(module.weight, rounded.name)
         else:
