@@ -56,8 +56,9 @@ class CMakeBuild(build_ext):
             "CMAKE_LIBRARY_OUTPUT_DIRECTORY": out,
             "CMAKE_MAKE_PROGRAM": tool("ninja"),  # under build isolation it moves each time
         }
-        settings |= {k: os.environ[k] for k in ("MPQKERN_CUDA", "MPQKERN_CUDA_ARCHS") if k in os.environ}
         define = [f"-D{key}={value}" for key, value in settings.items()]
+        for key in ("MPQKERN_CUDA", "MPQKERN_CUDA_ARCHS"):  # what the last build was asked for is forgotten
+            define.append(f"-D{key}={os.environ[key]}" if key in os.environ else f"-U{key}")
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
         commands = (
             [tool("cmake"), "-G", "Ninja", "-S", HERE, "-B", build, *define],
