@@ -71,11 +71,13 @@ constexpr int turns(int rows) {
   return 4 * rows <= Isa::template act_rows<BITS>() ? 4 : 2 * rows <= Isa::template act_rows<BITS>() ? 2 : 1;
 }
 
-// Where in rows of activations products go on: in row 0, and bytes of its piece that are left there.
+// Where in rows of activations products go on: in row 0, and bytes of its piece that are left there; and how far ahead
+// of the codes memory is asked for others.
 struct Place {
   const int8_t* q;
   int64_t left;
   const int64_t* jump;
+  const int64_t ahead;
 };
 
 // Over k codes, above 0 and a multiple of 16. Of each 4 rows the first one's address is kept: with one for each row,
@@ -84,6 +86,7 @@ template <int BITS, int C>
 inline Sums8<C> a8_steps(const uint8_t* codes, const Acts8& a, Place& at, int64_t k) {
   constexpr int kFours = (C + 3) / 4, kTurns = turns<BITS>(C);
   constexpr int kQuads = kTurns > kFields<BITS> ? kTurns : kFields<BITS>;  // of codes in a step
+  constexpr int64_t kBytes = kQuads / kFields<BITS> * 4 * kPanel;          // of packed codes
   const int64_t ld = a.ld;
   const int8_t* four[kFours];
   MPQ_UNROLL for (int j = 0; j < kFours; ++j) four[j] = at.q + 4 * j * ld;
@@ -94,6 +97,7 @@ inline Sums8<C> a8_steps(const uint8_t* codes, const Acts8& a, Place& at, int64_
   int64_t left = at.left;
   const uint8_t* end = codes + mpq::packed_bytes(k, BITS) * kPanel;
   do {
+    MPQ_UNROLL for (int64_t i = 0; i < kBytes; i += kLine) __builtin_prefetch(codes + at.ahead + i);
     MPQ_UNROLL for (int i = 0; i < kQuads; ++i) {
       const uint8_t* word = codes + i / kFields<BITS> * 4 * kPanel;
       Sums8<C>& sum = sums[i % kTurns];
@@ -112,7 +116,7 @@ inline Sums8<C> a8_steps(const uint8_t* codes, const Acts8& a, Place& at, int64_
       MPQ_UNROLL for (int j = 0; j < kFours; ++j) four[j] += jump;
       left = a.piece;
     }
-    codes += kQuads / kFields<BITS> * 4 * kPanel;
+    codes += kBytes;
   } while (codes < end);
   at.q = four[0], at.left = left;
   MPQ_UNROLL for (int t = 1; t < kTurns; ++t) MPQ_UNROLL for (int c = 0; c < C; ++c)
@@ -171,7 +175,7 @@ template <int BITS, int C>
 // until its words have reached the cache, behind all results of the tile before. `ahead`: as in Panel8.
 template <int BITS, int C>
 void a8_tile(const Packed& w, const Spans& spans, const Panel8& panel, int64_t j, const Acts8& a, int64_t m,
-             const uint8_t* ahead, float* y, int64_t ldy) {
+             int64_t ahead, float* y, int64_t ldy) {
   const int64_t zero_step = w.zero_each ? kPanel : 0, end = (w.k + 15) / 16 * 16;
   Results8<C> tile;
   MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) tile[c][v] = Isa::zero();
@@ -181,12 +185,10 @@ void a8_tile(const Packed& w, const Spans& spans, const Panel8& panel, int64_t j
     for (int v = 0; v < kTileVecs; ++v) __builtin_prefetch(y + c * ldy + v * Isa::kWidth, 1);
   const uint8_t* codes = panel.codes + 4 * j;
   Grids8 grid{panel.scales + j, panel.zeros + j, a.scales + m * w.groups, a.sums + m * spans.count};
-  Place at{a.q + m * a.ld, a.piece, a.jumps};
+  Place at{a.q + m * a.ld, a.piece, a.jumps, ahead};
   int64_t k = 0, left = smaller(spans.group, end);
   for (int64_t s = 0; s < spans.count; ++s) {  // without a division, which would hold up what follows
     const int64_t length = smaller(spans.length, left), bytes = mpq::packed_bytes(length, BITS) * kPanel;
-    if (ahead)
-      for (const uint8_t* stop = ahead + bytes; ahead < stop; ahead += kLine) __builtin_prefetch(ahead);
     a8_add<BITS, C>(codes, a, at, length, grid, w.groups, spans.count, tile);
     codes += bytes, ++grid.act_sums, k += length, left -= length;
     if (left > 0) continue;
@@ -207,7 +209,7 @@ void a8_rows(const Packed& w, const Spans& spans, const Panel8& panel, const Act
              float* y, int64_t ldy) {
   if (rows == C) {
     for (int64_t j = 0; j < kPanel; j += kTileVecs * Isa::kWidth)
-      a8_tile<BITS, C>(w, spans, panel, j, a, m, m + j ? nullptr : panel.ahead, y + m * ldy + j, ldy);
+      a8_tile<BITS, C>(w, spans, panel, j, a, m, m + j ? 0 : panel.ahead, y + m * ldy + j, ldy);
   } else if constexpr (C > 1) {
     a8_rows<BITS, C - 1>(w, spans, panel, a, m, rows, y, ldy);
   }

@@ -91,8 +91,7 @@ void conv_a8(const ConvArgs& a) {
         if (!made) kernels().panel_a8(w, n0, n1, codes);
         float bias[kPanel] = {};
         if (a.bias) std::copy(a.bias + n0, a.bias + n1, bias);
-        const Panel8 here{made ? made + n0 / kPanel * bytes : codes, w_scales, w_zeros, a.bias ? bias : nullptr,
-                          nullptr};
+        const Panel8 here{made ? made + n0 / kPanel * bytes : codes, w_scales, w_zeros, a.bias ? bias : nullptr, 0};
         const bool in_place = a.y_stride[1] == 1 && n1 - n0 == kPanel;
         float* y = in_place ? a.y + p0 * w.n + n0 : results;
         const int64_t ldy = in_place ? w.n : kPanel;

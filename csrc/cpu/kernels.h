@@ -75,7 +75,7 @@ struct Panel8 {
   const float* scales;   // [groups][kPanel]
   const float* zeros;    // like scales, or [kPanel] for a weight with one zero
   const float* bias;     // [kPanel], or null
-  const uint8_t* ahead;  // where as many bytes lie, to be asked for meanwhile; or null
+  int64_t ahead;         // from each code to one that memory is asked for meanwhile, in bytes; or 0
 };
 
 // Rows of 8-bit activations, `ld` bytes apart, in the order of `order_a8`. A row lies in pieces of so many bytes, a

@@ -164,7 +164,7 @@ void by_panels8(const LinearArgs& a, const float* x) {
       float bias[kPanel] = {};
       if (a.bias) std::copy(a.bias + n0, a.bias + n1, bias);
       const uint8_t* at = a.panels ? a.panels + p * bytes : codes;
-      const Panel8 panel{at, scales, zeros, a.bias ? bias : nullptr, a.panels ? at + ahead : w.row(n1)};
+      const Panel8 panel{at, scales, zeros, a.bias ? bias : nullptr, a.panels ? ahead : w.row(n1) - at};
       const bool in_place = a.type == Float::f32 && n1 - n0 == kPanel;
       float* y = in_place ? static_cast<float*>(a.y) + n0 : room;
       kernels().gemm_a8(w, panel, acts, a.m, y, in_place ? w.n : kPanel);
