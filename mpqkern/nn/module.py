@@ -222,10 +222,11 @@ class PackedModule(nn.Module):
             return None
         if isinstance(input, torch.fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_exporting():
             return None
-        q, version, _ = self._derived
-        if not torch.compiler.is_compiling() and q is self.qweight and version != _version(q):
+        found = self.fragments
+        if found is None and self._derived[0] is self.qweight and not torch.compiler.is_compiling():
             self.derive_()
-        return self.fragments
+            return self.fragments
+        return found
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
