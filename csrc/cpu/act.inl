@@ -1,4 +1,4 @@
-// Many activations rounded by one scale. Included by kernels.inl.
+// Many activations rounded by one scale, and whether all were finite. Included by kernels.inl.
 
 namespace {
 
@@ -31,71 +31,72 @@ struct Rounder {
 
   typename Isa::Vec clamp(typename Isa::Vec v) const { return Isa::min(Isa::max(v, low), high); }
   typename Isa::Vec whole(typename Isa::Vec v) const { return Isa::sub(Isa::add(v, magic), magic); }
-  // N vectors at once: a test serves them all.
+  // N vectors at once: a test serves them all. `strange` turns NaN where one holds an infinity or NaN.
   template <int N>
-  void operator()(typename Isa::Vec (&x)[N]) const {
+  void operator()(typename Isa::Vec (&x)[N], typename Isa::Vec& strange) const {
     typename Isa::Vec q[N], off = Isa::zero();
     for (int i = 0; i < N; ++i) {
       const typename Isa::Vec v = clamp(Isa::mul(x[i], inverse));
       q[i] = whole(v);
       off = Isa::max(off, Isa::absolute(Isa::sub(v, q[i])));
+      strange = Isa::multiply_add(x[i], Isa::zero(), strange);
     }
     const bool sure = safe && !Isa::any_above(off, 0.4999f);
     for (int i = 0; i < N; ++i) x[i] = sure ? q[i] : whole(clamp(Isa::div(x[i], scale)));
   }
   // From x to out, where vectors lie `x_step` and `step` floats apart.
   template <int N>
-  void run(const float* x, int64_t x_step, float* out, int64_t step) const {
+  void run(const float* x, int64_t x_step, float* out, int64_t step, typename Isa::Vec& strange) const {
     typename Isa::Vec v[N];
     for (int i = 0; i < N; ++i) v[i] = Isa::load(x + i * x_step);
-    (*this)(v);
+    (*this)(v, strange);
     for (int i = 0; i < N; ++i) Isa::store(out + i * step, v[i]);
   }
   template <int N>
-  void bytes(const float* x, int8_t* out) const {
+  void bytes(const float* x, int64_t x_step, int8_t* out, int64_t step, typename Isa::Vec& strange) const {
     typename Isa::Vec v[N];
-    for (int i = 0; i < N; ++i) v[i] = Isa::load(x + i * Isa::kWidth);
-    (*this)(v);
-    for (int i = 0; i < N; ++i) Isa::store_rounded(out + i * Isa::kWidth, v[i]);
+    for (int i = 0; i < N; ++i) v[i] = Isa::load(x + i * x_step);
+    (*this)(v, strange);
+    for (int i = 0; i < N; ++i) Isa::store_rounded(out + i * step, v[i]);
   }
 };
 
-void round_act(const float* x, int64_t count, float scale, float* out) {
-  if (!(scale > 0)) {
-    std::memset(out, 0, count * sizeof(float));
-    return;
-  }
-  const Rounder round(scale);
+// One scale for all; where it is not above 0 everything becomes 0, as by infinity.
+inline Rounder rounder(float scale) { return Rounder(scale > 0 ? scale : __builtin_inff()); }
+
+bool round_act(const float* x, int64_t count, float scale, float* out) {
+  const Rounder round = rounder(scale);
   constexpr int64_t kWidth = Isa::kWidth;
+  typename Isa::Vec strange = Isa::zero();
   int64_t i = 0;
-  for (; i + 4 * kWidth <= count; i += 4 * kWidth) round.run<4>(x + i, kWidth, out + i, kWidth);
-  for (; i + kWidth <= count; i += kWidth) round.run<1>(x + i, kWidth, out + i, kWidth);
-  if (i == count) return;
-  float rest[kWidth] = {};
-  std::memcpy(rest, x + i, (count - i) * sizeof(float));
-  round.run<1>(rest, 0, rest, 0);
-  std::memcpy(out + i, rest, (count - i) * sizeof(float));
+  for (; i + 4 * kWidth <= count; i += 4 * kWidth) round.run<4>(x + i, kWidth, out + i, kWidth, strange);
+  for (; i + kWidth <= count; i += kWidth) round.run<1>(x + i, kWidth, out + i, kWidth, strange);
+  if (i < count) {
+    float rest[kWidth] = {};
+    std::memcpy(rest, x + i, (count - i) * sizeof(float));
+    round.run<1>(rest, 0, rest, 0, strange);
+    std::memcpy(out + i, rest, (count - i) * sizeof(float));
+  }
+  return Isa::sum(strange) == 0;
 }
 
-void round_bytes(const float* x, int64_t x_ld, int64_t rows, int64_t count, float scale, int8_t* out, int64_t ld) {
+bool round_bytes(const float* x, int64_t x_ld, int64_t rows, int64_t count, float scale, int8_t* out, int64_t ld) {
   if (x_ld == count && ld == count) count *= rows, rows = 1;
-  const Rounder round(scale > 0 ? scale : 1);
+  const Rounder round = rounder(scale);
   constexpr int64_t kWidth = Isa::kWidth;
+  typename Isa::Vec strange = Isa::zero();
   for (; rows > 0; --rows, x += x_ld, out += ld) {
-    if (!(scale > 0)) {
-      std::memset(out, 0, count);
-      continue;
-    }
     int64_t i = 0;
-    for (; i + 4 * kWidth <= count; i += 4 * kWidth) round.bytes<4>(x + i, out + i);
-    for (; i + kWidth <= count; i += kWidth) round.bytes<1>(x + i, out + i);
+    for (; i + 4 * kWidth <= count; i += 4 * kWidth) round.bytes<4>(x + i, kWidth, out + i, kWidth, strange);
+    for (; i + kWidth <= count; i += kWidth) round.bytes<1>(x + i, kWidth, out + i, kWidth, strange);
     if (i == count) continue;
     float rest[kWidth] = {};
     int8_t bytes[kWidth];
     std::memcpy(rest, x + i, (count - i) * sizeof(float));
-    round.bytes<1>(rest, bytes);
+    round.bytes<1>(rest, 0, bytes, 0, strange);
     std::memcpy(out + i, bytes, count - i);
   }
+  return Isa::sum(strange) == 0;
 }
 
 }  // namespace

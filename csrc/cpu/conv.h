@@ -1,5 +1,9 @@
 // What the ways to convolve share: where results go, and how an input is rounded to 8 bits.
 #pragma once
+#include <atomic>
+#include <vector>
+
+#include "buffer.h"
 #include "drivers.h"
 
 namespace mpq {
@@ -36,8 +40,33 @@ struct Target {
   float bias(const ConvArgs& a) const { return a.bias ? a.bias[channel] : 0; }
 };
 
-// The scale of each sample: the fixed one, else max|x| / 127; NaN for a sample that is not finite.
-void sample_scales(const ConvArgs& a, float* scales);
+// What samples' 8-bit activations are rounded by: the fixed scale, else max|x| / 127, and NaN where an x is not finite.
+// Each is found just before it is of use, so that rounding meets the sample in the cache. Where samples are fewer than
+// threads these find the scales together, beforehand. A fixed scale needs no look at the input if rounding meets all of
+// it: what is not finite is found out there.
+class Scales8 {
+ public:
+  // Of a thread: the last sample it came to.
+  struct Cursor {
+    int64_t sample = -1;
+    float scale = 0;
+  };
+
+  Scales8(const ConvArgs& a, bool beforehand, bool rounds_all = true);
+  // Null without 8-bit activations.
+  const float* of(int64_t b, Cursor& at) const;
+  // Sample b is not finite: all its results are to be NaN, and are after `finish`.
+  void spoil(int64_t b) { spoiled_[b].store(true, std::memory_order_relaxed); }
+  void finish() const;
+
+ private:
+  float find(int64_t b) const;
+
+  const ConvArgs& a_;
+  const bool rounds_all_;
+  Buffer<float> known_;
+  std::vector<std::atomic<bool>> spoiled_;
+};
 
 // The three ways: patches against dequantized weights, the same in integers, and each channel on its own.
 void conv_dense(const ConvArgs& a);

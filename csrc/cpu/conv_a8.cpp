@@ -26,38 +26,6 @@ void store(const ConvArgs& a, int64_t n0, int64_t n1, int64_t p0, int64_t p1, co
 
 }  // namespace
 
-void sample_scales(const ConvArgs& a, float* scales) {
-  // Whole samples in one piece, or else the longest stretches there are.
-  const bool planar = a.x_stride[3] == 1 && a.x_stride[2] == a.width && a.x_stride[1] == a.height * a.width;
-  const bool last = a.x_stride[1] == 1 && a.x_stride[3] == a.in_channels && a.x_stride[2] == a.width * a.in_channels;
-  const int64_t pieces = a.height, row = a.width * a.in_channels;
-  Buffer<float> tops(a.batch * pieces);
-  parallel_for(a.batch * pieces, ceil_div(kConvGrain, row), [&](int64_t begin, int64_t end) {
-    Buffer<float> line(a.width);
-    for (int64_t i = begin; i < end; ++i) {
-      const float* x = a.x + i / pieces * a.x_stride[0];
-      const int64_t y = i % pieces;
-      if (planar || last) {
-        tops[i] = kernels().largest(x + y * row, row);  // some row's worth, whatever lies there
-        continue;
-      }
-      float top = 0;
-      for (int64_t c = 0; c < a.in_channels; ++c) {
-        kernels().every(x + c * a.x_stride[1] + y * a.x_stride[2], a.x_stride[3], a.width, line);
-        const float t = kernels().largest(line, a.width);
-        top = top >= t ? top : t;  // a NaN stays
-        if (t != t) break;
-      }
-      tops[i] = top;
-    }
-  });
-  for (int64_t b = 0; b < a.batch; ++b) {
-    float top = 0;
-    for (int64_t i = 0; i < pieces && top == top; ++i) top = top >= tops[b * pieces + i] ? top : tops[b * pieces + i];
-    scales[b] = top != top ? top : a.act_scale.values ? a.act_scale.values[0] : top / 127.0f;
-  }
-}
-
 void conv_a8(const ConvArgs& a) {
   const Packed& w = a.weight;
   const Patch kind = kind_of_patch(a);

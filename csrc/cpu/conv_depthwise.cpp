@@ -11,6 +11,7 @@ namespace mpq {
 namespace {
 
 constexpr int64_t kSmallPlane = 256;  // planes of fewer pixels are turned
+constexpr int64_t kRowsAtOnce = 64;   // of the weight
 
 // Scales and zeros of all weight rows, which are one group each.
 void load_grids(const Packed& w, float* scales, float* zeros) {
@@ -30,23 +31,31 @@ Filters::Filters(const ConvArgs& a)
   for (int64_t n = 0; n < w.n; ++n) bias[n] = Target(a, n).bias(a);
   if (a.act8) load_grids(w, scale, zero);
   // A zero of whole halves leaves integers of twice the size, and one sum serves.
-  for (int64_t n = 0; a.act8 && n < w.n; ++n)
+  for (int64_t n = 0; a.act8 && n < (w.zero_each ? w.n : 1); ++n)
     centered &= zero[n] >= 0 && zero[n] <= 255 && 2 * zero[n] == int(2 * zero[n]);
-  parallel_for(w.n, ceil_div(kConvGrain, w.kp), [&](int64_t begin, int64_t end) {
-    Buffer<float> room(w.kp), grid(2 * w.groups);
-    Buffer<uint8_t> codes(w.kp);
-    for (int64_t n = begin; n < end; ++n) {
-      float* row = taps + n * count;
-      if (!a.act8) {
-        scale[n] = 1;
-        std::memcpy(row, fp32_block(w, a.floats, n, n + 1, 0, w.kp, room, w.kp, grid).data, count * sizeof(float));
-        continue;
+  if (!a.act8 || centered)
+    for (int64_t n = 0; n < w.n; ++n) scale[n] = a.act8 ? scale[n] / 2 : 1;
+  parallel_for(ceil_div(w.n, kRowsAtOnce), ceil_div(kConvGrain, kRowsAtOnce * w.kp), [&](int64_t begin, int64_t end) {
+    Buffer<float> room(a.act8 ? 0 : kRowsAtOnce * w.kp), grid(2 * w.groups);
+    Buffer<uint8_t> codes(a.act8 ? kRowsAtOnce * w.kp : 0);
+    for (int64_t n0 = begin * kRowsAtOnce; n0 < std::min(w.n, end * kRowsAtOnce); n0 += kRowsAtOnce) {
+      const int64_t n1 = std::min(w.n, n0 + kRowsAtOnce);
+      if (a.act8) {
+        kernels().unpack(w.row(n0), w.bits, codes, (n1 - n0) * w.kp);  // rows follow each other without a gap
+        for (int64_t n = n0; n < n1; ++n) read(codes + (n - n0) * w.kp, n);
+      } else {
+        const Block rows = fp32_block(w, a.floats, n0, n1, 0, w.kp, room, w.kp, grid);
+        for (int64_t n = n0; n < n1; ++n)
+          std::memcpy(taps + n * count, rows.data + (n - n0) * rows.ld, count * sizeof(float));
       }
-      kernels().unpack(w.row(n), w.bits, codes, count);
-      for (int64_t k = 0; k < count; ++k) row[k] = centered ? 2 * codes[k] - 2 * zero[n] : codes[k];
-      if (centered) scale[n] /= 2;
     }
   });
+}
+
+void Filters::read(const uint8_t* codes, int64_t n) {
+  float* row = taps + n * count;
+  const int twice = centered ? int(2 * zero[n]) : 0, each = centered ? 2 : 1;
+  for (int64_t k = 0; k < count; ++k) row[k] = float(each * codes[k] - twice);
 }
 
 bool takes_depthwise(const ConvArgs& a) {
@@ -55,14 +64,16 @@ bool takes_depthwise(const ConvArgs& a) {
 
 void conv_depthwise(const ConvArgs& a) {
   const Filters filters(a);
-  Buffer<float> scales(a.act8 ? a.batch : 0);
-  if (a.act8) sample_scales(a, scales);
-  const float* act = a.act8 ? static_cast<float*>(scales) : nullptr;
   const bool plain = a.weight.n == a.groups && a.groups >= kWidest;  // one result a channel, a vector of channels
   const bool whole = a.x_stride[3] == 1 && a.x_stride[2] == a.width && a.y_stride[3] == 1;  // planes in one piece
-  if (plain && a.x_stride[1] == 1 && a.y_stride[1] == 1) return depthwise_channels(a, filters, act);
-  if (plain && whole && a.height * a.width < kSmallPlane) return depthwise_turned(a, filters, act);
-  depthwise_planes(a, filters, act);
+  const bool last = plain && a.x_stride[1] == 1 && a.y_stride[1] == 1;
+  const bool turned = !last && plain && whole && a.height * a.width < kSmallPlane;
+  const int64_t reach = (a.kernel[0] - 1) * a.dilation[0] + 1;
+  const int64_t last_row = (a.out_height - 1) * a.stride[0] - a.padding[0] + reach;
+  // Turned ones go through all samples, channels after channels.
+  Scales8 scales(a, turned, a.stride[0] <= reach && last_row >= a.height);
+  (last ? depthwise_channels : turned ? depthwise_turned : depthwise_planes)(a, filters, scales);
+  scales.finish();
 }
 
 }  // namespace mpq

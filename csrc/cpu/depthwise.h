@@ -16,6 +16,9 @@ struct Filters {
   bool centered = true;                   // the zero is in the taps
 
   explicit Filters(const ConvArgs& a);
+
+ private:
+  void read(const uint8_t* codes, int64_t n);  // row n's taps from its codes
 };
 
 // Sums of code * q and of q -> results.
@@ -23,10 +26,10 @@ inline void settle(float* y, const float* total, int64_t count, float scale, flo
   for (int64_t i = 0; i < count; ++i) y[i] = float(double(scale) * (y[i] - double(zero) * total[i]) + bias);
 }
 
-// Vectors along pixels, over a band of one channel's plane in the cache. `scales`: those of 8-bit activations, or null.
-void depthwise_planes(const ConvArgs& a, const Filters& f, const float* scales);
+// Vectors along pixels, over a band of one channel's plane in the cache.
+void depthwise_planes(const ConvArgs& a, const Filters& f, Scales8& scales);
 // Vectors along channels, that lie side by side or, in small planes, are brought so.
-void depthwise_channels(const ConvArgs& a, const Filters& f, const float* scales);
-void depthwise_turned(const ConvArgs& a, const Filters& f, const float* scales);
+void depthwise_channels(const ConvArgs& a, const Filters& f, Scales8& scales);
+void depthwise_turned(const ConvArgs& a, const Filters& f, Scales8& scales);
 
 }  // namespace mpq

@@ -51,52 +51,57 @@ bool copies_rows(const ConvArgs& a) {
 }
 
 // Rows of results from rows of pixels, either in place or from a copy in the cache: padded along the row, in blocks
-// [row][pixel][kLanes] of channels.
+// [row][pixel][kLanes] of channels; bytes of rounded activations, else floats.
 struct Lanes {
   const bool copied;
-  const int64_t rows_in, row, block;
-  Buffer<float> data, scale, line, totals, ones, zeros;
+  const int64_t size, rows_in, row, block;  // size: bytes of an element of the copy
+  Buffer<char> data;
+  Buffer<float> scale, line, totals, ones, zeros;
 
   Lanes(const ConvArgs& a, bool copy, int64_t channels, int64_t out_rows)
       : copied(copy),
+        size(a.act8 ? 1 : sizeof(float)),
         rows_in(std::min(a.height, (out_rows - 1) * a.stride[0] + (a.kernel[0] - 1) * a.dilation[0] + 1)),
         row((a.width + 2 * a.padding[1]) * kLanes),
         block(rows_in * row),
-        data(copied ? ceil_div(channels, kLanes) * block : 0),
+        data(copied ? ceil_div(channels, kLanes) * block * size : 0),
         scale(padded_lanes(channels)),
         line(a.out_width * kLanes),
         totals(a.out_width * kLanes),
         ones(a.weight.k * kLanes),
         zeros(kLanes) {
-    if (copied) std::memset(data, 0, ceil_div(channels, kLanes) * block * sizeof(float));
+    if (copied) std::memset(data, 0, ceil_div(channels, kLanes) * block * size);
     std::memset(zeros, 0, kLanes * sizeof(float));
     std::fill_n(static_cast<float*>(ones), a.weight.k * kLanes, 1.0f);
   }
 
-  // Results' rows first..last of one sample's `channels` from x -> y; `act` is the scale of 8-bit activations.
-  void filter(const ConvArgs& a, const Filters& f, const Blocks& b, int64_t channels, const Pixels& x, int64_t first,
+  // Results' rows first..last of one sample's `channels` from x -> y; `act` is the scale of 8-bit activations. False
+  // where one of these is not finite.
+  bool filter(const ConvArgs& a, const Filters& f, const Blocks& b, int64_t channels, const Pixels& x, int64_t first,
               int64_t last, const float* act, const Pixels& y) {
     const int64_t reach = (a.kernel[0] - 1) * a.dilation[0] + 1, gap = a.dilation[0];
     const int64_t y0 = std::clamp<int64_t>(first * a.stride[0] - a.padding[0], 0, a.height);
     const int64_t y1 = std::clamp<int64_t>((last - 1) * a.stride[0] - a.padding[0] + reach, y0, a.height);
+    bool finite = true;
     for (int64_t i = y0; copied && i < y1; ++i)
-      kernels().spread(x.data + i * x.row, x.pixel, a.width, channels, act,
-                       data + (i - y0) * row + a.padding[1] * kLanes, block);
+      finite &= kernels().spread(x.data + i * x.row, x.pixel, a.width, channels, act,
+                                 data + ((i - y0) * row + a.padding[1] * kLanes) * size, block);
     for (int64_t i = 0; i < padded_lanes(channels); ++i) scale[i] = act ? b.scale[i] * *act : b.scale[i];
     FilterRow r;
+    r.bytes = act != nullptr;
     r.x_row = gap * (copied ? row : x.row), r.x_pixel = copied ? kLanes : x.pixel, r.x_block = kLanes;
     r.width = a.width + (copied ? 2 * a.padding[1] : 0), r.padding = copied ? 0 : a.padding[1];
     r.columns = a.kernel[1], r.step = a.stride[1], r.dilation = a.dilation[1], r.w_block = b.taps * kLanes;
     r.out_width = a.out_width, r.channels = copied ? kLanes : channels;
     for (int64_t c = 0; c < channels; c += r.channels) {  // a copied block's rows stay in the level 1 cache
-      const float* in = copied ? data + c / kLanes * block - y0 * row : x.data;
+      const char* in = copied ? data + (c / kLanes * block - y0 * row) * size : reinterpret_cast<const char*>(x.data);
       const bool whole = c + r.channels <= channels;
       for (int64_t i = first; i < last; ++i) {
         const int64_t top = i * a.stride[0] - a.padding[0];  // the row of the first taps, some of which lie outside
         const int64_t k0 = top < 0 ? std::min(a.kernel[0], ceil_div(-top, gap)) : 0;
         const int64_t k1 = top >= a.height ? k0 : std::clamp((a.height - 1 - top) / gap + 1, k0, a.kernel[0]);
         float* out = y.data + i * y.row + c;
-        r.x = in + (top + k0 * gap) * (copied ? row : x.row), r.rows = k1 - k0;
+        r.x = in + (top + k0 * gap) * (copied ? row * size : x.row * int64_t(sizeof(float))), r.rows = k1 - k0;
         r.weights = b.weights + (c * b.taps + k0 * a.kernel[1] * kLanes);
         r.scale = f.centered ? scale + c : ones, r.bias = f.centered ? b.bias + c : zeros;
         r.y = whole ? out : line, r.y_pixel = whole ? y.pixel : kLanes;
@@ -106,6 +111,7 @@ struct Lanes {
           std::memcpy(out + p * y.pixel, line + p * kLanes, (channels - c) * sizeof(float));
       }
     }
+    return finite;
   }
 
   // The sums of code * q in r.y -> results, with the sums of q that the ones give.
@@ -122,7 +128,7 @@ struct Lanes {
 
 }  // namespace
 
-void depthwise_channels(const ConvArgs& a, const Filters& f, const float* scales) {
+void depthwise_channels(const ConvArgs& a, const Filters& f, Scales8& scales) {
   const Blocks blocks(f, 0, a.groups);
   const bool copy = copies_rows(a);
   const int64_t row = (a.width + 2 * a.padding[1]) * padded_lanes(a.groups), reach = (a.kernel[0] - 1) * a.dilation[0];
@@ -131,28 +137,31 @@ void depthwise_channels(const ConvArgs& a, const Filters& f, const float* scales
   const int64_t rows = ceil_div(a.out_height, bands);
   parallel_for(a.batch * bands, ceil_div(kConvGrain, rows * row * f.count), [&](int64_t begin, int64_t end) {
     Lanes lanes(a, copy, a.groups, rows);
+    Scales8::Cursor cursor;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / bands, first = i % bands * rows, last = std::min(a.out_height, first + rows);
       const Pixels x{const_cast<float*>(a.x) + b * a.x_stride[0], a.x_stride[2], a.x_stride[3]};
       const Pixels y{a.y + b * a.y_stride[0], a.y_stride[2], a.y_stride[3]};
-      lanes.filter(a, f, blocks, a.groups, x, first, last, scales ? scales + b : nullptr, y);
+      if (!lanes.filter(a, f, blocks, a.groups, x, first, last, scales.of(b, cursor), y)) scales.spoil(b);
     }
   });
 }
 
 // Small planes: those of kLanes channels are turned, so that the channels lie side by side.
-void depthwise_turned(const ConvArgs& a, const Filters& f, const float* scales) {
+void depthwise_turned(const ConvArgs& a, const Filters& f, Scales8& scales) {
   const int64_t blocks = ceil_div(a.groups, kLanes), in = a.height * a.width, out = a.out_height * a.out_width;
   parallel_for(blocks, ceil_div(kConvGrain, kLanes * a.batch * out * f.count), [&](int64_t begin, int64_t end) {
     Buffer<float> turned(in * kLanes), results(out * kLanes);
     Lanes lanes(a, true, kLanes, a.out_height);
+    Scales8::Cursor cursor;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t c0 = i * kLanes, channels = std::min(kLanes, a.groups - c0);
       const Blocks block(f, c0, channels);
       for (int64_t b = 0; b < a.batch; ++b) {
         kernels().transpose(a.x + b * a.x_stride[0] + c0 * a.x_stride[1], a.x_stride[1], channels, in, turned, kLanes);
-        lanes.filter(a, f, block, channels, {turned, a.width * kLanes, kLanes}, 0, a.out_height,
-                     scales ? scales + b : nullptr, {results, a.out_width * kLanes, kLanes});
+        if (!lanes.filter(a, f, block, channels, {turned, a.width * kLanes, kLanes}, 0, a.out_height,
+                          scales.of(b, cursor), {results, a.out_width * kLanes, kLanes}))
+          scales.spoil(b);
         kernels().transpose(results, kLanes, out, channels, a.y + b * a.y_stride[0] + c0 * a.y_stride[1],
                             a.y_stride[1]);
       }

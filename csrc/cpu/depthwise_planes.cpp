@@ -40,15 +40,17 @@ struct Band {
   }
   int64_t column_at(const ConvArgs& a, int64_t u) const { return u % a.stride[1] * height * span + u / a.stride[1]; }
 
-  // Input rows that results from row y0 on meet; `scale` is that of 8-bit activations.
-  void fill(const ConvArgs& a, const float* plane, int64_t y0, int64_t rows, const float* scale) {
+  // Input rows that results from row y0 on meet; `scale` is that of 8-bit activations. False where one of these is not
+  // finite.
+  bool fill(const ConvArgs& a, const float* plane, int64_t y0, int64_t rows, const float* scale) {
     const int64_t top = y0 * a.stride[0] - a.padding[0];
     const int64_t used = (rows - 1) * a.stride[0] + (a.kernel[0] - 1) * a.dilation[0] + 1;
     const int64_t first = std::clamp<int64_t>(top, 0, a.height), last = std::clamp(top + used, first, a.height);
     const float* in = plane + first * a.x_stride[2];
     int64_t row = a.x_stride[2], gap = a.x_stride[3];
+    bool finite = true;
     if (scale) {
-      round(a, in, last - first, *scale);
+      finite = round(a, in, last - first, *scale);
       in = rounded, row = a.width, gap = 1;
     }
     for (int64_t v = 0; v < used; ++v) {
@@ -63,54 +65,57 @@ struct Band {
       }
       if (inside) in += row;
     }
+    return finite;
   }
 
-  void round(const ConvArgs& a, const float* in, int64_t rows, float scale) {
+  bool round(const ConvArgs& a, const float* in, int64_t rows, float scale) {
     if (a.x_stride[3] == 1 && a.x_stride[2] == a.width) return kernels().round_act(in, rows * a.width, scale, rounded);
     for (int64_t i = 0; i < rows; ++i, in += a.x_stride[2])
       kernels().every(in, a.x_stride[3], a.width, rounded + i * a.width);
-    kernels().round_act(rounded, rows * a.width, scale, rounded);
+    return kernels().round_act(rounded, rows * a.width, scale, rounded);
   }
 };
 
 }  // namespace
 
-void depthwise_planes(const ConvArgs& a, const Filters& f, const float* scales) {
+void depthwise_planes(const ConvArgs& a, const Filters& f, Scales8& scales) {
   const Packed& w = a.weight;
   const int64_t multiplier = w.n / a.groups, row_floats = a.stride[0] * (a.width + 2 * a.padding[1]);
   const int64_t wanted =
       std::clamp<int64_t>(kBandFloats / row_floats, std::min<int64_t>(a.out_height, a.kernel[0]), a.out_height);
   const int64_t bands = ceil_div(a.out_height, wanted);
-  parallel_for(
-      a.batch * a.groups, ceil_div(kConvGrain, a.out_height * a.out_width * w.k), [&](int64_t begin, int64_t end) {
-        Band band(a, ceil_div(a.out_height, bands));
-        const int64_t room = ceil_div(band.out_rows * band.span, kWidest) * kWidest;
-        Buffer<float> sums(room), totals(f.centered ? 0 : room), ones(f.count);
-        std::fill_n(static_cast<float*>(ones), f.count, 1.0f);
-        for (int64_t i = begin; i < end; ++i) {
-          const int64_t b = i / a.groups, channel = i % a.groups;
-          const float *plane = a.x + b * a.x_stride[0] + channel * a.x_stride[1], *act = scales ? scales + b : nullptr;
-          for (int64_t y0 = 0; y0 < a.out_height; y0 += band.out_rows) {
-            const int64_t rows = std::min(band.out_rows, a.out_height - y0),
-                          count = (rows - 1) * band.span + a.out_width;
-            band.fill(a, plane, y0, rows, act);
-            if (!f.centered) kernels().filter_plane(band.data, band.offsets.data(), ones, f.count, 1, 0, totals, count);
-            for (int64_t n = channel * multiplier; n < (channel + 1) * multiplier; ++n) {
-              const float* taps = f.taps + n * f.count;
-              const float scale = act ? f.scale[n] * *act : 1;
-              kernels().filter_plane(band.data, band.offsets.data(), taps, f.count, f.centered ? scale : 1,
-                                     f.centered ? f.bias[n] : 0, sums, count);
-              if (!f.centered) settle(sums, totals, count, scale, f.zero[n], f.bias[n]);
-              float* y = Target(a, n).in(a) + b * a.y_stride[0] + y0 * a.y_stride[2];
-              for (int64_t r = 0; r < rows; ++r, y += a.y_stride[2])
-                if (a.y_stride[3] == 1)
-                  std::memcpy(y, sums + r * band.span, a.out_width * sizeof(float));
-                else
-                  for (int64_t x = 0; x < a.out_width; ++x) y[x * a.y_stride[3]] = sums[r * band.span + x];
-            }
-          }
-        }
-      });
+  parallel_for(a.batch * a.groups, ceil_div(kConvGrain, a.out_height * a.out_width * w.k),
+               [&](int64_t begin, int64_t end) {
+                 Band band(a, ceil_div(a.out_height, bands));
+                 const int64_t room = ceil_div(band.out_rows * band.span, kWidest) * kWidest;
+                 Buffer<float> sums(room), totals(f.centered ? 0 : room), ones(f.count);
+                 std::fill_n(static_cast<float*>(ones), f.count, 1.0f);
+                 Scales8::Cursor cursor;
+                 for (int64_t i = begin; i < end; ++i) {
+                   const int64_t b = i / a.groups, channel = i % a.groups;
+                   const float *plane = a.x + b * a.x_stride[0] + channel * a.x_stride[1], *act = scales.of(b, cursor);
+                   for (int64_t y0 = 0; y0 < a.out_height; y0 += band.out_rows) {
+                     const int64_t rows = std::min(band.out_rows, a.out_height - y0),
+                                   count = (rows - 1) * band.span + a.out_width;
+                     if (!band.fill(a, plane, y0, rows, act)) scales.spoil(b);
+                     if (!f.centered)
+                       kernels().filter_plane(band.data, band.offsets.data(), ones, f.count, 1, 0, totals, count);
+                     for (int64_t n = channel * multiplier; n < (channel + 1) * multiplier; ++n) {
+                       const float* taps = f.taps + n * f.count;
+                       const float scale = act ? f.scale[n] * *act : 1;
+                       kernels().filter_plane(band.data, band.offsets.data(), taps, f.count, f.centered ? scale : 1,
+                                              f.centered ? f.bias[n] : 0, sums, count);
+                       if (!f.centered) settle(sums, totals, count, scale, f.zero[n], f.bias[n]);
+                       float* y = Target(a, n).in(a) + b * a.y_stride[0] + y0 * a.y_stride[2];
+                       for (int64_t r = 0; r < rows; ++r, y += a.y_stride[2])
+                         if (a.y_stride[3] == 1)
+                           std::memcpy(y, sums + r * band.span, a.out_width * sizeof(float));
+                         else
+                           for (int64_t x = 0; x < a.out_width; ++x) y[x * a.y_stride[3]] = sums[r * band.span + x];
+                     }
+                   }
+                 }
+               });
 }
 
 }  // namespace mpq

@@ -53,9 +53,10 @@ struct ProbeOptions {
 };
 
 // One row of a depthwise convolution's results for channels that lie side by side, at least in blocks of kWidest.
-// Taps outside the row count nothing. Distances are in floats.
+// Taps outside the row count nothing. Distances are in elements.
 struct FilterRow {
-  const float* x = nullptr;                       // the first pixel of the row that the first taps meet
+  bool bytes = false;                             // what pixels are: int8, else floats
+  const void* x = nullptr;                        // the first pixel of the row that the first taps meet
   int64_t x_row = 0, x_pixel = 0, x_block = 0;    // from tap row to tap row, pixel to pixel, block to block of channels
   int64_t width = 0;                              // of the input
   const float* weights = nullptr;                 // [block][rows * columns][kWidest]
@@ -154,16 +155,17 @@ struct Kernels {
   // The same with channels along vectors.
   void (*filter_row)(const FilterRow& row);
   // out[c / kWidest * block + i * kWidest + c % kWidest] = x[i * pixel + c] for i < pixels, c < channels, zeros after
-  // the last channel; with a scale, rounded by it as in `round_act`.
-  void (*spread)(const float* x, int64_t pixel, int64_t pixels, int64_t channels, const float* scale, float* out,
+  // the last channel; with a scale, bytes rounded as in `round_act`, else floats.
+  bool (*spread)(const float* x, int64_t pixel, int64_t pixels, int64_t channels, const float* scale, void* out,
                  int64_t block);
 
   // max|x|, NaN where an x is not finite.
   float (*largest)(const float* x, int64_t count);
-  // out[i] = round(x[i] / scale) within -127..127, all 0 where scale is not above 0; out may be x.
-  void (*round_act)(const float* x, int64_t count, float scale, float* out);
+  // out[i] = round(x[i] / scale) within -127..127, all 0 where scale is not above 0; out may be x. False where an x is
+  // not finite: what it becomes is of no use then.
+  bool (*round_act)(const float* x, int64_t count, float scale, float* out);
   // The same as bytes, of rows that are x_ld and ld apart.
-  void (*round_bytes)(const float* x, int64_t x_ld, int64_t rows, int64_t count, float scale, int8_t* out, int64_t ld);
+  bool (*round_bytes)(const float* x, int64_t x_ld, int64_t rows, int64_t count, float scale, int8_t* out, int64_t ld);
 
   // q[k] = round(x[k] / scale) over each group, within -127..127. scale is the fixed one, else max|x| / 127; NaN where
   // x is not finite. A scale that is not above 0 makes every q 0. kp is a multiple of kWidest.

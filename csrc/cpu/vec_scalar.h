@@ -22,6 +22,11 @@ struct Isa {
     std::memcpy(r.v, p, sizeof r.v);
     return r;
   }
+  static Vec load(const int8_t* p) {
+    Vec r;
+    for (int i = 0; i < kWidth; ++i) r.v[i] = p[i];
+    return r;
+  }
   static void store(float* p, Vec a) { std::memcpy(p, a.v, sizeof a.v); }
   static Vec set1(float x) {
     Vec r;
