@@ -15,50 +15,47 @@ float largest(const float* x, int64_t count) {
   return finite(result) ? result : __builtin_nanf("");
 }
 
-// The quotient's integer by a product with 1 / scale: both lie within 3e-5 of the exact quotient up to 127, so they
-// round alike unless a half is nearer than that, and then the lanes are divided after all.
+// The quotient's integer by a product with 1 / scale: the exact product and the rounded quotient lie within 1.2e-5 of
+// each other up to 127.5, so they round alike unless a half is nearer than that, and then the lanes are divided after
+// all. Integers stay in the low bits of magic + q.
 struct Rounder {
-  typename Isa::Vec scale, inverse, low, high, magic;
+  typename Isa::Vec scale, inverse, minus, low, high, magic;
   bool safe;  // 1 / scale is a normal number
 
   explicit Rounder(float s)
       : scale(Isa::set1(s)),
         inverse(Isa::set1(1 / s)),
-        low(Isa::set1(-127)),
-        high(Isa::set1(127)),
+        minus(Isa::set1(-1 / s)),
+        low(Isa::set1(kRound - 127)),
+        high(Isa::set1(kRound + 127)),
         magic(Isa::set1(kRound)),
         safe(s > 0x1p-100f && s < 0x1p100f) {}
 
-  typename Isa::Vec clamp(typename Isa::Vec v) const { return Isa::min(Isa::max(v, low), high); }
-  typename Isa::Vec whole(typename Isa::Vec v) const { return Isa::sub(Isa::add(v, magic), magic); }
-  // N vectors at once: a test serves them all. `strange` turns NaN where one holds an infinity or NaN.
+  // N vectors of x -> magic + q: a test serves them all. `strange` turns NaN where one holds an infinity or NaN.
   template <int N>
   void operator()(typename Isa::Vec (&x)[N], typename Isa::Vec& strange) const {
-    typename Isa::Vec q[N], off = Isa::zero();
+    typename Isa::Vec q[N], off = Isa::zero();  // off: by how much at most, NaN where a product is not finite
     for (int i = 0; i < N; ++i) {
-      const typename Isa::Vec v = clamp(Isa::mul(x[i], inverse));
-      q[i] = whole(v);
-      off = Isa::max(off, Isa::absolute(Isa::sub(v, q[i])));
-      strange = Isa::multiply_add(x[i], Isa::zero(), strange);
+      q[i] = Isa::fma(x[i], inverse, magic);
+      off = Isa::larger_size(off, Isa::fma(x[i], minus, Isa::sub(q[i], magic)));
     }
-    const bool sure = safe && !Isa::any_above(off, 0.4999f);
-    for (int i = 0; i < N; ++i) x[i] = sure ? q[i] : whole(clamp(Isa::div(x[i], scale)));
+    if (__builtin_expect(!safe || Isa::any_beyond(off, 0.49998f), 0))
+      for (int i = 0; i < N; ++i) {
+        q[i] = Isa::add(Isa::div(x[i], scale), magic);
+        strange = Isa::multiply_add(x[i], Isa::zero(), strange);
+      }
+    for (int i = 0; i < N; ++i) x[i] = Isa::min(Isa::max(q[i], low), high);
   }
-  // From x to out, where vectors lie `x_step` and `step` floats apart.
-  template <int N>
-  void run(const float* x, int64_t x_step, float* out, int64_t step, typename Isa::Vec& strange) const {
+  // From x to out, where vectors lie `x_step` and `step` elements apart.
+  template <int N, class T>
+  void run(const float* x, int64_t x_step, T* out, int64_t step, typename Isa::Vec& strange) const {
     typename Isa::Vec v[N];
     for (int i = 0; i < N; ++i) v[i] = Isa::load(x + i * x_step);
     (*this)(v, strange);
-    for (int i = 0; i < N; ++i) Isa::store(out + i * step, v[i]);
+    for (int i = 0; i < N; ++i) put(v[i], out + i * step);
   }
-  template <int N>
-  void bytes(const float* x, int64_t x_step, int8_t* out, int64_t step, typename Isa::Vec& strange) const {
-    typename Isa::Vec v[N];
-    for (int i = 0; i < N; ++i) v[i] = Isa::load(x + i * x_step);
-    (*this)(v, strange);
-    for (int i = 0; i < N; ++i) Isa::store_rounded(out + i * step, v[i]);
-  }
+  void put(typename Isa::Vec v, float* out) const { Isa::store(out, Isa::sub(v, magic)); }
+  void put(typename Isa::Vec v, int8_t* out) const { Isa::store_low_bytes(out, v); }
 };
 
 // One scale for all; where it is not above 0 everything becomes 0, as by infinity.
@@ -87,13 +84,13 @@ bool round_bytes(const float* x, int64_t x_ld, int64_t rows, int64_t count, floa
   typename Isa::Vec strange = Isa::zero();
   for (; rows > 0; --rows, x += x_ld, out += ld) {
     int64_t i = 0;
-    for (; i + 4 * kWidth <= count; i += 4 * kWidth) round.bytes<4>(x + i, kWidth, out + i, kWidth, strange);
-    for (; i + kWidth <= count; i += kWidth) round.bytes<1>(x + i, kWidth, out + i, kWidth, strange);
+    for (; i + 4 * kWidth <= count; i += 4 * kWidth) round.run<4>(x + i, kWidth, out + i, kWidth, strange);
+    for (; i + kWidth <= count; i += kWidth) round.run<1>(x + i, kWidth, out + i, kWidth, strange);
     if (i == count) continue;
     float rest[kWidth] = {};
     int8_t bytes[kWidth];
     std::memcpy(rest, x + i, (count - i) * sizeof(float));
-    round.bytes<1>(rest, 0, bytes, 0, strange);
+    round.run<1>(rest, 0, bytes, 0, strange);
     std::memcpy(out + i, bytes, count - i);
   }
   return Isa::sum(strange) == 0;

@@ -51,8 +51,7 @@ inline void spread_pixels(const float* x, int64_t pixel, const Rounder*, float* 
 template <int PIXELS>
 inline void spread_pixels(const float* x, int64_t pixel, const Rounder* round, int8_t* out,
                           typename Isa::Vec& strange) {
-  for (int v = 0; v < mpq::kWidest; v += Isa::kWidth)
-    round->bytes<PIXELS>(x + v, pixel, out + v, mpq::kWidest, strange);
+  for (int v = 0; v < mpq::kWidest; v += Isa::kWidth) round->run<PIXELS>(x + v, pixel, out + v, mpq::kWidest, strange);
 }
 
 template <class T>

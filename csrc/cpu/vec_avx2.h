@@ -47,6 +47,13 @@ struct Avx2 {
   static bool any_above(Vec a, float limit) {
     return _mm256_movemask_ps(_mm256_cmp_ps(a, set1(limit), _CMP_GT_OQ)) != 0;
   }
+  // A size, or that of b if it is larger, NaN above all numbers; whether a size is beyond the limit, or NaN.
+  static Vec larger_size(Vec a, Vec b) {
+    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(absolute(b))));
+  }
+  static bool any_beyond(Vec a, float limit) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, set1(limit), _CMP_NLE_UQ)) != 0;
+  }
   static float lowest(Vec a) { return -highest(_mm256_sub_ps(zero(), a)); }
   static float sum(Vec a) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -196,6 +203,12 @@ struct Avx2 {
   }
   static void store_rounded(int8_t* p, Vec v) {  // to nearest even; within -127..127
     const __m256i i = _mm256_cvtps_epi32(v);
+    const __m128i s = _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(s, s));
+  }
+
+  static void store_low_bytes(int8_t* p, Vec v) {  // of 1.5 * 2^23 + an integer within -127..127
+    const __m256i i = _mm256_sub_epi32(_mm256_castps_si256(v), _mm256_set1_epi32(0x4b400000));
     const __m128i s = _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(s, s));
   }

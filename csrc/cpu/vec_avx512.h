@@ -49,6 +49,10 @@ struct Avx512 : Avx2 {
   }
   static float highest(Vec a) { return _mm512_cvtss_f32(fold(a, max)); }
   static bool any_above(Vec a, float limit) { return _mm512_cmp_ps_mask(a, set1(limit), _CMP_GT_OQ) != 0; }
+  static Vec larger_size(Vec a, Vec b) {
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(absolute(b))));
+  }
+  static bool any_beyond(Vec a, float limit) { return _mm512_cmp_ps_mask(a, set1(limit), _CMP_NLE_UQ) != 0; }
   static float lowest(Vec a) { return _mm512_cvtss_f32(fold(a, min)); }
   static float sum(Vec a) { return _mm512_cvtss_f32(fold(a, add)); }
   static Vec sums(const Vec* a) {  // lane i: the sum of a[i]
@@ -183,6 +187,9 @@ struct Avx512 : Avx2 {
       out[8 + j] = _mm512_castps_si512(_mm512_shuffle_f32x4(even[0], even[1], 0xdd));
       out[12 + j] = _mm512_castps_si512(_mm512_shuffle_f32x4(odd[0], odd[1], 0xdd));
     }
+  }
+  static void store_low_bytes(int8_t* p, Vec v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(v)));
   }
   static void store_rounded(int8_t* p, Vec v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));

@@ -70,6 +70,14 @@ struct Isa {
     for (float& e : a.v) e = e < 0 ? -e : e;
     return a;
   }
+  static Vec larger_size(Vec a, Vec b) {  // a is a size; NaN above all numbers
+    return each(a, absolute(b), [](float x, float y) { return x > y || x != x ? x : y; });
+  }
+  static bool any_beyond(Vec a, float limit) {
+    bool any = false;
+    for (float e : a.v) any |= !(e <= limit);
+    return any;
+  }
   static float highest(Vec a) {
     for (int i = 1; i < kWidth; ++i) a.v[0] = a.v[i] > a.v[0] ? a.v[i] : a.v[0];
     return a.v[0];
@@ -203,6 +211,10 @@ struct Isa {
   }
   static void store_rounded(int8_t* p, const Vec& a) {  // to nearest even; adding 1.5 * 2^23 leaves no fraction
     for (int i = 0; i < kWidth; ++i) p[i] = int8_t((a.v[i] + 12582912.0f) - 12582912.0f);
+  }
+
+  static void store_low_bytes(int8_t* p, const Vec& a) {  // of 1.5 * 2^23 + an integer within -127..127
+    for (int i = 0; i < kWidth; ++i) p[i] = int8_t(a.v[i] - 12582912.0f);
   }
 
   static float half_to_float(uint16_t h) {
