@@ -90,8 +90,15 @@ def test_largest_integers(
             reference.assert_within(got, want.expand(got.shape), slack)
 
 
-@pytest.mark.parametrize("case", [DEPTHWISE[0], DEPTHWISE[2], DEPTHWISE[4], DEPTHWISE[9], DENSE[0], DENSE[5]])
-def test_a_sample_that_is_not_finite_spoils_only_itself(path: SimpleNamespace, case: tuple) -> None:
+UNMET = [  # the last row meets no tap
+    (channels, channels, channels, (1, 1), (2, 2), (0, 0), (1, 1), side, side) for channels, side in ((16, 8), (17, 18))
+]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("case", [*(DEPTHWISE[i] for i in (0, 2, 4, 5, 9)), *UNMET, DENSE[0], DENSE[5], DENSE[9]])
+def test_a_sample_that_is_not_finite_spoils_only_itself(path: SimpleNamespace, case: tuple, threads: int) -> None:
+    torch.set_num_threads(threads)
     weight, _, _ = problem(path, case, 4, 0, True)
     x = torch.randn(4, case[0], *case[7:])
     x[1, -1, -1, -1], x[2, 0, 0, 0] = torch.nan, -torch.inf

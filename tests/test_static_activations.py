@@ -60,6 +60,27 @@ def test_integers_to_the_last_one(path: SimpleNamespace) -> None:
 
 
 @pytest.mark.sanitize
+@pytest.mark.parametrize("groups", [1, 24])
+@pytest.mark.parametrize("scale", [0.0123, 1 / 3, 2.0**-60, 3e-39, 2.0**120])
+def test_convolutions_round_quotients_next_to_halves(path: SimpleNamespace, scale: float, groups: int) -> None:
+    """A weight of 1: results are integers times the scale. Quotients a few roundings from a half, and far too large."""
+    if groups == 1:
+        weight = path.pack(torch.eye(24, dtype=torch.uint8), 8), torch.ones(24, 1), torch.zeros(1)
+    else:
+        weight = path.pack(torch.ones(24, 1, dtype=torch.uint8), 8), torch.ones(24, 1), torch.zeros(1)
+    near = torch.arange(-129, 130).double() + 0.5
+    x = torch.cat([near * (1 + i * 2.0**-24) for i in range(-6, 7)]) * scale
+    top = torch.finfo(torch.float32).max
+    x = torch.cat([x.float(), torch.tensor([3e6, -3e6, 1e9]) * scale, torch.tensor([top, -top])])
+    x = x.clamp(-top, top)[torch.randperm(len(x))[: len(x) // 24 * 24]].repeat(3).view(1, 24, 3, -1)
+    fixed = torch.tensor([scale])
+    want = (x / fixed).clamp(-127, 127).round() * fixed
+    for y in (x, x.contiguous(memory_format=torch.channels_last)):
+        got = path.conv2d(y, *weight, None, 8, 0, (1, 1), (1, 1), (0, 0), (1, 1), groups, 8, fixed)
+        assert torch.equal(got, want)
+
+
+@pytest.mark.sanitize
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("case", CASES)
 def test_conv_is_exact(path: SimpleNamespace, case: tuple, bits: int) -> None:
@@ -119,6 +140,12 @@ def test_a_scale_that_is_no_scale_gives_zeros_or_nan(path: SimpleNamespace, scal
     _, q, scales, zeros = linear_problem(path, 6, 45, 4, 0, True)
     y = path.linear(torch.randn(3, 45), q, scales, zeros, None, 4, 0, 8, torch.tensor([scale]))
     assert torch.equal(y.isnan(), torch.full((3, 6), shown != shown)) and not y.nan_to_num().any()
+    for groups in (1, 16):
+        cq, cs, cz, _ = path.quantize(torch.randn(16, 144 // groups), 4, 0, True)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            image = torch.randn(2, 16, 5, 4).to(memory_format=layout)
+            y = path.conv2d(image, cq, cs, cz, None, 4, 0, *CONV[:4], groups, 8, torch.tensor([scale]))
+            assert bool(y.isnan().all() if shown != shown else not y.any())
 
 
 def test_gradients_stop_where_values_saturate() -> None:
