@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
-from harness import measure, write
+from harness import keep_memory, measure, write
 from layers import NETWORKS, Layer
 from peers import conv as peers
 from race import Cell, report
@@ -120,6 +120,7 @@ def main() -> None:
     ]
     if args.peers:
         return report("conv", peer_cells(args, schemes), args)
+    keep_memory()
     print(f"{mq.ops.isa()}, {args.threads} thread(s)")
     everything = []
     for network in args.networks:

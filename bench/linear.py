@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--m", type=int, nargs="+", default=ROWS, help="rows of activations")
     parser.add_argument("--shapes", nargs="+", default=SHAPES, help="NxK")
     parser.add_argument("--bits", type=int, nargs="+", default=BITS)
-    parser.add_argument("--group", type=int, default=128, help="group size, 0 for the whole row")
+    parser.add_argument("--group", type=int, nargs="+", default=[128], help="group sizes, 0 for the whole row")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--a8", action="store_true", help="with 8-bit activations, too")
     parser.add_argument("--peers", action="store_true", help="with other libraries, too; they take float32")
@@ -62,8 +62,9 @@ def main() -> None:
     if args.isa:
         ops.isa(args.isa)
     schemes = [
-        Scheme(b, group_size=args.group or None, act_bits=a)
+        Scheme(b, group_size=group or None, act_bits=a)
         for b in args.bits
+        for group in args.group
         for a in ((None, 8) if args.a8 else (None,))
     ]
     racers, dtype = contenders(schemes, peers=args.peers), getattr(torch, args.dtype)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from harness import copies, measure, write
+from harness import copies, keep_memory, measure, write
 from peers import Peer, Product, build, errors, top_of_range
 from roofline import Peaks, peaks
 from torch import Tensor
@@ -61,6 +61,7 @@ def race(cell: Cell, *, peak: Peaks, rounds: int, sums: bool = False) -> tuple[l
 
 def report(bench: str, cells: Iterable[Cell], args: argparse.Namespace) -> None:
     """Races in every cell, prints a table and writes `args.out` after each: a long run may be cut short."""
+    keep_memory()
     peak, rows, missing = peaks(), [], {}
     for cell in cells:
         with torch.inference_mode():

@@ -1,7 +1,7 @@
 """Convolutions as torch, ONNX Runtime and OpenVINO compute them, and as mpqkern does: float in, float out.
 
 Others' 8-bit ones round inputs, and torch's and ONNX Runtime's outputs as well, on grids fixed beforehand; here those
-that span just what occurs. Nobody else has 2 or 4 bits.
+that span just what occurs. Ours find a scale for each sample, or take a fixed one, too. Nobody else has 2 or 4 bits.
 """
 
 from __future__ import annotations
@@ -35,13 +35,17 @@ class Shape:
         return F.conv2d(x, weight, None, self.stride, self.padding, 1, self.groups)
 
 
-def packed(weight: Tensor, x: Tensor, copies: int, *, shape: Shape, scheme: Scheme, last: bool) -> Built:
+def packed(
+    weight: Tensor, x: Tensor, copies: int, *, shape: Shape, scheme: Scheme, last: bool, fixed: bool = False
+) -> Built:
     n, channels, height, width = weight.shape
     conv = nn.Conv2d(
         channels * shape.groups, n, (height, width), shape.stride, shape.padding, groups=shape.groups, bias=False
     )
     conv.weight.data.copy_(weight)
     made = [PackedConv2d.from_float(conv, scheme) for _ in range(copies)]
+    for one in made if fixed else ():
+        one.act_scale = x.abs().amax().view(1) / 127
     x = x.contiguous(memory_format=LAST) if last else x
     return Built(lambda i: made[i % copies](x), made[0].dequantize().reshape(weight.shape))
 
@@ -155,10 +159,11 @@ def racers(shape: Shape, schemes: list[Scheme]) -> list[Peer]:
         return Peer(name, bits, "int8" if bits == 8 else "fp32", partial(make, shape=shape, **more))
 
     found = [of("float", 32, torch_float, last=False), of("float channels_last", 32, torch_float, last=True)]
-    for scheme in schemes:
+    for scheme, fixed in [(s, fixed) for s in schemes for fixed in ((False, True) if s.act_bits else (False,))]:
         for last in (False, True):
-            make = partial(packed, shape=shape, scheme=scheme, last=last)
-            name, kind = f"{scheme}{' channels_last' if last else ''}", "int8" if scheme.act_bits else "fp32"
+            make = partial(packed, shape=shape, scheme=scheme, last=last, fixed=fixed)
+            name = f"{scheme}{' fixed' if fixed else ''}{' channels_last' if last else ''}"
+            kind = "int8" if scheme.act_bits else "fp32"
             found.append(Peer(name, scheme.bits, kind, make, scheme.group_size or 0, 2, ours=True))
     return [
         *found,

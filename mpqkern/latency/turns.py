@@ -1,10 +1,10 @@
 """Calls timed in turn: measuring fairly on machines that are never quite idle.
 
 All contenders run in turn in every round, so that a slow spell hits them alike; what is reported is the median over
-rounds, its spread (median absolute deviation), and ratios within this one run. Before a turn's clock starts, some calls
-pay for what the one before has left: caches full of its results, which have yet to be written to memory, made the next
-contender up to half slower. With one thread the clock is the process's own CPU time, which other processes do not
-lengthen. Weights rotate through copies that together exceed the caches, as they do in a real network.
+rounds, its spread (median absolute deviation), and ratios within this one run. Before a turn's clock starts, a look at
+much other memory takes away what the one before has left, caches full of results that have yet to be written to memory,
+which made the next contender up to half slower; then some calls warm up. With one thread the clock is the process's
+own CPU time, which other processes do not lengthen. Weights rotate through copies that together exceed the caches, as they do in a real network.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ def measure(
             call(count)
             count += 1
         repeats[name] = count
+    other = torch.ones(ROTATE_BYTES // 4)
     for _ in range(rounds):
         for name, call in calls.items():
+            other.sum()
             for _ in range(1 + repeats[name] // 2):
                 call(turn[name])
                 turn[name] += 1
