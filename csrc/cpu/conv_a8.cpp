@@ -1,6 +1,7 @@
 // conv2d with 8-bit activations: the input is rounded once, channels last, and patches of it meet panels of codes.
 #include <optional>
 
+#include "panels8.h"
 #include "patches8.h"
 
 namespace mpq {
@@ -38,15 +39,13 @@ void conv_a8(const ConvArgs& a) {
   const int64_t unit = kind == Patch::in_image ? ceil_div(a.out_width, ceil_div(a.out_width, kMaxPixels)) : 8;
   const int64_t tile_pixels = ceil_div(ceil_div(pixels, ceil_div(pixels, wanted)), unit) * unit;
   const int64_t tiles = ceil_div(pixels, tile_pixels) * a.groups, panels = panel_count(rows);
-  const int64_t bytes = kPanel * packed_bytes(w.kp, w.bits);
   const uint8_t* made = a.groups == 1 || rows % kPanel == 0 ? a.panels : nullptr;
   // With few tiles for each thread the output channels are shared out too, and patches gathered more than once.
   const int64_t parts = std::min(panels, std::max<int64_t>(1, ceil_div(2 * thread_count(), tiles)));
   parallel_for(tiles * parts, 1, [&](int64_t begin, int64_t end) {
     Patches patches(a, image, kind, tile_pixels);
-    Buffer<uint8_t> codes(made ? 0 : bytes);
-    Buffer<float> results(tile_pixels * kPanel), w_scales(kPanel * w.groups), w_zeros(kPanel * w.groups),
-        scratch(kPanel * w.groups);
+    Panels8 all(w, made, a.bias);
+    Buffer<float> results(tile_pixels * kPanel);
     Buffer<Run> runs(tile_pixels);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t tile = i / parts / a.groups, group = i / parts % a.groups, part = i % parts;
@@ -55,11 +54,7 @@ void conv_a8(const ConvArgs& a) {
       patches.gather(a, image, atoms ? &*atoms : nullptr, group, p0, p1, runs, count);
       for (int64_t panel = panels * part / parts; panel < panels * (part + 1) / parts; ++panel) {
         const int64_t n0 = first + panel * kPanel, n1 = std::min(first + rows, n0 + kPanel);
-        kernels().grid_a8(w, n0, n1, w_scales, w_zeros, scratch);
-        if (!made) kernels().panel_a8(w, n0, n1, codes);
-        float bias[kPanel] = {};
-        if (a.bias) std::copy(a.bias + n0, a.bias + n1, bias);
-        const Panel8 here{made ? made + n0 / kPanel * bytes : codes, w_scales, w_zeros, a.bias ? bias : nullptr, 0};
+        const Panel8 here = all.at(n0, n1);
         const bool in_place = a.y_stride[1] == 1 && n1 - n0 == kPanel;
         float* y = in_place ? a.y + p0 * w.n + n0 : results;
         const int64_t ldy = in_place ? w.n : kPanel;

@@ -7,6 +7,7 @@
 #include "block.h"
 #include "buffer.h"
 #include "drivers.h"
+#include "panels8.h"
 #include "parallel.h"
 
 namespace mpq {
@@ -152,20 +153,16 @@ void by_panels8(const LinearArgs& a, const float* x) {
   const Spans spans(w);
   const Rounded rounded(a, spans, x);
   const Acts8 acts{rounded.q, rounded.ld, rounded.scales, rounded.sums, w.kp, kNoJump};
-  const int64_t bytes = kPanel * packed_bytes(w.kp, w.bits), ahead = kAhead / w.bits;
+  const bool direct = a.type == Float::f32;
   parallel_for(panel_count(w.n), ceil_div(kGrainMacs8, kPanel * w.kp * a.m), [&](int64_t begin, int64_t end) {
-    Buffer<uint8_t> codes(a.panels ? 0 : bytes);
-    Buffer<float> scales(w.groups * kPanel), zeros(w.groups * kPanel), scratch(w.groups * kPanel), room(a.m * kPanel);
+    Panels8 panels(w, a.panels, a.bias);
+    Buffer<float> room(direct && end * kPanel <= w.n ? 0 : a.m * kPanel);
     for (int64_t p = begin; p < end; ++p) {
       const int64_t n0 = p * kPanel, n1 = std::min(w.n, n0 + kPanel);
-      kernels().grid_a8(w, n0, n1, scales, zeros, scratch);
+      Panel8 panel = panels.at(n0, n1);
       fetch_grids(w, n1, std::min(w.n, n1 + kPanel));
-      if (!a.panels) kernels().panel_a8(w, n0, n1, codes);
-      float bias[kPanel] = {};
-      if (a.bias) std::copy(a.bias + n0, a.bias + n1, bias);
-      const uint8_t* at = a.panels ? a.panels + p * bytes : codes;
-      const Panel8 panel{at, scales, zeros, a.bias ? bias : nullptr, a.panels ? ahead : w.row(n1) - at};
-      const bool in_place = a.type == Float::f32 && n1 - n0 == kPanel;
+      panel.ahead = a.panels ? kAhead / w.bits : w.row(n1) - panel.codes;
+      const bool in_place = direct && n1 - n0 == kPanel;
       float* y = in_place ? static_cast<float*>(a.y) + n0 : room;
       kernels().gemm_a8(w, panel, acts, a.m, y, in_place ? w.n : kPanel);
       for (int64_t m = 0; !in_place && m < a.m; ++m) put(a, m, n0, n1, y + m * kPanel);

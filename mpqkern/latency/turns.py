@@ -4,7 +4,8 @@ All contenders run in turn in every round, so that a slow spell hits them alike;
 rounds, its spread (median absolute deviation), and ratios within this one run. Before a turn's clock starts, a look at
 much other memory takes away what the one before has left, caches full of results that have yet to be written to memory,
 which made the next contender up to half slower; then some calls warm up. With one thread the clock is the process's
-own CPU time, which other processes do not lengthen. Weights rotate through copies that together exceed the caches, as they do in a real network.
+own CPU time, which other processes do not lengthen. Weights rotate through copies that together exceed the caches, as
+they do in a real network.
 """
 
 from __future__ import annotations
