@@ -215,6 +215,8 @@ def test_calibrated_biases_and_activation_scales_are_kept(tmp_path: Path) -> Non
     hf.annotate_(model)
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path)
+    for name in ("lm_head", "model.layers.0.mlp.down_proj"):  # before any call would make them
+        assert torch.equal(loaded.get_submodule(name).fragments, model.get_submodule(name).fragments)
     assert torch.equal(logits(loaded), logits(model)) and repr(loaded) == repr(model)
 
 
