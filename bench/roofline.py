@@ -22,7 +22,7 @@ import torch
 from harness import measure
 
 BYTES = 256 * 2**20  # read by each thread: far more than the caches
-TIMES = 100_000  # rounds of multiply-adds: some hundred microseconds
+TIMES = 2_000_000  # rounds of multiply-adds: some milliseconds, long beside the start of a thread
 
 
 @dataclass(frozen=True)

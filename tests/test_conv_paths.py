@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from mpqkern import ops
 from mpqkern.plain import quantize_activations
 
 from . import reference
@@ -95,7 +97,7 @@ UNMET = [  # the last row meets no tap
 ]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("case", [*(DEPTHWISE[i] for i in (0, 2, 4, 5, 9)), *UNMET, DENSE[0], DENSE[5], DENSE[9]])
 def test_a_sample_that_is_not_finite_spoils_only_itself(path: SimpleNamespace, case: tuple, threads: int) -> None:
     torch.set_num_threads(threads)
@@ -110,9 +112,24 @@ def test_a_sample_that_is_not_finite_spoils_only_itself(path: SimpleNamespace, c
             assert alone.isfinite().all() and torch.equal(got[::3], alone)
 
 
-@pytest.mark.parametrize("act_bits", [None, 8])
+@pytest.mark.parametrize("channels", [3, 16])
+def test_rows_between_bands_that_meet_no_tap_count(path: SimpleNamespace, channels: int) -> None:
+    """Every other row is left out by all results; sample i is not finite in the i-th of those."""
+    case = (channels, channels, channels, (1, 1), (2, 2), (0, 0), (1, 1), 61, 201)
+    weight, _, _ = problem(path, case, 4, 0, True)
+    x = torch.randn(31, channels, 61, 201)
+    for i in range(30):
+        x[i, i % channels, 2 * i + 1, i] = torch.nan
+    for y in orders(x):
+        got = path.conv2d(y, *weight, None, 4, 0, case[3], *case[4:7], case[2], 8, torch.tensor([0.02]))
+        assert got[:30].isnan().all() and got[30].isfinite().all()
+
+
+@pytest.mark.parametrize("act_bits,scale", [(None, None), (8, None), (8, torch.tensor([0.02]))])
 @pytest.mark.parametrize("case", [*DEPTHWISE[2:5], *DEPTHWISE[7:], DENSE[0], DENSE[4], DENSE[6]])
-def test_any_number_of_threads_gives_the_same_bits(path: SimpleNamespace, case: tuple, act_bits: int | None) -> None:
+def test_any_number_of_threads_gives_the_same_bits(
+    path: SimpleNamespace, case: tuple, act_bits: int | None, scale: torch.Tensor | None
+) -> None:
     if path.name == "plain":
         pytest.skip("torch's own products may depend on threads")
     weight, _, _ = problem(path, case, 2, 0, False)
@@ -120,8 +137,29 @@ def test_any_number_of_threads_gives_the_same_bits(path: SimpleNamespace, case: 
         results = []
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            results.append(path.conv2d(x, *weight, None, 2, 0, case[3], *case[4:7], case[2], act_bits))
+            results.append(path.conv2d(x, *weight, None, 2, 0, case[3], *case[4:7], case[2], act_bits, scale))
         assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("group", [0, 32])
+@pytest.mark.parametrize("case", DEPTHWISE + DENSE)
+def test_every_instruction_set_gives_the_same_bits(case: tuple, group: int) -> None:
+    if ops.why_plain is not None:
+        pytest.skip(f"no compiled kernels: {ops.why_plain}")
+    cin, cout, groups, kernel, stride, padding, dilation, height, width = case
+    k = cin // groups * kernel[0] * kernel[1]
+    q, scales, zeros, _ = torch.ops.mpqkern.quantize(torch.randn(cout, k), 4, group, True)
+    args = (q, scales, zeros, torch.randn(cout), 4, group, kernel, stride, padding, dilation, groups, 8)
+    inputs, results = orders(torch.randn(2, cin, height, width)), {}
+    try:
+        for name in ops.ISAS[1:]:
+            with contextlib.suppress(RuntimeError):  # this processor has it not
+                ops.isa(name)
+                results[name] = [torch.ops.mpqkern.conv2d(x, *args) for x in inputs]
+    finally:
+        ops.isa("best")
+    for name, found in results.items():
+        assert all(map(torch.equal, found, results["scalar"])), name
 
 
 @pytest.mark.sanitize

@@ -54,9 +54,6 @@ void grid_a8(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zero
 
 // ---- a panel of codes against many rows of activations ----------------------------------------------
 
-// Loops over arrays that are to be registers are unrolled before anything else happens to them.
-#define MPQ_UNROLL _Pragma("GCC unroll 32")
-
 // C rows of activations by kTileVecs vectors of weight rows, all sums in registers. Where these are few, quads of codes
 // take turns between several sums, so that none waits for its last product.
 constexpr int kTileVecs = 2;

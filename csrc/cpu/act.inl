@@ -15,9 +15,9 @@ float largest(const float* x, int64_t count) {
   return finite(result) ? result : __builtin_nanf("");
 }
 
-// The quotient's integer by a product with 1 / scale: the exact product and the rounded quotient lie within 1.2e-5 of
-// each other up to 127.5, so they round alike unless a half is nearer than that, and then the lanes are divided after
-// all. Integers stay in the low bits of magic + q.
+// The quotient's integer by a product with 1 / scale. Up to 127.5 the product, rounded or not, and the rounded quotient
+// lie within 1.6e-5 of each other, so they round alike unless a half is nearer than 2e-5 to the product, and then the
+// lanes are divided after all. Integers stay in the low bits of magic + q.
 struct Rounder {
   typename Isa::Vec scale, inverse, minus, low, high, magic;
   bool safe;  // 1 / scale is a normal number
@@ -25,7 +25,7 @@ struct Rounder {
   explicit Rounder(float s)
       : scale(Isa::set1(s)),
         inverse(Isa::set1(1 / s)),
-        minus(Isa::set1(-1 / s)),
+        minus(Isa::set1(-(1 / s))),
         low(Isa::set1(kRound - 127)),
         high(Isa::set1(kRound + 127)),
         magic(Isa::set1(kRound)),
@@ -58,7 +58,7 @@ struct Rounder {
   void put(typename Isa::Vec v, int8_t* out) const { Isa::store_low_bytes(out, v); }
 };
 
-// One scale for all; where it is not above 0 everything becomes 0, as by infinity.
+// By one scale for all; where that is not above 0, by infinity: everything becomes 0.
 inline Rounder rounder(float scale) { return Rounder(scale > 0 ? scale : __builtin_inff()); }
 
 bool round_act(const float* x, int64_t count, float scale, float* out) {

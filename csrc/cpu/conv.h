@@ -41,9 +41,8 @@ struct Target {
 };
 
 // What samples' 8-bit activations are rounded by: the fixed scale, else max|x| / 127, and NaN where an x is not finite.
-// Each is found just before it is of use, so that rounding meets the sample in the cache. Where samples are fewer than
-// threads these find the scales together, beforehand. A fixed scale needs no look at the input if rounding meets all of
-// it: what is not finite is found out there.
+// A thread finds a sample's scale when it comes to it, so that rounding meets the sample in the cache; where threads
+// would share out too few samples unevenly, they find all scales together, first.
 class Scales8 {
  public:
   // Of a thread: the last sample it came to.
@@ -52,15 +51,18 @@ class Scales8 {
     float scale = 0;
   };
 
+  // `beforehand`: first in any case, for those who come back to samples. A fixed scale needs no look at the input if
+  // rounding meets all of it and `spoil`s what is not finite.
   Scales8(const ConvArgs& a, bool beforehand, bool rounds_all = true);
-  // Null without 8-bit activations.
+  // Null without 8-bit activations; else of use until the cursor's next sample.
   const float* of(int64_t b, Cursor& at) const;
   // Sample b is not finite: all its results are to be NaN, and are after `finish`.
   void spoil(int64_t b) { spoiled_[b].store(true, std::memory_order_relaxed); }
   void finish() const;
+  bool spoiled(int64_t b) const { return spoiled_[b].load(std::memory_order_relaxed); }
 
  private:
-  float find(int64_t b) const;
+  float from_largest(float top) const;
 
   const ConvArgs& a_;
   const bool rounds_all_;

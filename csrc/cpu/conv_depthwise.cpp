@@ -33,16 +33,16 @@ Filters::Filters(const ConvArgs& a)
   // A zero of whole halves leaves integers of twice the size, and one sum serves.
   for (int64_t n = 0; a.act8 && n < (w.zero_each ? w.n : 1); ++n)
     centered &= zero[n] >= 0 && zero[n] <= 255 && 2 * zero[n] == int(2 * zero[n]);
-  if (!a.act8 || centered)
-    for (int64_t n = 0; n < w.n; ++n) scale[n] = a.act8 ? scale[n] / 2 : 1;
+  if (!a.act8) std::fill_n(static_cast<float*>(scale), w.n, 1.0f);
+  for (int64_t n = 0; a.act8 && centered && n < w.n; ++n) scale[n] /= 2;
   parallel_for(ceil_div(w.n, kRowsAtOnce), ceil_div(kConvGrain, kRowsAtOnce * w.kp), [&](int64_t begin, int64_t end) {
-    Buffer<float> room(a.act8 ? 0 : kRowsAtOnce * w.kp), grid(2 * w.groups);
+    Buffer<float> room(a.act8 || a.floats ? 0 : kRowsAtOnce * w.kp), grid(2 * w.groups);
     Buffer<uint8_t> codes(a.act8 ? kRowsAtOnce * w.kp : 0);
     for (int64_t n0 = begin * kRowsAtOnce; n0 < std::min(w.n, end * kRowsAtOnce); n0 += kRowsAtOnce) {
       const int64_t n1 = std::min(w.n, n0 + kRowsAtOnce);
       if (a.act8) {
         kernels().unpack(w.row(n0), w.bits, codes, (n1 - n0) * w.kp);  // rows follow each other without a gap
-        for (int64_t n = n0; n < n1; ++n) read(codes + (n - n0) * w.kp, n);
+        for (int64_t n = n0; n < n1; ++n) fill_row(n, codes + (n - n0) * w.kp);
       } else {
         const Block rows = fp32_block(w, a.floats, n0, n1, 0, w.kp, room, w.kp, grid);
         for (int64_t n = n0; n < n1; ++n)
@@ -52,7 +52,7 @@ Filters::Filters(const ConvArgs& a)
   });
 }
 
-void Filters::read(const uint8_t* codes, int64_t n) {
+void Filters::fill_row(int64_t n, const uint8_t* codes) {
   float* row = taps + n * count;
   const int twice = centered ? int(2 * zero[n]) : 0, each = centered ? 2 : 1;
   for (int64_t k = 0; k < count; ++k) row[k] = float(each * codes[k] - twice);

@@ -18,7 +18,7 @@ struct Filters {
   explicit Filters(const ConvArgs& a);
 
  private:
-  void read(const uint8_t* codes, int64_t n);  // row n's taps from its codes
+  void fill_row(int64_t n, const uint8_t* codes);  // its taps
 };
 
 // Sums of code * q and of q -> results.

@@ -28,8 +28,7 @@ inline void plane_tile(const float* x, const int64_t* offsets, const float* weig
     const typename Isa::Vec w = Isa::set1(weights[t]);
     for (int j = 0; j < VECS; ++j) acc[j] = Isa::fma(w, Isa::load(x + offsets[t] + j * Isa::kWidth), acc[j]);
   }
-  for (int j = 0; j < VECS; ++j)
-    Isa::store(y + j * Isa::kWidth, Isa::multiply_add(Isa::set1(scale), acc[j], Isa::set1(bias)));
+  for (int j = 0; j < VECS; ++j) Isa::store(y + j * Isa::kWidth, Isa::fused(Isa::set1(scale), acc[j], Isa::set1(bias)));
 }
 
 void filter_plane(const float* x, const int64_t* offsets, const float* weights, int64_t taps, float scale, float bias,
@@ -63,7 +62,8 @@ bool spread_as(const float* x, int64_t pixel, int64_t pixels, int64_t channels, 
   int64_t i = 0;
   for (; i + 4 <= pixels; i += 4)
     for (int64_t c = 0; c < whole; c += kLanes) {
-      for (int64_t j = 0; j < 4; ++j) __builtin_prefetch(x + i * pixel + 4 * c + j * kLanes + kSpreadAhead);
+      for (int64_t j = 0; j < 4; ++j)  // a line after the other, as if pixels had no more channels
+        __builtin_prefetch(x + i * pixel + 4 * c + j * kLanes + kSpreadAhead);
       spread_pixels<4>(x + i * pixel + c, pixel, round, out + c / kLanes * block + i * kLanes, strange);
     }
   for (; i < pixels; ++i)
@@ -117,7 +117,7 @@ inline void row_tile(const mpq::FilterRow& r, int64_t x0, int64_t k0, int64_t k1
       }
     }
     const typename Isa::Vec scale = Isa::load(r.scale + c), bias = Isa::load(r.bias + c);
-    for (int j = 0; j < PIXELS; ++j) Isa::store(y + j * r.y_pixel + c, Isa::multiply_add(scale, acc[j], bias));
+    for (int j = 0; j < PIXELS; ++j) Isa::store(y + j * r.y_pixel + c, Isa::fused(scale, acc[j], bias));
   }
 }
 

@@ -76,7 +76,7 @@ struct Lanes {
   }
 
   // Results' rows first..last of one sample's `channels` from x -> y; `act` is the scale of 8-bit activations. False
-  // where one of these is not finite.
+  // where one that is rounded is not finite.
   bool filter(const ConvArgs& a, const Filters& f, const Blocks& b, int64_t channels, const Pixels& x, int64_t first,
               int64_t last, const float* act, const Pixels& y) {
     const int64_t reach = (a.kernel[0] - 1) * a.dilation[0] + 1, gap = a.dilation[0];

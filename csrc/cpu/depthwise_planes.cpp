@@ -40,7 +40,7 @@ struct Band {
   }
   int64_t column_at(const ConvArgs& a, int64_t u) const { return u % a.stride[1] * height * span + u / a.stride[1]; }
 
-  // Input rows that results from row y0 on meet; `scale` is that of 8-bit activations. False where one of these is not
+  // Input rows that results from row y0 on meet; `scale` is that of 8-bit activations. False where one of them is not
   // finite.
   bool fill(const ConvArgs& a, const float* plane, int64_t y0, int64_t rows, const float* scale) {
     const int64_t top = y0 * a.stride[0] - a.padding[0];

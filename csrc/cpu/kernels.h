@@ -155,7 +155,8 @@ struct Kernels {
   // The same with channels along vectors.
   void (*filter_row)(const FilterRow& row);
   // out[c / kWidest * block + i * kWidest + c % kWidest] = x[i * pixel + c] for i < pixels, c < channels, zeros after
-  // the last channel; with a scale, bytes rounded as in `round_act`, else floats.
+  // the last channel; with a scale, bytes rounded as in `round_act`, which tells what is not finite, else floats, and
+  // true.
   bool (*spread)(const float* x, int64_t pixel, int64_t pixels, int64_t channels, const float* scale, void* out,
                  int64_t block);
 

@@ -20,6 +20,9 @@ inline bool finite(float v) { return v <= FLT_MAX && v >= -FLT_MAX; }
 // Adding and taking away 1.5 * 2^23 rounds |v| < 2^22 to the nearest even integer, on every processor.
 constexpr float kRound = 12582912.0f;
 
+// Loops over arrays that are to be registers are unrolled before anything else happens to them.
+#define MPQ_UNROLL _Pragma("GCC unroll 32")
+
 // ---- floating point types ---------------------------------------------------------------------
 
 void to_float(const void* src, Float type, float* dst, int64_t count) {

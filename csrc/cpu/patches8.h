@@ -46,18 +46,33 @@ struct Image8 {
     const int64_t bytes = padded(a.batch * sample());
     if (height * width > a.height * a.width || pixel > a.in_channels) std::memset(data, 0, bytes);
     std::memset(data + bytes - kBlock, 0, kBlock + kSlack);
-    const Scales8 found(a, false);
-    auto rounded = [&](int64_t begin, int64_t end) {
+    Scales8 found(a, false);
+    const bool last = a.x_stride[1] == 1 && a.in_channels > 1;
+    // Pixels that lie in one piece: a whole plane, or a row.
+    const int64_t piece = a.x_stride[2] == a.width * a.x_stride[3] ? a.height * a.width : a.width;
+    const int64_t step = last ? a.width : kTurned, parts = ceil_div(piece, step), pieces = a.height * a.width / piece;
+    parallel_for(a.batch * pieces * parts, ceil_div(kConvGrain, step * a.in_channels), [&](int64_t begin, int64_t end) {
+      Buffer<float> turned(last ? 0 : kTurned * a.in_channels), line(last ? 0 : kTurned);
       Scales8::Cursor cursor;
-      for (int64_t b = begin; b < end; ++b) {
-        scales[b] = *found.of(b, cursor);
-        if (!round(a, b)) scales[b] = std::numeric_limits<float>::quiet_NaN();
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t b = i / (pieces * parts), p0 = i / parts % pieces * piece + i % parts * step;
+        const int64_t p1 = std::min(p0 + step, (i / parts % pieces + 1) * piece);
+        const float* x = a.x + b * a.x_stride[0] + p0 / a.width * a.x_stride[2] + p0 % a.width * a.x_stride[3];
+        const float scale = *found.of(b, cursor);
+        if (i % (pieces * parts) == 0) scales[b] = scale;
+        if (!last && a.x_stride[3] == 1) {
+          kernels().transpose(x, a.x_stride[1], a.in_channels, p1 - p0, turned, a.in_channels);
+        } else if (!last) {
+          for (int64_t c = 0; c < a.in_channels; ++c) {
+            kernels().every(x + c * a.x_stride[1], a.x_stride[3], p1 - p0, line);
+            for (int64_t p = 0; p < p1 - p0; ++p) turned[p * a.in_channels + c] = line[p];
+          }
+        }
+        if (!round(a, b, p0, p1, last ? x : turned, last ? a.x_stride[3] : a.in_channels, scale)) found.spoil(b);
       }
-    };
-    if (a.batch < thread_count())
-      rounded(0, a.batch);  // threads share each sample
-    else
-      parallel_for(a.batch, ceil_div(kConvGrain, a.height * a.width * a.in_channels), rounded);
+    });
+    for (int64_t b = 0; b < a.batch; ++b)
+      if (found.spoiled(b)) scales[b] = std::numeric_limits<float>::quiet_NaN();
     if (ordered && a.weight.bits < 8)
       parallel_for(bytes / kBlock, kConvGrain, [&](int64_t begin, int64_t end) {
         kernels().order_a8(a.weight.bits, data + begin * kBlock, (end - begin) * kBlock);
@@ -67,44 +82,12 @@ struct Image8 {
   int64_t sample() const { return height * width * pixel; }
   int64_t at(int64_t b, int64_t y, int64_t x) const { return ((b * height + y) * width + x) * pixel; }
 
-  // Sample b by its scale; false where it is not finite.
-  bool round(const ConvArgs& a, int64_t b) {
-    const bool last = a.x_stride[1] == 1 && a.in_channels > 1;
-    // Pixels that lie in one piece: a whole plane, or a row.
-    const int64_t piece = a.x_stride[2] == a.width * a.x_stride[3] ? a.height * a.width : a.width;
-    const int64_t step = last ? a.width : kTurned, parts = ceil_div(piece, step), pieces = a.height * a.width / piece;
-    std::atomic<bool> finite{true};
-    parallel_for(pieces * parts, ceil_div(kConvGrain, step * a.in_channels), [&](int64_t begin, int64_t end) {
-      Buffer<float> turned(last ? 0 : kTurned * a.in_channels), line(last ? 0 : kTurned);
-      bool good = true;
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t p0 = i / parts * piece + i % parts * step, p1 = std::min(p0 + step, (i / parts + 1) * piece);
-        const float* x = a.x + b * a.x_stride[0] + p0 / a.width * a.x_stride[2] + p0 % a.width * a.x_stride[3];
-        if (last) {
-          good &= round_pixels(a, b, p0, p1, x, a.x_stride[3]);
-          continue;
-        }
-        if (a.x_stride[3] == 1) {
-          kernels().transpose(x, a.x_stride[1], a.in_channels, p1 - p0, turned, a.in_channels);
-        } else {
-          for (int64_t c = 0; c < a.in_channels; ++c) {
-            kernels().every(x + c * a.x_stride[1], a.x_stride[3], p1 - p0, line);
-            for (int64_t p = 0; p < p1 - p0; ++p) turned[p * a.in_channels + c] = line[p];
-          }
-        }
-        good &= round_pixels(a, b, p0, p1, turned, a.in_channels);
-      }
-      if (!good) finite.store(false, std::memory_order_relaxed);
-    });
-    return finite;
-  }
-
-  // Pixels p0..p1 of sample b from x, `gap` floats apart.
-  bool round_pixels(const ConvArgs& a, int64_t b, int64_t p0, int64_t p1, const float* x, int64_t gap) {
+  // Pixels p0..p1 of sample b from x, `gap` floats apart. False where one is not finite.
+  bool round(const ConvArgs& a, int64_t b, int64_t p0, int64_t p1, const float* x, int64_t gap, float scale) {
     bool finite = true;
     for (int64_t p = p0, stop; p < p1; x += (stop - p) * gap, p = stop) {
       stop = std::min(p1, (p / a.width + 1) * a.width);
-      finite &= kernels().round_bytes(x, gap, stop - p, a.in_channels, scales[b],
+      finite &= kernels().round_bytes(x, gap, stop - p, a.in_channels, scale,
                                       data + at(b, p / a.width + a.padding[0], p % a.width + a.padding[1]), pixel);
     }
     return finite;

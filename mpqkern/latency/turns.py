@@ -44,7 +44,7 @@ def measure(
             call(count)
             count += 1
         repeats[name] = count
-    other = torch.ones(ROTATE_BYTES // 4)
+    other = torch.ones(ROTATE_BYTES // 4, dtype=torch.float32, device="cpu")
     for _ in range(rounds):
         for name, call in calls.items():
             other.sum()
