@@ -215,8 +215,9 @@ Tensor conv2d_fragments_cpu(const Tensor& x, const Tensor& qweight, const Tensor
 // The name of the instruction set in use; `want` changes it first ("" leaves it, "best" undoes a choice).
 std::string isa(std::string want) {
   if (!want.empty())
-    STD_TORCH_CHECK(mpq::use_isa(want == "best" ? "" : want.c_str()), "mpqkern::isa: want='", want,
-                    "' is unknown or not to be had on this processor; wanted 'scalar', 'avx2', 'avx512' or 'best'");
+    STD_TORCH_CHECK(
+        mpq::use_isa(want == "best" ? "" : want.c_str()), "mpqkern::isa: want='", want,
+        "' is unknown or not to be had on this processor; wanted 'scalar', 'avx2', 'avxvnni', 'avx512' or 'best'");
   return mpq::kernels().name;
 }
 

@@ -56,7 +56,7 @@ SCHEMAS = {
     "int groups) -> Tensor",
 }
 PANEL = 32  # weight rows that fragments have side by side on a CPU: kPanel of csrc/cpu/kernels.h
-ISAS = ("plain", "scalar", "avx2", "avx512")  # what MPQKERN_ISA may ask for, slowest first
+ISAS = ("plain", "scalar", "avx2", "avxvnni", "avx512")  # what MPQKERN_ISA may ask for, slowest first
 
 
 def _load() -> str | None:

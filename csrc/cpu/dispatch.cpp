@@ -11,6 +11,14 @@ namespace {
 #if defined(__x86_64__)
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
+bool has_avxvnni() {
+#ifdef MPQ_SIMDE
+  return true;  // emulated
+#else
+  return __builtin_cpu_supports("avxvnni");
+#endif
+}
+
 bool has_avx512() {
 #ifdef MPQ_SIMDE
   return true;  // emulated
@@ -23,12 +31,13 @@ bool has_avx512() {
 #endif
 
 const Kernels* const* available() {  // best first, ends with null
-  static const Kernels* list[4] = {};
+  static const Kernels* list[5] = {};
   static const bool filled = [] {
     int i = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();  // asks the operating system too: registers it does not save are not used
     if (has_avx2() && has_avx512()) list[i++] = &avx512_kernels;
+    if (has_avx2() && has_avxvnni()) list[i++] = &avxvnni_kernels;
     if (has_avx2()) list[i++] = &avx2_kernels;
 #endif
     list[i] = &scalar_kernels;
@@ -41,7 +50,7 @@ const Kernels* const* available() {  // best first, ends with null
 const Kernels* find(const char* name) {
   const Kernels* const* list = available();
   if (!name || !*name) return list[0];
-  for (int i = 0; i < 3 && list[i]; ++i)
+  for (int i = 0; list[i]; ++i)
     if (!std::strcmp(list[i]->name, name)) return list[i];
   return nullptr;
 }

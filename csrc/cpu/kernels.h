@@ -213,15 +213,16 @@ struct Kernels {
 
 extern const Kernels scalar_kernels;
 #if defined(__x86_64__)
-extern const Kernels avx2_kernels;    // AVX2, FMA, F16C
-extern const Kernels avx512_kernels;  // AVX-512 F, BW, DQ, VL, VNNI
+extern const Kernels avx2_kernels;     // AVX2, FMA, F16C
+extern const Kernels avxvnni_kernels;  // these and AVX-VNNI
+extern const Kernels avx512_kernels;   // AVX-512 F, BW, DQ, VL, VNNI
 #endif
 
 // The best table that this processor runs, or the lower one that MPQKERN_ISA or `use_isa` asked for.
 const Kernels& kernels();
 // Whether the processor has bf16 products of its own, AVX512-BF16 (which torch's matrix library then uses too).
 bool multiplies_bf16();
-// Asks for "scalar", "avx2", "avx512" or "" (the best); false when unknown or not to be had here.
+// Asks for "scalar", "avx2", "avxvnni", "avx512" or "" (the best); false when unknown or not to be had here.
 bool use_isa(const char* name);
 
 }  // namespace mpq
