@@ -17,7 +17,10 @@ from . import Built
 
 # name: its number in ggml's list of types, bits, weights with a scale of their own, bytes of such a scale (with its
 # share of the scales' own scale)
-KINDS = {"Q4_0": (2, 4, 32, 2), "Q4_K": (12, 4, 32, 2), "Q8_0": (8, 8, 32, 2), "Q2_K": (10, 2, 16, 1.25)}
+KINDS = {
+    "Q4_0": (2, 4, 32, 2), "Q4_K": (12, 4, 32, 2), "Q8_0": (8, 8, 32, 2), "Q2_K": (10, 2, 16, 1.25),
+    "TQ2_0": (35, 2, 256, 2),  # ternary
+}  # fmt: skip
 F32 = 0
 SILENT = ctypes.CFUNCTYPE(None, c_int, c_char_p, c_void_p)(lambda level, text, data: None)
 OVERHEAD = 1 << 20  # bytes for the descriptions of tensors and of a graph
