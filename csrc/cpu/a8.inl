@@ -82,6 +82,8 @@ struct Place {
 template <int BITS, int C>
 inline Sums8<C> a8_steps(const uint8_t* codes, const Acts8& a, Place& at, int64_t k) {
   constexpr int kFours = (C + 3) / 4, kTurns = turns<BITS>(C);
+  // A sum whose codes are all of one field can leave that where it is in its byte, and be shifted once in the end.
+  constexpr int kPlaces = smaller(smaller(kTurns, kFields<BITS>), Isa::kPlaces);
   constexpr int kQuads = kTurns > kFields<BITS> ? kTurns : kFields<BITS>;  // of codes in a step
   constexpr int64_t kBytes = kQuads / kFields<BITS> * 4 * kPanel;          // of packed codes
   const int64_t ld = a.ld;
@@ -94,13 +96,13 @@ inline Sums8<C> a8_steps(const uint8_t* codes, const Acts8& a, Place& at, int64_
   int64_t left = at.left;
   const uint8_t* end = codes + mpq::packed_bytes(k, BITS) * kPanel;
   do {
-    MPQ_UNROLL for (int64_t i = 0; i < kBytes; i += kLine) __builtin_prefetch(codes + at.ahead + i);
+    MPQ_UNROLL for (int64_t i = 0; i < kBytes; i += kLine) __builtin_prefetch(codes + at.ahead + i, 0, 2);
     MPQ_UNROLL for (int i = 0; i < kQuads; ++i) {
       const uint8_t* word = codes + i / kFields<BITS> * 4 * kPanel;
       Sums8<C>& sum = sums[i % kTurns];
       typename Isa::Bytes b[kTileVecs];
       MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) b[v] =
-          Isa::template field<BITS>(Isa::load_bytes(word + 4 * Isa::kWidth * v), i % kFields<BITS>);
+          Isa::template field<BITS>(Isa::load_bytes(word + 4 * Isa::kWidth * v), i % kFields<BITS>, i % kPlaces);
       MPQ_UNROLL for (int c = 0; c < C; ++c) {
         const typename Isa::Bytes x = Isa::word(four[c / 4] + c % 4 * ld + 4 * i);
         MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) sum.v[c][v] = Isa::template dot<BITS>(sum.v[c][v], b[v], x);
@@ -118,7 +120,7 @@ inline Sums8<C> a8_steps(const uint8_t* codes, const Acts8& a, Place& at, int64_
   at.q = four[0], at.left = left;
   MPQ_UNROLL for (int t = 1; t < kTurns; ++t) MPQ_UNROLL for (int c = 0; c < C; ++c)
       MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) sums[0]
-          .v[c][v] = Isa::template added<BITS>(sums[0].v[c][v], sums[t].v[c][v]);
+          .v[c][v] = Isa::template added<BITS>(sums[0].v[c][v], Isa::shifted(sums[t].v[c][v], BITS * (t % kPlaces)));
   return sums[0];
 }
 

@@ -12,6 +12,7 @@ struct Isa : Avx2 {
   }
   template <int BITS>
   static constexpr bool kNarrow = false;
+  static constexpr int kPlaces = 4;
   template <int BITS>
   static Ints dot(Ints sum, Bytes c, Bytes x) {
 #ifdef MPQ_SIMDE

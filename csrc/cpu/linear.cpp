@@ -13,10 +13,9 @@
 namespace mpq {
 namespace {
 
-constexpr int64_t kDepth = 512;       // k's of a dequantized block: kRows * kDepth floats stay in L2
-constexpr int64_t kRows = 48;         // a multiple of every ISA's tile height
-constexpr int64_t kMaxColumns = 512;  // activation rows staged at once
-constexpr int64_t kAhead = 16384;  // bytes of panels that memory is asked for ahead, times the bits of a code: measured
+constexpr int64_t kDepth = 512;           // k's of a dequantized block: kRows * kDepth floats stay in L2
+constexpr int64_t kRows = 48;             // a multiple of every ISA's tile height
+constexpr int64_t kMaxColumns = 512;      // activation rows staged at once
 constexpr int64_t kGrainMacs = 1 << 16;   // below this a second thread costs more than it saves
 constexpr int64_t kGrainMacs8 = 1 << 19;  // and with 8-bit activations
 
@@ -127,6 +126,9 @@ void fetch_grids(const Packed& w, int64_t n0, int64_t n1) {
       __builtin_prefetch(static_cast<const char*>(grids) + i);
 }
 
+// Bytes of panels that memory is asked for ahead: measured.
+constexpr int64_t far_ahead(int bits) { return bits < 8 ? 16384 : 4096; }
+
 // Rows of activations rounded to 8 bits.
 struct Rounded {
   const int64_t ld;  // rows a power of two apart would fall on each other in the cache
@@ -161,7 +163,7 @@ void by_panels8(const LinearArgs& a, const float* x) {
       const int64_t n0 = p * kPanel, n1 = std::min(w.n, n0 + kPanel);
       Panel8 panel = panels.at(n0, n1);
       fetch_grids(w, n1, std::min(w.n, n1 + kPanel));
-      panel.ahead = a.panels ? kAhead / w.bits : w.row(n1) - panel.codes;
+      panel.ahead = a.panels ? far_ahead(w.bits) : w.row(n1) - panel.codes;
       const bool in_place = direct && n1 - n0 == kPanel;
       float* y = in_place ? static_cast<float*>(a.y) + n0 : room;
       kernels().gemm_a8(w, panel, acts, a.m, y, in_place ? w.n : kPanel);

@@ -165,10 +165,13 @@ struct Avx2 {
   static Vec to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
 
   template <int BITS>
-  static Bytes field(Bytes v, int i) {  // field i of every byte
+  static Bytes field(Bytes v, int i, int place) {  // field i of every byte, moved to another place there
     if (BITS == 8) return v;
-    return _mm256_and_si256(i ? _mm256_srli_epi16(v, BITS * i) : v, _mm256_set1_epi8(char((1 << BITS) - 1)));
+    const __m256i mask = _mm256_set1_epi8(char(((1 << BITS) - 1) << BITS * place));
+    return _mm256_and_si256(i == place ? v : _mm256_srli_epi16(v, BITS * (i - place)), mask);
   }
+  static constexpr int kPlaces = 1;  // that fields may be in where `dot` takes them: higher up they are too large
+  static Ints shifted(Ints v, int bits) { return bits ? _mm256_srai_epi32(v, bits) : v; }
   // Whether `dot` sums in 16 bits, which `widened` adds to a sum of 32: 8 steps of 15 * 127 * 2 = 3810 fit.
   template <int BITS>
   static constexpr bool kNarrow = BITS < 8;

@@ -147,10 +147,13 @@ struct Avx512 : Avx2 {
     return _mm512_set1_epi32(w);
   }
   template <int BITS>
-  static Bytes field(Bytes v, int i) {  // field i of every byte
+  static Bytes field(Bytes v, int i, int place) {
     if (BITS == 8) return v;
-    return _mm512_and_si512(i ? _mm512_srli_epi32(v, BITS * i) : v, _mm512_set1_epi8(char((1 << BITS) - 1)));
+    const __m512i mask = _mm512_set1_epi8(char(((1 << BITS) - 1) << BITS * place));
+    return _mm512_and_si512(i == place ? v : _mm512_srli_epi32(v, BITS * (i - place)), mask);
   }
+  static constexpr int kPlaces = 4;
+  static Ints shifted(Ints v, int bits) { return v >> bits; }
   template <int BITS>
   static constexpr bool kNarrow = false;
   template <int BITS>

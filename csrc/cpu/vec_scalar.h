@@ -170,11 +170,13 @@ struct Isa {
     return r;
   }
   template <int BITS>
-  static Bytes field(const Bytes& b, int i) {  // field i of every byte
+  static Bytes field(const Bytes& b, int i, int) {  // field i of every byte
     Bytes r;
     for (int j = 0; j < 4 * kWidth; ++j) r.v[j] = b.v[j] >> (BITS * i) & mpq::max_code(BITS);
     return r;
   }
+  static constexpr int kPlaces = 1;
+  static Ints shifted(const Ints& v, int) { return v; }
   template <int BITS>
   static constexpr bool kNarrow = false;
   template <int BITS>

@@ -3,6 +3,10 @@
 #include <atomic>
 #include <cstring>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include "buffer.h"
 #include "drivers.h"
 #include "parallel.h"
@@ -50,10 +54,21 @@ int64_t first_bad_row(int64_t n, int64_t k, const F& good) {
   return bad;
 }
 
+// Memory about to be written for the first time, and read over and over: with an entry in the tables of pages for each
+// 2 MiB, where the system has such to give, products with one row take up to a quarter less time on a virtual machine.
+void in_large_pages([[maybe_unused]] uint8_t* at, [[maybe_unused]] int64_t bytes) {
+#ifdef __linux__
+  constexpr uintptr_t kPage = uintptr_t(1) << 21;
+  const uintptr_t begin = (uintptr_t(at) + kPage - 1) / kPage * kPage, end = (uintptr_t(at) + bytes) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // may be refused: no harm
+#endif
+}
+
 }  // namespace
 
 void code_panels(const Packed& w, uint8_t* out) {
   const int64_t bytes = kPanel * packed_bytes(w.kp, w.bits);
+  in_large_pages(out, panel_bytes(w));
   rows(panel_count(w.n), kPanel * w.kp, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p)
       kernels().panel_a8(w, p * kPanel, std::min(w.n, (p + 1) * kPanel), out + p * bytes);
