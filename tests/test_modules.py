@@ -128,6 +128,18 @@ def test_gradients_flow_to_the_input() -> None:
         assert torch.allclose(got, x.grad, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(40, 12), nn.Conv2d(40, 12, 1)], ids=["linear", "conv"])
+def test_a_bias_may_become_a_parameter(layer: nn.Module) -> None:
+    packed = (PackedLinear if isinstance(layer, nn.Linear) else PackedConv2d).from_float(layer, Scheme(4))
+    x = torch.randn(2, 40) if isinstance(layer, nn.Linear) else torch.randn(2, 40, 3, 3)
+    before = packed(x)
+    packed.bias = nn.Parameter(packed.bias + 1)
+    after = packed(x)
+    after.sum().backward()
+    torch.testing.assert_close(after, before + 1)
+    assert packed.bias.grad.unique().tolist() == [after.numel() / 12]
+
+
 def test_compiles_and_exports_whole() -> None:
     net = nn.Sequential(
         PackedConv2d.from_float(nn.Conv2d(3, 8, 3, padding="same"), Scheme(4)),

@@ -71,11 +71,11 @@ class PackedConv2d(PackedModule):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        weight = (self.qweight, self.scales, self.zeros)
+        weight, bias, act_scale = self._held()
         sizes = (self.kernel_size, self.stride, self._op_padding, self.dilation, self.groups)
-        how = (self.scheme.bits, self.group_size, *sizes, self.scheme.act_bits, self.act_scale)
+        how = (self.scheme.bits, self.group_size, *sizes, self.scheme.act_bits, act_scale)
         pad = (self._pad_before, "constant" if self.padding_mode == "zeros" else self.padding_mode)
-        return packed_conv2d(input, weight, self.bias, how, pad, self.in_channels, self._fragments_for(input))
+        return packed_conv2d(input, weight, bias, how, pad, self.in_channels, self._fragments_for(input))
 
     @property
     def takes_fragments(self) -> bool:

@@ -64,8 +64,8 @@ class PackedLinear(PackedModule):
 
     def arguments(self) -> tuple[Any, ...]:
         """What `packed_linear` takes between the input and the fragments."""
-        how = (self.scheme.bits, self.group_size, self.scheme.act_bits, self.act_scale)
-        return (self.qweight, self.scales, self.zeros), self.bias, how, self.in_features
+        weight, bias, act_scale = self._held()
+        return weight, bias, (self.scheme.bits, self.group_size, self.scheme.act_bits, act_scale), self.in_features
 
     def rounded_input(self, x: Tensor) -> Tensor:
         return plain.rounded_rows(x, self.group_size, self.act_scale)

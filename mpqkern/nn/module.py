@@ -199,6 +199,16 @@ class PackedModule(nn.Module):
         enough = self.scheme.act_bits is not None and len(q) > ops.PANEL // 2  # a panel is filled up
         return (device == "cuda" or enough) and ops.has_kernel(self._fragments_op, device)
 
+    def _held(self) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None, Tensor | None]:
+        """What each call reads: the weight, bias and act_scale."""
+        weight = self._quick("qweight"), self._quick("scales"), self._quick("zeros")
+        return weight, self._quick("bias"), self._quick("act_scale")
+
+    def _quick(self, name: str) -> Tensor | None:
+        """An attribute that is a buffer, unless its owner has made it a parameter: getattr looks elsewhere first, and
+        takes most of a microsecond."""
+        return self._buffers[name] if name in self._buffers else getattr(self, name)
+
     @property
     def fragments(self) -> Tensor | None:
         """The codes in the order of the kernels; None where there are none of the present `qweight`."""
@@ -206,7 +216,7 @@ class PackedModule(nn.Module):
             return None
         q, version, fragments = self._derived
         stale = version == NOT_YET if torch.compiler.is_compiling() else version != _version(q)
-        return None if stale or q is not self.qweight else fragments
+        return None if stale or q is not self._quick("qweight") else fragments
 
     @torch.inference_mode(False)
     @torch.no_grad()
