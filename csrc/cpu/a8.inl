@@ -82,7 +82,8 @@ struct Place {
 template <int BITS, int C>
 inline Sums8<C> a8_steps(const uint8_t* codes, const Acts8& a, Place& at, int64_t k) {
   constexpr int kFours = (C + 3) / 4, kTurns = turns<BITS>(C);
-  // A sum whose codes are all of one field can leave that where it is in its byte, and be shifted once in the end.
+  // A sum whose codes are all of one field can leave that where it is in its byte, and be shifted once in the end:
+  // below 2^24 as they are (Spans), sums stay below 2^30.
   constexpr int kPlaces = smaller(smaller(kTurns, kFields<BITS>), Isa::kPlaces);
   constexpr int kQuads = kTurns > kFields<BITS> ? kTurns : kFields<BITS>;  // of codes in a step
   constexpr int64_t kBytes = kQuads / kFields<BITS> * 4 * kPanel;          // of packed codes

@@ -55,7 +55,8 @@ int64_t first_bad_row(int64_t n, int64_t k, const F& good) {
 }
 
 // Memory about to be written for the first time, and read over and over: with an entry in the tables of pages for each
-// 2 MiB, where the system has such to give, products with one row take up to a quarter less time on a virtual machine.
+// 2 MiB, where the system has such to give, products with one row take less time on a virtual machine, at best a
+// quarter.
 void in_large_pages([[maybe_unused]] uint8_t* at, [[maybe_unused]] int64_t bytes) {
 #ifdef __linux__
   constexpr uintptr_t kPage = uintptr_t(1) << 21;
