@@ -7,7 +7,7 @@
 True
 """
 
-from . import ops  # first: registers torch.ops.mpqkern
+from . import gradients, ops  # noqa: F401  # first: they register torch.ops.mpqkern
 from .activations import ActivationReport, calibrate_activations_
 from .activations.gauss import gauss_quantize
 from .assign import assign
@@ -19,7 +19,7 @@ from .compare import Comparison, compare
 from .latency import Latency, measure_latency
 from .ledger import Ledger
 from .measuring.meter import Unfinished
-from .nn import PackedConv2d, PackedLinear, PackedModule, swap_, unswap_
+from .nn import PackedConv2d, PackedLinear, PackedModule, fuse, swap_, unswap_
 from .repeated import Repeated
 from .reporting import report
 from .rounding import Rounded, calibrate  # the package too, as mpqkern.rounding
@@ -59,6 +59,7 @@ __all__ = [
     "equalize_",
     "fold_batchnorm_",
     "frontier",
+    "fuse",
     "gauss_quantize",
     "load",
     "measure_latency",

@@ -47,6 +47,11 @@ SCHEMAS = {
     "conv2d_fragments": "(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, "
     "int bits, int group_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, "
     "int? act_bits, Tensor? act_scale, Tensor fragments) -> Tensor",
+    "linear_activated": "(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, "
+    "int bits, int group_size, int? act_bits, Tensor? act_scale, Tensor? fragments, str activation) -> Tensor",
+    "conv2d_activated": "(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, "
+    "int bits, int group_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, "
+    "int? act_bits, Tensor? act_scale, Tensor? fragments, str activation) -> Tensor",
     "gram": "(Tensor[] features, bool center=True) -> Tensor",
     "orthogonality": "(Tensor[] features, bool center=True, bool debiased=False) -> Tensor",
     "probe_errors": "(Tensor weight, int[] bits, int group_size, bool symmetric, Tensor fractions, "
@@ -217,6 +222,20 @@ def _(x, qweight, scales, zeros, bias, bits, group_size, *how):  # type: ignore[
     return _images(x, x.shape[0], qweight.shape[0], height, width)
 
 
+@torch.library.register_fake("mpqkern::linear_activated")
+def _(x, qweight, scales, zeros, bias, bits, group_size, act_bits, act_scale, fragments, activation):  # type: ignore[no-untyped-def]
+    plain.check_activation("linear_activated", activation)
+    check_linear(x, qweight, scales, zeros, bias, bits, group_size, act_bits, act_scale)
+    return x.new_empty(*x.shape[:-1], qweight.shape[0])
+
+
+@torch.library.register_fake("mpqkern::conv2d_activated")
+def _(x, qweight, scales, zeros, bias, bits, group_size, *how):  # type: ignore[no-untyped-def]
+    plain.check_activation("conv2d_activated", how[-1])
+    height, width = check_conv(x, qweight, scales, zeros, bias, bits, group_size, *how[:-2])
+    return _images(x, x.shape[0], qweight.shape[0], height, width)
+
+
 def _images(x: Tensor, *shape: int) -> Tensor:
     form = torch.channels_last if plain.is_channels_last(x) else torch.contiguous_format
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=form)
@@ -255,90 +274,6 @@ def _(x, weights, bias, stride, padding, dilation, groups):  # type: ignore[no-u
     return _images(x, variants * batch, n, *plane).view(variants, batch, n, *plane)
 
 
-# ---- gradients: with respect to activations and bias; packed weights are constants -----------------
-
-
-def _only_activations(ctx: Any, op: str) -> None:
-    x, bias = 0, 4
-    if any(needed for i, needed in enumerate(ctx.needs_input_grad) if i not in (x, bias)):
-        raise RuntimeError(
-            f"mpqkern::{op} has no gradient with respect to scales, zeros or act_scale; "
-            "wanted them without requires_grad"
-        )
-
-
-def _keep(ctx: Any, x: Tensor, qweight: Tensor, scales: Tensor, zeros: Tensor | None, act_scale: Tensor | None) -> None:
-    """For the backward pass; x only where some of it may have saturated."""
-    ctx.save_for_backward(qweight, scales, zeros, act_scale, None if act_scale is None else x)
-
-
-def _straight_through(grad: Tensor, x: Tensor, scale: Tensor) -> Tensor:
-    """Rounding counts as the identity, saturation as the constant that it is: a value whose nearest step lies within
-    -127..127 hands its gradient on, one beyond gets none. With maxima for scales nothing lies beyond."""
-    return grad.masked_fill((x.float() / scale).abs() >= 127.5, 0)
-
-
-def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, qweight, scales, zeros, bias, bits, group_size, _, act_scale = inputs[:9]
-    _only_activations(ctx, "linear")
-    _keep(ctx, x, qweight, scales, zeros, act_scale)
-    ctx.weight = (bits, group_size, x.shape[-1])
-    ctx.bias_dtype = None if bias is None else bias.dtype
-
-
-def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    qweight, scales, zeros, act_scale, x = ctx.saved_tensors
-    grad_x = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        w = torch.ops.mpqkern.dequantize(qweight, scales, zeros, *ctx.weight)
-        grad_x = grad @ w.to(grad.dtype)
-        if act_scale is not None:
-            grad_x = _straight_through(grad_x, x, plain.packed.spread(act_scale, *ctx.weight[1:]))
-    if ctx.needs_input_grad[4]:
-        grad_bias = grad.flatten(0, -2).sum(0).to(ctx.bias_dtype) if grad.dim() > 1 else grad.to(ctx.bias_dtype)
-    return (grad_x, None, None, None, grad_bias, *[None] * 4)
-
-
-def _linear_fragments_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (*_linear_backward(ctx, grad), None)
-
-
-def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, qweight, scales, zeros, bias, bits, group_size, *sizes, _, act_scale = inputs[:14]
-    kernel_size, stride, padding, dilation, groups = sizes
-    _only_activations(ctx, "conv2d")
-    _keep(ctx, x, qweight, scales, zeros, act_scale)
-    ctx.shape = (qweight.shape[0], x.shape[1] // groups, *kernel_size)
-    ctx.weight = (bits, group_size, kernel_size[0] * kernel_size[1] * (x.shape[1] // groups))
-    ctx.x_shape = x.shape
-    ctx.geometry = (list(stride), list(padding), list(dilation), groups)
-    ctx.bias_dtype = None if bias is None else bias.dtype
-
-
-def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    qweight, scales, zeros, act_scale, x = ctx.saved_tensors
-    grad_x = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        rows = torch.ops.mpqkern.dequantize(qweight, scales, zeros, *ctx.weight)
-        w = plain.packed.weight_from_rows(rows, ctx.shape).to(grad.dtype)
-        grad_x = torch.nn.grad.conv2d_input(ctx.x_shape, w, grad, *ctx.geometry)
-        if act_scale is not None:
-            grad_x = _straight_through(grad_x, x, act_scale)
-    if ctx.needs_input_grad[4]:
-        grad_bias = grad.sum((0, 2, 3)).to(ctx.bias_dtype)
-    return (grad_x, None, None, None, grad_bias, *[None] * 9)
-
-
-def _conv_fragments_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (*_conv_backward(ctx, grad), None)
-
-
-torch.library.register_autograd("mpqkern::linear", _linear_backward, setup_context=_linear_setup)
-torch.library.register_autograd("mpqkern::linear_fragments", _linear_fragments_backward, setup_context=_linear_setup)
-torch.library.register_autograd("mpqkern::conv2d", _conv_backward, setup_context=_conv_setup)
-torch.library.register_autograd("mpqkern::conv2d_fragments", _conv_fragments_backward, setup_context=_conv_setup)
-
-
 # ---- autocast: activations take the autocast type, weights keep their scales as they are -----------
 
 
@@ -353,6 +288,6 @@ def _register_autocast(name: str, device: str, key: str) -> None:
     _library.impl(name, cast, key)
 
 
-for _name in ("linear", "linear_fragments", "conv2d", "conv2d_fragments"):
+for _name in ("linear", "linear_fragments", "linear_activated", "conv2d", "conv2d_fragments", "conv2d_activated"):
     _register_autocast(_name, "cpu", "AutocastCPU")
     _register_autocast(_name, "cuda", "AutocastCUDA")

@@ -179,6 +179,31 @@ def conv2d_fragments(x: Tensor, qweight: Tensor, *how: Any) -> Tensor:
     return torch.ops.mpqkern.conv2d(x, qweight, *how[:-1])
 
 
+ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "gelu": F.gelu}
+
+
+def check_activation(op: str, activation: str) -> None:
+    check(op, "activation", repr(activation), activation in ACTIVATIONS, "'relu', 'relu6', 'silu' or 'gelu'")
+
+
+def linear_activated(x: Tensor, qweight: Tensor, *how: Any) -> Tensor:
+    """`linear`, or `linear_fragments` where there are any, and then the activation."""
+    *how, fragments, activation = how
+    check_activation("linear_activated", activation)
+    ops = torch.ops.mpqkern
+    y = ops.linear(x, qweight, *how) if fragments is None else ops.linear_fragments(x, qweight, *how, fragments)
+    return ACTIVATIONS[activation](y)
+
+
+def conv2d_activated(x: Tensor, qweight: Tensor, *how: Any) -> Tensor:
+    """`conv2d`, as above."""
+    *how, fragments, activation = how
+    check_activation("conv2d_activated", activation)
+    ops = torch.ops.mpqkern
+    y = ops.conv2d(x, qweight, *how) if fragments is None else ops.conv2d_fragments(x, qweight, *how, fragments)
+    return ACTIVATIONS[activation](y)
+
+
 def conv2d(
     x: Tensor,
     qweight: Tensor,

@@ -9,7 +9,8 @@ products; summed in fp32 in any order its error is, with u = 2^-24, at most
 to which come 3 u sum |x| |w| for rounding each weight (difference, product) and the sum, and the rounding of
 the result to its own type. Where activations are bf16 or fp16, weights may be rounded to that type first. With
 act_bits=8, products and their sums over a group, or over spans of 256 and more of it, are exact integers: K is then
-the number of these spans.
+the number of these spans. An activation that a layer applies widens the bound by its steepest slope; one with an
+exponential adds 4 u times the size of what it is applied to.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import packed
+from . import packed, plain
 from .catalog import Forward, call, float_outputs, input_of
 from .held import held, hooked
 from .ledger import table
 from .nn import PackedConv2d, PackedLinear, PackedModule
 
 CONFIDENCE = 6  # of the probabilistic bound
+SLOPES = {"relu": 1.0, "relu6": 1.0, "silu": 1.1, "gelu": 1.13}  # the steepest of each activation, rounded up
+CURVES = ("silu", "gelu")
 EXACT_SPAN = 256  # products with 8-bit activations that are summed exactly at least, if the group is as long
 
 
@@ -94,8 +97,7 @@ def verify(model: nn.Module, batch: Any, *, forward: Forward | None = None) -> V
             ) from None
     worst: dict[str, Check] = {}
 
-    def record(name: str, module: PackedModule, x: Tensor, y: Tensor) -> None:
-        exact, bound = reference(module, x, y.dtype)
+    def record(name: str, module: PackedModule, y: Tensor, exact: Tensor, bound: Tensor) -> None:
         check = _compare(name, y, exact, bound)
         if name not in worst or check.worst > worst[name].worst:
             worst[name] = check
@@ -115,7 +117,9 @@ def verify(model: nn.Module, batch: Any, *, forward: Forward | None = None) -> V
     return Verification(checks, _end_to_end(got, exact, moved), unreached)
 
 
-def reference(module: PackedModule, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def reference(
+    module: PackedModule, x: Tensor, dtype: torch.dtype, activation: str | None = None
+) -> tuple[Tensor, Tensor]:
     """The layer's result in fp64, and how far a kernel may be from it at each place."""
     w = _exact_weight(module)
     bias = None if module.bias is None else module.bias.double()
@@ -128,7 +132,12 @@ def reference(module: PackedModule, x: Tensor, dtype: torch.dtype) -> tuple[Tens
         factor = (CONFIDENCE * module.k**0.5 + 3) * u + (0.0 if dtype == torch.float32 else u_out)
     exact = _apply(module, values, w, bias)
     size = _apply(module, values.abs(), w.abs(), None if bias is None else bias.abs())
-    return exact, factor * size + 2 * u_out * exact.abs() + torch.finfo(dtype).tiny
+    bound = factor * size + 2 * u_out * exact.abs() + torch.finfo(dtype).tiny
+    if activation is None:
+        return exact, bound
+    after = plain.ACTIVATIONS[activation](exact)
+    computed = 4 * u * exact.abs() if activation in CURVES else 0
+    return after, SLOPES[activation] * bound + computed + 2 * u_out * after.abs()
 
 
 def _exact_weight(module: PackedModule) -> Tensor:
@@ -166,18 +175,18 @@ def _run(
     model: nn.Module,
     run: Callable[[], Any],
     layers: dict[str, PackedModule],
-    record: Callable[[str, PackedModule, Tensor, Tensor], None] | None,
+    record: Callable[[str, PackedModule, Tensor, Tensor, Tensor], None] | None,
     shift: float = 0.0,
 ) -> list[Tensor]:
     """The model's float outputs; with `record`, as it is, else with references off by `shift` bounds."""
 
     def hook(name: str) -> Callable[..., Tensor | None]:
-        def watch(module: PackedModule, args: tuple[Tensor, ...], named: dict[str, Tensor], y: Tensor) -> Tensor | None:
-            x = input_of(args, named)
+        def watch(module: PackedModule, args: tuple[Any, ...], named: dict[str, Any], y: Tensor) -> Tensor | None:
+            activation = args[1] if len(args) > 1 else named.get("activation")
+            exact, bound = reference(module, input_of(args, named), y.dtype, activation)
             if record is not None:
-                record(name, module, x, y)
+                record(name, module, y, exact, bound)
                 return None
-            exact, bound = reference(module, x, y.dtype)
             return (exact + shift * bound).to(y.dtype)
 
         return watch

@@ -52,6 +52,14 @@ def samples() -> dict[str, list[tuple]]:
             (last.requires_grad_(), cq, cs, cz, torch.randn(N), 4, GROUP, *CONV, 8, None, mpq.fragments(cq, 4, 36)),
             (image, cq, cs, cz, None, 4, GROUP, *CONV, None, None, mpq.fragments(cq, 4, 36)),
         ],
+        "linear_activated": [
+            (x.requires_grad_(), q, s, z, torch.randn(N, requires_grad=True), 4, GROUP, None, None, None, "silu"),
+            (x.requires_grad_(), q, s, None, None, 4, GROUP, 8, STATIC, mpq.fragments(q, 4, K), "relu"),
+        ],
+        "conv2d_activated": [
+            (image, cq, cs, cz, torch.randn(N, requires_grad=True), 4, GROUP, *CONV, None, None, None, "relu6"),
+            (last.requires_grad_(), cq, cs, cz, None, 4, GROUP, *CONV, 8, STATIC, mpq.fragments(cq, 4, 36), "gelu"),
+        ],
         "gram": [([image, last.detach(), torch.randn(2, 5).half()],), ([torch.randn(7, 3)], False)],
         "orthogonality": [([torch.randn(6, 3), torch.randn(6, 8, 2)], True, True), ([torch.randn(3, 4)],)],
         "probe_errors": [

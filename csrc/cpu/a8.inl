@@ -195,11 +195,12 @@ void a8_tile(const Packed& w, const Spans& spans, const Panel8& panel, int64_t j
     grid.scales += kPanel, grid.zeros += zero_step, ++grid.act_scales;
     left = smaller(spans.group, end - k);
   }
+  const Clamp clamp(panel.range);
   MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) {
     const typename Isa::Vec bias = panel.bias ? Isa::load(panel.bias + j + v * Isa::kWidth) : Isa::zero();
     MPQ_UNROLL for (int c = 0; c < C; ++c) {
       const typename Isa::Vec sum = tile[c][v];
-      Isa::store(y + c * ldy + v * Isa::kWidth, panel.bias ? Isa::add(sum, bias) : sum);
+      Isa::store(y + c * ldy + v * Isa::kWidth, clamp(panel.bias ? Isa::add(sum, bias) : sum));
     }
   }
 }

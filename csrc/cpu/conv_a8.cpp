@@ -44,7 +44,7 @@ void conv_a8(const ConvArgs& a) {
   const int64_t parts = std::min(panels, std::max<int64_t>(1, ceil_div(2 * thread_count(), tiles)));
   parallel_for(tiles * parts, 1, [&](int64_t begin, int64_t end) {
     Patches patches(a, image, kind, tile_pixels);
-    Panels8 all(w, made, a.bias);
+    Panels8 all(w, made, a.bias, a.activation);
     Buffer<float> results(tile_pixels * kPanel);
     Buffer<Run> runs(tile_pixels);
     for (int64_t i = begin; i < end; ++i) {
@@ -64,6 +64,7 @@ void conv_a8(const ConvArgs& a) {
           for (const Run* run = runs; run < runs + count; ++run)
             kernels().gemm_a8(w, here, patches.rows(a, image, group, *run), run->length, y + run->lane * ldy, ldy);
         }
+        if (bends(a.activation)) kernels().activate(a.activation, y, p1 - p0, n1 - n0, ldy);
         if (!in_place) store(a, n0, n1, p0, p1, results);
       }
     }

@@ -168,13 +168,16 @@ void fill_panel(const ConvArgs& a, const Image* image, const std::vector<int64_t
   }
 }
 
-// sums[row][lane] of weight rows n0..n1 -> y, with the bias.
+// sums[row][lane] of weight rows n0..n1 -> y, with bias and activation.
 void store_planes(const ConvArgs& a, int64_t n0, int64_t n1, const std::vector<Stretch>& stretches, const float* sums,
                   int64_t ld) {
   for (int64_t n = n0; n < n1; ++n, sums += ld) {
     const Target target(a, n);
-    for (const Stretch& s : stretches)
-      kernels().add(sums + s.lane, target.bias(a), s.length, target.in(a) + s.batch * a.y_stride[0] + s.pixel);
+    for (const Stretch& s : stretches) {
+      float* y = target.in(a) + s.batch * a.y_stride[0] + s.pixel;
+      kernels().add(sums + s.lane, target.bias(a), s.length, y);
+      kernels().activate(a.activation, y, 1, s.length, s.length);
+    }
   }
 }
 
@@ -184,9 +187,10 @@ void store_last(const ConvArgs& a, int64_t n0, int64_t n1, const std::vector<Str
   const int64_t rows = a.weight.n / (a.groups * a.variants), channels = a.weight.n / a.variants;
   for (int64_t n = n0, stop; n < n1; sums += (stop - n) * ld, n = stop) {
     stop = std::min(n1, (n / rows + 1) * rows);  // of one variant and channel group
-    for (int64_t i = n; a.bias && i < stop; ++i) {
+    for (int64_t i = n; i < stop; ++i) {
       float* row = sums + (i - n) * ld;
-      kernels().add(row, Target(a, i).bias(a), ld, row);
+      if (a.bias) kernels().add(row, Target(a, i).bias(a), ld, row);
+      kernels().activate(a.activation, row, 1, ld, ld);
     }
     for (const Stretch& s : stretches)
       kernels().transpose(sums + s.lane, ld, stop - n, s.length,

@@ -21,22 +21,24 @@ void every(const float* in, int64_t gap, int64_t count, float* out) {
 
 template <int VECS>
 inline void plane_tile(const float* x, const int64_t* offsets, const float* weights, int64_t taps, float scale,
-                       float bias, float* y) {
+                       float bias, const Clamp& clamp, float* y) {
   typename Isa::Vec acc[VECS];
   for (int j = 0; j < VECS; ++j) acc[j] = Isa::zero();
   for (int64_t t = 0; t < taps; ++t) {
     const typename Isa::Vec w = Isa::set1(weights[t]);
     for (int j = 0; j < VECS; ++j) acc[j] = Isa::fma(w, Isa::load(x + offsets[t] + j * Isa::kWidth), acc[j]);
   }
-  for (int j = 0; j < VECS; ++j) Isa::store(y + j * Isa::kWidth, Isa::fused(Isa::set1(scale), acc[j], Isa::set1(bias)));
+  for (int j = 0; j < VECS; ++j)
+    Isa::store(y + j * Isa::kWidth, clamp(Isa::fused(Isa::set1(scale), acc[j], Isa::set1(bias))));
 }
 
 void filter_plane(const float* x, const int64_t* offsets, const float* weights, int64_t taps, float scale, float bias,
-                  float* y, int64_t count) {
+                  const mpq::Range& range, float* y, int64_t count) {
+  const Clamp clamp(range);
   constexpr int kOnce = mpq::kWidest / Isa::kWidth, kMany = 8 * Isa::kWidth;
   int64_t i = 0;
-  for (; i + kMany <= count; i += kMany) plane_tile<8>(x + i, offsets, weights, taps, scale, bias, y + i);
-  for (; i < count; i += mpq::kWidest) plane_tile<kOnce>(x + i, offsets, weights, taps, scale, bias, y + i);
+  for (; i + kMany <= count; i += kMany) plane_tile<8>(x + i, offsets, weights, taps, scale, bias, clamp, y + i);
+  for (; i < count; i += mpq::kWidest) plane_tile<kOnce>(x + i, offsets, weights, taps, scale, bias, clamp, y + i);
 }
 
 // ---- channels along vectors -------------------------------------------------------------------------
@@ -93,6 +95,7 @@ inline void row_tile(const mpq::FilterRow& r, int64_t x0, int64_t k0, int64_t k1
   const int64_t gap = STEP ? mpq::kWidest : r.dilation * r.x_pixel, columns = COLUMNS ? COLUMNS : k1 - k0;
   const T* first = static_cast<const T*>(r.x) + (x0 * r.step - r.padding) * r.x_pixel + k0 * gap;
   float* y = r.y + x0 * r.y_pixel;
+  const Clamp clamp(r.range);
   for (int64_t c = 0; c < r.channels; c += Isa::kWidth) {
     const int64_t block = c / mpq::kWidest, lane = c % mpq::kWidest;
     const float* weights = r.weights + block * r.w_block + k0 * mpq::kWidest + lane;
@@ -117,7 +120,7 @@ inline void row_tile(const mpq::FilterRow& r, int64_t x0, int64_t k0, int64_t k1
       }
     }
     const typename Isa::Vec scale = Isa::load(r.scale + c), bias = Isa::load(r.bias + c);
-    for (int j = 0; j < PIXELS; ++j) Isa::store(y + j * r.y_pixel + c, Isa::fused(scale, acc[j], bias));
+    for (int j = 0; j < PIXELS; ++j) Isa::store(y + j * r.y_pixel + c, clamp(Isa::fused(scale, acc[j], bias)));
   }
 }
 

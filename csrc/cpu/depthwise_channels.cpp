@@ -104,9 +104,12 @@ struct Lanes {
         r.x = in + (top + k0 * gap) * (copied ? row * size : x.row * int64_t(sizeof(float))), r.rows = k1 - k0;
         r.weights = b.weights + (c * b.taps + k0 * a.kernel[1] * kLanes);
         r.scale = f.centered ? scale + c : ones, r.bias = f.centered ? b.bias + c : zeros;
+        r.range = f.centered ? range_of(a.activation) : Range{};
         r.y = whole ? out : line, r.y_pixel = whole ? y.pixel : kLanes;
         kernels().filter_row(r);
         if (!f.centered) settle_row(a, b, r, c);
+        if (!f.centered || bends(a.activation))
+          kernels().activate(a.activation, r.y, a.out_width, r.channels, r.y_pixel);
         for (int64_t p = 0; !whole && p < a.out_width; ++p)
           std::memcpy(out + p * y.pixel, line + p * kLanes, (channels - c) * sizeof(float));
       }

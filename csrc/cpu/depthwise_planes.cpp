@@ -99,13 +99,15 @@ void depthwise_planes(const ConvArgs& a, const Filters& f, Scales8& scales) {
                                    count = (rows - 1) * band.span + a.out_width;
                      if (!band.fill(a, plane, y0, rows, act)) scales.spoil(b);
                      if (!f.centered)
-                       kernels().filter_plane(band.data, band.offsets.data(), ones, f.count, 1, 0, totals, count);
+                       kernels().filter_plane(band.data, band.offsets.data(), ones, f.count, 1, 0, {}, totals, count);
                      for (int64_t n = channel * multiplier; n < (channel + 1) * multiplier; ++n) {
                        const float* taps = f.taps + n * f.count;
                        const float scale = act ? f.scale[n] * *act : 1;
                        kernels().filter_plane(band.data, band.offsets.data(), taps, f.count, f.centered ? scale : 1,
-                                              f.centered ? f.bias[n] : 0, sums, count);
+                                              f.centered ? f.bias[n] : 0, f.centered ? range_of(a.activation) : Range{},
+                                              sums, count);
                        if (!f.centered) settle(sums, totals, count, scale, f.zero[n], f.bias[n]);
+                       if (!f.centered || bends(a.activation)) kernels().activate(a.activation, sums, 1, count, count);
                        float* y = Target(a, n).in(a) + b * a.y_stride[0] + y0 * a.y_stride[2];
                        for (int64_t r = 0; r < rows; ++r, y += a.y_stride[2])
                          if (a.y_stride[3] == 1)

@@ -4,7 +4,7 @@
 
 namespace mpq {
 
-// y[M][N] = x[M][K] . weight^T + bias, x and y of one type. act8: activations rounded to 8 bits per row
+// y[M][N] = activation(x[M][K] . weight^T + bias), x and y of one type. act8: activations rounded to 8 bits per row
 // and group of the weight, or with `act_scale`; exact integer products.
 struct LinearArgs {
   Packed weight;
@@ -15,11 +15,15 @@ struct LinearArgs {
   int64_t m = 0;
   bool act8 = false;
   FixedScale act_scale;
+  Activation activation = Activation::none;
   const uint8_t* panels = nullptr;  // what `code_panels` made, or null; with act8
   const float* floats = nullptr;    // `probe_linear`: [variants][N][K] in place of packed codes
   int64_t variants = 1;
 };
 void linear(const LinearArgs& args);
+
+// y[i] = f(y[i]), computed in fp32.
+void activate(Activation f, void* y, Float type, int64_t count);
 
 // y[variants][M][N]: many fp32 weights of one shape meet the same x, which is laid out for them once. Every result
 // is one chain of multiply-adds over k in order, so it depends on no other row, variant, shape or thread.
@@ -36,7 +40,8 @@ struct ConvArgs {
   int64_t kernel[2], stride[2], padding[2], dilation[2];
   int64_t x_stride[4], y_stride[4];
   bool act8 = false;
-  FixedScale act_scale;             // one for all
+  FixedScale act_scale;  // one for all
+  Activation activation = Activation::none;
   const uint8_t* panels = nullptr;  // as in LinearArgs; of use where a group's rows fill panels
   const float* floats = nullptr;    // `probe_conv2d`: [variants][N][channels][row][column] in place of packed codes
   int64_t variants = 1;

@@ -28,6 +28,17 @@ struct FixedScale {
   bool each = false;
 };
 
+// What becomes of each result in the end. ReLUs keep it within a range, which costs nothing where it is stored.
+enum class Activation { none, relu, relu6, silu, gelu };
+struct Range {
+  float low = -__builtin_inff(), high = __builtin_inff();
+};
+constexpr Range range_of(Activation f) {
+  if (f != Activation::relu && f != Activation::relu6) return {};
+  return {0, f == Activation::relu6 ? 6 : __builtin_inff()};
+}
+constexpr bool bends(Activation f) { return f == Activation::silu || f == Activation::gelu; }
+
 constexpr int64_t kWidest = 16;  // floats in the widest vector of any instruction set
 constexpr int64_t kLine = 64;    // bytes of a cache line
 
@@ -62,7 +73,8 @@ struct FilterRow {
   const float* weights = nullptr;                 // [block][rows * columns][kWidest]
   int64_t rows = 0, columns = 0, w_block = 0;     // w_block: from block to block
   int64_t step = 1, padding = 0, dilation = 1;    // along the row, in pixels
-  const float *scale = nullptr, *bias = nullptr;  // y = scale * sum + bias, for each channel
+  const float *scale = nullptr, *bias = nullptr;  // y = scale * sum + bias, for each channel,
+  Range range;                                    // and that within the range
   float* y = nullptr;
   int64_t y_pixel = 0, out_width = 0, channels = 0;  // channels: a multiple of kWidest
 };
@@ -76,6 +88,7 @@ struct Panel8 {
   const float* scales;   // [groups][kPanel]
   const float* zeros;    // like scales, or [kPanel] for a weight with one zero
   const float* bias;     // [kPanel], or null
+  Range range;           // of results
   int64_t ahead;         // from each code to one that memory is asked for meanwhile, in bytes; or 0
 };
 
@@ -134,6 +147,9 @@ struct Kernels {
   void (*gemm_at)(const float* a, int64_t lda, int64_t rows, const float* x, const int64_t* taps, int64_t columns,
                   int64_t depth, float* c, int64_t ldc, bool first);
 
+  // y = f(y) for rows that are ld apart; off by at most 4 * 2^-24 |y| where f is no range.
+  void (*activate)(Activation f, float* y, int64_t rows, int64_t count, int64_t ld);
+
   // out[i] = in[i] + value; out may be in.
   void (*add)(const float* in, float value, int64_t count, float* out);
 
@@ -149,9 +165,9 @@ struct Kernels {
   void (*every)(const float* in, int64_t gap, int64_t count, float* out);
 
   // A depthwise convolution, pixels along vectors: y[i] = scale * (sum over t of weights[t] * x[offsets[t] + i]) + bias
-  // for i < count rounded up to a multiple of kWidest, each sum one chain of multiply-adds over t.
+  // for i < count rounded up to a multiple of kWidest, within the range, each sum one chain of multiply-adds over t.
   void (*filter_plane)(const float* x, const int64_t* offsets, const float* weights, int64_t taps, float scale,
-                       float bias, float* y, int64_t count);
+                       float bias, const Range& range, float* y, int64_t count);
   // The same with channels along vectors.
   void (*filter_row)(const FilterRow& row);
   // out[c / kWidest * block + i * kWidest + c % kWidest] = x[i * pixel + c] for i < pixels, c < channels, zeros after
@@ -184,8 +200,8 @@ struct Kernels {
   // A panel's scales and zeros, all groups. `scratch` holds kPanel * groups floats.
   void (*grid_a8)(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zeros, float* scratch);
 
-  // y[m * ldy + j] = sum over spans of scale * a_scale * (sum of code * q - zero * sum of q), plus the bias, for
-  // m < rows, j < kPanel. Sums of a span are exact; then fp32, in order.
+  // y[m * ldy + j] = sum over spans of scale * a_scale * (sum of code * q - zero * sum of q), plus the bias, within
+  // the range, for m < rows, j < kPanel. Sums of a span are exact; then fp32, in order.
   void (*gemm_a8)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float* y, int64_t ldy);
 
   // x[i] . x[j] over `depth` (a multiple of kWidest) for j <= i < n, a multiple of gram_tile, are added to tiles of

@@ -199,83 +199,7 @@ void gemv(const Packed& w, int64_t n0, int64_t n1, const float* x, int64_t rows,
   if (w.bits == 8) gemv_bits<8>(w, n0, n1, x, rows, y, ldy, scratch);
 }
 
-// ---- many rows: a dequantized block of weights against panels of 32 columns -------------------------
-
-// Where the k-th row of columns lies: in a panel, or anywhere.
-struct PanelRows {
-  const float* panel;
-  const float* operator[](int64_t k) const { return panel + k * kPanel; }
-};
-struct TapRows {
-  const float* x;
-  const int64_t* taps;
-  const float* operator[](int64_t k) const { return x + taps[k]; }
-};
-
-// R weight rows by WIDE vectors of columns, all sums in registers.
-template <int R, int WIDE, class Columns>
-inline void gemm_tile(const float* a, int64_t lda, const Columns columns, int64_t depth, float* c, int64_t ldc,
-                      bool first) {
-  typename Isa::Vec acc[R][WIDE];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-    for (int j = 0; j < WIDE; ++j) acc[r][j] = first ? Isa::zero() : Isa::load(c + r * ldc + j * Isa::kWidth);
-  for (int64_t k = 0; k < depth; ++k) {
-    const float* row = columns[k];
-    typename Isa::Vec b[WIDE];
-    for (int j = 0; j < WIDE; ++j) b[j] = Isa::load(row + j * Isa::kWidth);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const typename Isa::Vec s = Isa::set1(a[r * lda + k]);
-      for (int j = 0; j < WIDE; ++j) acc[r][j] = Isa::fma(s, b[j], acc[r][j]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-    for (int j = 0; j < WIDE; ++j) Isa::store(c + r * ldc + j * Isa::kWidth, acc[r][j]);
-}
-
-template <int R, int WIDE, class Columns>
-void gemm_rows(const float* a, int64_t lda, int64_t rows, const Columns& columns, int64_t depth, float* c, int64_t ldc,
-               bool first) {
-  if (rows == R)
-    gemm_tile<R, WIDE>(a, lda, columns, depth, c, ldc, first);
-  else if constexpr (R > 1)
-    gemm_rows<R - 1, WIDE>(a, lda, rows, columns, depth, c, ldc, first);
-}
-
-template <int WIDE, class Columns>
-void gemm_wide(const float* a, int64_t lda, int64_t rows, const Columns& columns, int64_t depth, float* c, int64_t ldc,
-               bool first) {
-  constexpr int kTile = Isa::tile_rows(WIDE);
-  const int64_t tiles = mpq::ceil_div(rows, kTile);  // as even as can be: a tile of few rows is slow
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t n = rows * t / tiles, n1 = rows * (t + 1) / tiles;
-    gemm_rows<kTile, WIDE>(a + n * lda, lda, n1 - n, columns, depth, c + n * ldc, ldc, first);
-  }
-}
-
-template <class Columns>
-void gemm_columns(const float* a, int64_t lda, int64_t rows, const Columns& columns, int64_t count, int64_t depth,
-                  float* c, int64_t ldc, bool first) {
-  const int64_t wide = mpq::ceil_div(smaller(count, kPanel), Isa::kWidth);
-  if (wide == 1) return gemm_wide<1>(a, lda, rows, columns, depth, c, ldc, first);
-  if constexpr (kPanel / Isa::kWidth == 4) {
-    if (wide == 2) return gemm_wide<2>(a, lda, rows, columns, depth, c, ldc, first);
-    if (wide == 3) return gemm_wide<3>(a, lda, rows, columns, depth, c, ldc, first);
-  }
-  gemm_wide<kPanel / Isa::kWidth>(a, lda, rows, columns, depth, c, ldc, first);
-}
-
-void gemm(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t columns, int64_t depth, float* c,
-          int64_t ldc, bool first) {
-  gemm_columns(a, lda, rows, PanelRows{panel}, columns, depth, c, ldc, first);
-}
-
-void gemm_at(const float* a, int64_t lda, int64_t rows, const float* x, const int64_t* taps, int64_t columns,
-             int64_t depth, float* c, int64_t ldc, bool first) {
-  gemm_columns(a, lda, rows, TapRows{x, taps}, columns, depth, c, ldc, first);
-}
+// ---- moves ----------------------------------------------------------------------------------------
 
 void add(const float* in, float value, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = in[i] + value;
@@ -350,18 +274,50 @@ void gather(const float* x, const float* end, const int64_t* taps, int64_t count
 
 }  // namespace
 
+#include "activate.inl"
 #include "acts8.inl"
 #include "a8.inl"
 #include "act.inl"
 #include "depthwise.inl"
+#include "gemm.inl"
 #include "gemv_words.inl"
 #include "gram.inl"
 #include "quantize.inl"
 
-#define MPQ_KERNELS(table, isa)                                                                                   \
-  const mpq::Kernels mpq::table = {isa,          to_float,       from_float,  unpack,       dequantize,   gemv,   \
-                                   words_length, words_order,    gemv_words,  gemm,         gemm_at,      add,    \
-                                   gather,       transpose,      every,       filter_plane, filter_row,   spread, \
-                                   largest,      round_act,      round_bytes, quantize_act, order_a8,     sum_a8, \
-                                   panel_a8,     grid_a8,        gemm_a8,     gram<false>,  gram_pairs(), T,      \
-                                   kTileSums,    Isa::kGemmFrom, load_rows,   quantize,     probe_errors}
+#define MPQ_KERNELS(table, isa)                    \
+  const mpq::Kernels mpq::table = {isa,            \
+                                   to_float,       \
+                                   from_float,     \
+                                   unpack,         \
+                                   dequantize,     \
+                                   gemv,           \
+                                   words_length,   \
+                                   words_order,    \
+                                   gemv_words,     \
+                                   gemm,           \
+                                   gemm_at,        \
+                                   activate,       \
+                                   add,            \
+                                   gather,         \
+                                   transpose,      \
+                                   every,          \
+                                   filter_plane,   \
+                                   filter_row,     \
+                                   spread,         \
+                                   largest,        \
+                                   round_act,      \
+                                   round_bytes,    \
+                                   quantize_act,   \
+                                   order_a8,       \
+                                   sum_a8,         \
+                                   panel_a8,       \
+                                   grid_a8,        \
+                                   gemm_a8,        \
+                                   gram<false>,    \
+                                   gram_pairs(),   \
+                                   T,              \
+                                   kTileSums,      \
+                                   Isa::kGemmFrom, \
+                                   load_rows,      \
+                                   quantize,       \
+                                   probe_errors}

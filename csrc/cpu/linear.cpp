@@ -41,10 +41,11 @@ void put(const LinearArgs& a, int64_t m, int64_t n0, int64_t n1, const float* re
   if (y != reinterpret_cast<const char*>(results)) kernels().from_float(results, a.type, y, n1 - n0);
 }
 
-// The same from sums that lack the bias.
+// The same from sums that lack bias and activation.
 void finish(const LinearArgs& a, int64_t m, int64_t n0, int64_t n1, float* sums) {
   if (a.bias)
     for (int64_t n = n0; n < n1; ++n) sums[n - n0] += a.bias[n];
+  kernels().activate(a.activation, sums, 1, n1 - n0, n1 - n0);
   put(a, m, n0, n1, sums);
 }
 
@@ -157,7 +158,7 @@ void by_panels8(const LinearArgs& a, const float* x) {
   const Acts8 acts{rounded.q, rounded.ld, rounded.scales, rounded.sums, w.kp, kNoJump};
   const bool direct = a.type == Float::f32;
   parallel_for(panel_count(w.n), ceil_div(kGrainMacs8, kPanel * w.kp * a.m), [&](int64_t begin, int64_t end) {
-    Panels8 panels(w, a.panels, a.bias);
+    Panels8 panels(w, a.panels, a.bias, a.activation);
     Buffer<float> room(direct && end * kPanel <= w.n ? 0 : a.m * kPanel);
     for (int64_t p = begin; p < end; ++p) {
       const int64_t n0 = p * kPanel, n1 = std::min(w.n, n0 + kPanel);
@@ -166,7 +167,9 @@ void by_panels8(const LinearArgs& a, const float* x) {
       panel.ahead = a.panels ? far_ahead(w.bits) : w.row(n1) - panel.codes;
       const bool in_place = direct && n1 - n0 == kPanel;
       float* y = in_place ? static_cast<float*>(a.y) + n0 : room;
-      kernels().gemm_a8(w, panel, acts, a.m, y, in_place ? w.n : kPanel);
+      const int64_t ldy = in_place ? w.n : kPanel;
+      kernels().gemm_a8(w, panel, acts, a.m, y, ldy);
+      if (bends(a.activation)) kernels().activate(a.activation, y, a.m, n1 - n0, ldy);
       for (int64_t m = 0; !in_place && m < a.m; ++m) put(a, m, n0, n1, y + m * kPanel);
     }
   });
@@ -191,6 +194,21 @@ void linear(const LinearArgs& a) {
   } else {
     by_panels(a, x);
   }
+}
+
+void activate(Activation f, void* y, Float type, int64_t count) {
+  constexpr int64_t kOnce = 1024;
+  parallel_for(ceil_div(count, kOnce), 16, [&](int64_t begin, int64_t end) {
+    Buffer<float> room(type == Float::f32 ? 0 : kOnce);
+    for (int64_t i = begin * kOnce; i < std::min(count, end * kOnce); i += kOnce) {
+      const int64_t here = std::min(kOnce, count - i);
+      char* at = static_cast<char*>(y) + i * (type == Float::f32 ? 4 : 2);
+      float* floats = type == Float::f32 ? reinterpret_cast<float*>(at) : room;
+      if (room) kernels().to_float(at, type, room, here);
+      kernels().activate(f, floats, 1, here, here);
+      if (room) kernels().from_float(room, type, at, here);
+    }
+  });
 }
 
 void probe_linear(const LinearArgs& a) {

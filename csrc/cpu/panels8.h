@@ -12,10 +12,11 @@ namespace mpq {
 class Panels8 {
  public:
   // `made`: what `code_panels` left, or null. `bias`: of all rows, or null.
-  Panels8(const Packed& w, const uint8_t* made, const float* bias)
+  Panels8(const Packed& w, const uint8_t* made, const float* bias, Activation activation)
       : w_(w),
         made_(made),
         bias_(bias),
+        range_(range_of(activation)),
         bytes_(kPanel * packed_bytes(w.kp, w.bits)),
         codes_(made ? 0 : bytes_),
         scales_(kPanel * w.groups),
@@ -27,13 +28,14 @@ class Panels8 {
     kernels().grid_a8(w_, n0, n1, scales_, zeros_, scratch_);
     if (!made_) kernels().panel_a8(w_, n0, n1, codes_);
     if (bias_) std::copy(bias_ + n0, bias_ + n1, its_bias_);
-    return {made_ ? made_ + n0 / kPanel * bytes_ : codes_, scales_, zeros_, bias_ ? its_bias_ : nullptr, 0};
+    return {made_ ? made_ + n0 / kPanel * bytes_ : codes_, scales_, zeros_, bias_ ? its_bias_ : nullptr, range_, 0};
   }
 
  private:
   const Packed& w_;
   const uint8_t* made_;
   const float* bias_;
+  const Range range_;
   const int64_t bytes_;
   Buffer<uint8_t> codes_;
   Buffer<float> scales_, zeros_, scratch_;

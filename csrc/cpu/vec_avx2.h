@@ -39,6 +39,8 @@ struct Avx2 {
   static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
   static Vec fused(Vec a, Vec b, Vec c) { return fma(a, b, c); }  // rounded once on every instruction set
   static Vec absolute(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+  // 2^n of 1.5 * 2^23 + 127 + n, with n within -127..128: 0 and infinity at the ends.
+  static Vec power_of_two(Vec a) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23)); }
   static float highest(Vec a) {
     a = _mm256_max_ps(a, _mm256_permute2f128_ps(a, a, 1));
     a = _mm256_max_ps(a, _mm256_shuffle_ps(a, a, 0x4e));

@@ -41,6 +41,7 @@ struct Avx512 : Avx2 {
 #endif
   }
   static Vec absolute(Vec a) { return _mm512_abs_ps(a); }
+  static Vec power_of_two(Vec a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23)); }
   static Vec fold(Vec a, Vec (*join)(Vec, Vec)) {  // by halving, to every lane
     a = join(a, _mm512_shuffle_f32x4(a, a, 0x4e));
     a = join(a, _mm512_shuffle_f32x4(a, a, 0xb1));

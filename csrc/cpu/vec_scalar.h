@@ -70,6 +70,15 @@ struct Isa {
     for (float& e : a.v) e = e < 0 ? -e : e;
     return a;
   }
+  static Vec power_of_two(Vec a) {
+    for (float& e : a.v) {
+      uint32_t n;
+      std::memcpy(&n, &e, 4);
+      n <<= 23;
+      std::memcpy(&e, &n, 4);
+    }
+    return a;
+  }
   static Vec larger_size(Vec a, Vec b) {  // a is a size; NaN above all numbers
     return each(a, absolute(b), [](float x, float y) { return x > y || x != x ? x : y; });
   }

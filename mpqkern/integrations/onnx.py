@@ -15,6 +15,7 @@ unpacked by shifts and masks, which runtimes fold to float weights when they loa
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ def to_onnx(
     graphs = {
         torch.ops.mpqkern.linear.default: _standard_linear if standard else _linear,
         torch.ops.mpqkern.conv2d.default: _conv2d,
+        torch.ops.mpqkern.linear_activated.default: _activated(_standard_linear if standard else _linear),
+        torch.ops.mpqkern.conv2d_activated.default: _activated(_conv2d),
         torch.ops.mpqkern.dequantize.default: _dequantized,  # of models that read a layer's weight
     }
     traced = torch.export.export(model, example, kwargs, dynamic_shapes=dynamic_shapes).run_decompositions(graphs)
@@ -76,6 +79,14 @@ def to_onnx(
         node.metadata_props.clear()
     program.save(path)
     return Path(path).stat().st_size
+
+
+def _activated(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def both(*args: Any) -> Tensor:
+        *args, _fragments, activation = args
+        return plain.ACTIVATIONS[activation](product(*args))
+
+    return both
 
 
 def _linear(

@@ -70,12 +70,13 @@ class PackedConv2d(PackedModule):
             **_geometry(self),
         )
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, activation: str | None = None) -> Tensor:
         weight, bias, act_scale = self._held()
         sizes = (self.kernel_size, self.stride, self._op_padding, self.dilation, self.groups)
         how = (self.scheme.bits, self.group_size, *sizes, self.scheme.act_bits, act_scale)
         pad = (self._pad_before, "constant" if self.padding_mode == "zeros" else self.padding_mode)
-        return packed_conv2d(input, weight, bias, how, pad, self.in_channels, self._fragments_for(input))
+        fragments = self._fragments_for(input)
+        return packed_conv2d(input, weight, bias, how, pad, self.in_channels, fragments, activation)
 
     @property
     def takes_fragments(self) -> bool:
@@ -105,13 +106,16 @@ def packed_conv2d(
     pad: tuple[tuple[int, int, int, int] | None, str],
     in_channels: int,
     fragments: Tensor | None = None,
+    activation: str | None = None,
 ) -> Tensor:
     """The op, with what it leaves to its caller: samples without a batch, and padding other than zeros."""
     if input.dim() not in (3, 4) or input.shape[-3] != in_channels:  # the op sees only the padded width
         raise ValueError(f"input is {list(input.shape)}; wanted [batch, in_channels={in_channels}, height, width]")
     x = input if pad[0] is None else F.pad(input, pad[0], mode=pad[1])
     images = x if x.dim() == 4 else x.unsqueeze(0)
-    if fragments is None:
+    if activation is not None:
+        y = torch.ops.mpqkern.conv2d_activated(images, *weight, bias, *how, fragments, activation)
+    elif fragments is None:
         y = torch.ops.mpqkern.conv2d(images, *weight, bias, *how)
     else:
         y = torch.ops.mpqkern.conv2d_fragments(images, *weight, bias, *how, fragments)

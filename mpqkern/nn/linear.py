@@ -59,8 +59,8 @@ class PackedLinear(PackedModule):
             dtype=self.dtype,
         )
 
-    def forward(self, input: Tensor) -> Tensor:
-        return packed_linear(input, *self.arguments(), self._fragments_for(input))
+    def forward(self, input: Tensor, activation: str | None = None) -> Tensor:
+        return packed_linear(input, *self.arguments(), self._fragments_for(input), activation)
 
     def arguments(self) -> tuple[Any, ...]:
         """What `packed_linear` takes between the input and the fragments."""
@@ -87,10 +87,13 @@ def packed_linear(
     how: tuple[int, int, int | None, Tensor | None],
     in_features: int,
     fragments: Tensor | None = None,
+    activation: str | None = None,
 ) -> Tensor:
     """The op behind a check that it cannot make itself: it sees only the padded width."""
     if input.dim() == 0 or input.shape[-1] != in_features:
         raise ValueError(f"input is {list(input.shape)}; wanted [..., in_features={in_features}]")
+    if activation is not None:
+        return torch.ops.mpqkern.linear_activated(input, *weight, bias, *how, fragments, activation)
     if fragments is not None:
         return torch.ops.mpqkern.linear_fragments(input, *weight, bias, *how, fragments)
     return torch.ops.mpqkern.linear(input, *weight, bias, *how)

@@ -32,6 +32,9 @@ class PackedModule(nn.Module):
     All are buffers, so `state_dict` is plain tensors; an `act_scale` that is None is not in it. Casting the module
     (`.half()`, `.to(dtype)`) casts the bias, as for a float layer; codes, scales and zeros keep their types.
 
+    `layer(x, activation="relu")` applies one of "relu", "relu6", "silu" and "gelu" to the results before they are
+    stored; `mpqkern.fuse` has a model call its layers so.
+
     Where kernels read codes in an order of their own, there may be a second copy of the codes in that order,
     `fragments`: made from `qweight`, never saved or exported. Another `qweight` has none until `derive_` is called; one
     that was written to in place has them made anew at the next call. Only writes that torch counts are seen: none to
