@@ -134,6 +134,16 @@ def test_budgets_of_the_whole_model_are_kept_by_the_solver(clock):
         latency.predict({"a": Scheme(8)})
 
 
+def test_what_is_predicted_fits_its_own_budget_where_layers_add_up_to_more_than_the_model():
+    latency = mq.Latency({"a": {"float": 4.0, "w2": 1.0}, "b": {"float": 3.0, "w2": 2.0}}, 5.0)
+    layers = [mq.Layer(n, "linear", (4, 4), 16) for n in "ab"]
+    scores = mq.Scores(layers, [Scheme(2), None], np.array([[9.0, 0.0], [5.0, 0.0]]))
+    fast = latency.predict(dict.fromkeys("ab", Scheme(2)))
+    assert fast == 1.0 and latency.rest == 0
+    assert mq.solve(scores, latency.budget(fast)).schemes == dict.fromkeys("ab", Scheme(2))
+    assert latency.predict(mq.solve(scores, latency.budget(4.0))) == 4.0
+
+
 def test_a_file_of_it_is_a_budgets_table(tmp_path):
     latency = mq.Latency({"a": {"float": 4.0, "w2": 1.25}}, 9.0)
     (tmp_path / "ms.json").write_text(latency.to_json())

@@ -44,7 +44,13 @@ class Latency(Mapping[str, Mapping[str, float]]):
     @property
     def rest(self) -> float:
         """What the model takes outside of these layers; never less than nothing."""
-        return max(0.0, self.total - sum(row[FLOAT] for row in self.ms.values()))
+        return max(0.0, self._outside)
+
+    @property
+    def _outside(self) -> float:
+        """Below nothing where the layers, each timed by itself, came to more than the whole model. What `predict` says
+        of an assignment is this and its layers, and so has to be what a budget is less."""
+        return self.total - sum(row[FLOAT] for row in self.ms.values())
 
     def predict(self, plan: Mapping[str, Scheme | None] | Any) -> float:
         """Milliseconds of the whole model under an assignment, or a mapping of layers to schemes; the others are in
@@ -64,7 +70,7 @@ class Latency(Mapping[str, Mapping[str, float]]):
 
     def budget(self, ms: float) -> Budget:
         """A budget of so many milliseconds for the whole model."""
-        left = ms - self.rest
+        left = ms - self._outside
         if left < 0:
             raise ValueError(f"ms={ms!r}; wanted at least {self.rest:.4g}, which is spent outside of the layers")
         return Budget(ms=left, table=self.ms)
