@@ -121,14 +121,14 @@ def test_gradients(activation: str, act_scale: torch.Tensor | None) -> None:
         mq.PackedLinear.from_float(nn.Linear(20, 12), scheme),
         mq.PackedConv2d.from_float(nn.Conv2d(4, 12, 3), scheme),
     )
-    for layer, x in ((linear, torch.randn(9, 20)), (conv, torch.randn(2, 4, 7, 7))):
+    for layer, x in ((linear, 9 * torch.randn(9, 20)), (conv, 9 * torch.randn(2, 4, 7, 7))):
         layer.bias = nn.Parameter(layer.bias)
         layer.set_act_scale_(act_scale)
         grads = []
         for run in (lambda y, f=layer: f(y, activation), lambda y, f=layer: ACTIVATIONS[activation](f(y))):
             y = x.clone().requires_grad_()
             layer.bias.grad = None
-            run(y).square().sum().backward()
+            (run(y) + 1).square().sum().backward()
             grads.append((y.grad, layer.bias.grad))
         for got, want in zip(*grads, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
