@@ -93,6 +93,19 @@ def call(model: nn.Module, batch: Any) -> Any:
     return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
 
 
+def require_arguments(model: nn.Module, batch: Any) -> None:
+    """That `call` can: a tuple or list holds just the model's arguments."""
+    if not isinstance(batch, (tuple, list)):
+        return
+    try:
+        signature(model.forward).bind(*batch)
+    except TypeError as error:
+        raise TypeError(
+            f"batch is a {type(batch).__name__} of {len(batch)}, which the model does not take ({error}); "
+            "wanted its arguments, without labels, or forward="
+        ) from None
+
+
 def float_outputs(value: Any) -> list[Tensor]:
     """The float tensors of a model's output in fp64, whatever holds them."""
     if isinstance(value, Tensor):

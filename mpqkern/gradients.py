@@ -16,7 +16,7 @@ from . import (
 BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of gradients and what the activation was applied to
     "relu": lambda grad, y: torch.ops.aten.threshold_backward(grad, y, 0),
     "relu6": lambda grad, y: torch.ops.aten.hardtanh_backward(grad, y, 0, 6),
-    "silu": torch.ops.aten.silu_backward,
+    "silu": lambda grad, y: grad * (s := torch.sigmoid(y)) * (1 + y * (1 - s)),  # aten's has no second derivative
     "gelu": torch.ops.aten.gelu_backward,
 }
 
@@ -30,12 +30,13 @@ def _only_activations(ctx: Any, op: str) -> None:
         )
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], how: tuple[Any, ...], act_scale: Tensor | None) -> None:
+def _keep(
+    ctx: Any, inputs: tuple[Any, ...], how: tuple[Any, ...], act_scale: Tensor | None, activation: str | None
+) -> None:
     """For the backward pass; x only where some of it may have saturated, or where results are made once more to see
     what the activation was applied to: `how` is what their op takes between bias and act_scale."""
     x, qweight, scales, zeros, bias = inputs[:5]
-    ctx.activation = inputs[-1] if isinstance(inputs[-1], str) else None
-    ctx.how, ctx.bias_dtype = how, None if bias is None else bias.dtype
+    ctx.activation, ctx.how, ctx.bias_dtype = activation, how, None if bias is None else bias.dtype
     kept = x if act_scale is not None or ctx.activation else None
     ctx.save_for_backward(qweight, scales, zeros, act_scale, kept, bias if ctx.activation else None)
 
@@ -53,10 +54,10 @@ def _straight_through(grad: Tensor, x: Tensor, scale: Tensor) -> Tensor:
     return grad.masked_fill((x.float() / scale).abs() >= 127.5, 0)
 
 
-def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor, activation: str | None = None) -> None:
     x, bits, group_size, act_bits, act_scale = inputs[0], *inputs[5:9]
     _only_activations(ctx, "linear")
-    _keep(ctx, inputs, (bits, group_size, act_bits), act_scale)
+    _keep(ctx, inputs, (bits, group_size, act_bits), act_scale, activation)
     ctx.weight = (bits, group_size, x.shape[-1])
 
 
@@ -78,15 +79,19 @@ def _linear_fragments_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, .
     return (*_linear_backward(ctx, grad), None)
 
 
+def _linear_activated_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _linear_setup(ctx, inputs, output, inputs[-1])
+
+
 def _linear_activated_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (*_linear_backward(ctx, grad), None, None)
 
 
-def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor, activation: str | None = None) -> None:
     x, qweight, bits, group_size, *sizes, act_bits, act_scale = *inputs[:2], *inputs[5:14]
     kernel_size, stride, padding, dilation, groups = sizes
     _only_activations(ctx, "conv2d")
-    _keep(ctx, inputs, (bits, group_size, *sizes, act_bits), act_scale)
+    _keep(ctx, inputs, (bits, group_size, *sizes, act_bits), act_scale, activation)
     ctx.shape = (qweight.shape[0], x.shape[1] // groups, *kernel_size)
     ctx.weight = (bits, group_size, kernel_size[0] * kernel_size[1] * (x.shape[1] // groups))
     ctx.x_shape = x.shape
@@ -112,13 +117,20 @@ def _conv_fragments_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...
     return (*_conv_backward(ctx, grad), None)
 
 
+def _conv_activated_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _conv_setup(ctx, inputs, output, inputs[-1])
+
+
 def _conv_activated_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (*_conv_backward(ctx, grad), None, None)
 
 
 torch.library.register_autograd("mpqkern::linear", _linear_backward, setup_context=_linear_setup)
 torch.library.register_autograd("mpqkern::linear_fragments", _linear_fragments_backward, setup_context=_linear_setup)
-torch.library.register_autograd("mpqkern::linear_activated", _linear_activated_backward, setup_context=_linear_setup)
-torch.library.register_autograd("mpqkern::conv2d_activated", _conv_activated_backward, setup_context=_conv_setup)
+for _name, _backward, _setup in (
+    ("linear_activated", _linear_activated_backward, _linear_activated_setup),
+    ("conv2d_activated", _conv_activated_backward, _conv_activated_setup),
+):
+    torch.library.register_autograd(f"mpqkern::{_name}", _backward, setup_context=_setup)
 torch.library.register_autograd("mpqkern::conv2d", _conv_backward, setup_context=_conv_setup)
 torch.library.register_autograd("mpqkern::conv2d_fragments", _conv_fragments_backward, setup_context=_conv_setup)

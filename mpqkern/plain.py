@@ -182,7 +182,7 @@ def conv2d_fragments(x: Tensor, qweight: Tensor, *how: Any) -> Tensor:
 ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "gelu": F.gelu}
 
 
-def check_activation(op: str, activation: str) -> None:
+def check_activation(op: str, activation: object) -> None:
     check(op, "activation", repr(activation), activation in ACTIVATIONS, "'relu', 'relu6', 'silu' or 'gelu'")
 
 

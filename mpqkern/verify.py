@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import packed, plain
-from .catalog import Forward, call, float_outputs, input_of
+from .catalog import Forward, call, float_outputs, input_of, require_arguments
 from .held import held, hooked
 from .ledger import table
 from .nn import PackedConv2d, PackedLinear, PackedModule
@@ -87,14 +86,8 @@ def verify(model: nn.Module, batch: Any, *, forward: Forward | None = None) -> V
     layers = {name: m for name, m in model.named_modules() if isinstance(m, PackedModule)}
     if not layers:
         raise ValueError("model has no packed layer; wanted one that swap_ has worked on")
-    if forward is None and isinstance(batch, (tuple, list)):
-        try:
-            signature(model.forward).bind(*batch)
-        except TypeError as error:
-            raise TypeError(
-                f"batch is a {type(batch).__name__} of {len(batch)}, which the model does not take ({error}); "
-                "wanted its arguments, without labels, or forward="
-            ) from None
+    if forward is None:
+        require_arguments(model, batch)
     worst: dict[str, Check] = {}
 
     def record(name: str, module: PackedModule, y: Tensor, exact: Tensor, bound: Tensor) -> None:

@@ -139,9 +139,23 @@ def test_names_of_activations(path: SimpleNamespace) -> None:
     weight = path.quantize(torch.randn(8, 32), 4, 0, True)[:3]
     with pytest.raises((ValueError, RuntimeError), match="activation='tanh'; wanted 'relu', 'relu6', 'silu' or 'gelu'"):
         path.linear_activated(torch.randn(1, 32), *weight, None, 4, 0, None, None, None, "tanh")
+    with pytest.raises(ValueError, match=r"activation=ReLU\(\); wanted 'relu'"):
+        mq.PackedLinear.from_float(nn.Linear(8, 8), mq.Scheme(8))(torch.randn(1, 8), nn.ReLU())
     with pytest.raises((ValueError, RuntimeError), match="activation=''; wanted"):
         images = torch.randn(1, 8, 4, 4)
         path.conv2d_activated(images, *weight, None, 4, 0, (2, 2), (1, 1), (0, 0), (1, 1), 1, None, None, None, "")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_second_derivatives(activation: str) -> None:
+    layer, x = mq.PackedLinear.from_float(nn.Linear(20, 12), mq.Scheme(8)), torch.randn(9, 20)
+    found = []
+    for run in (lambda y: layer(y, activation), lambda y: ACTIVATIONS[activation](layer(y))):
+        y = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(run(y).square().sum(), y, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), y)[0])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+    assert found[1].abs().max() > 0
 
 
 def test_sizes_are_still_checked() -> None:

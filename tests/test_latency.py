@@ -142,6 +142,8 @@ def test_what_is_predicted_fits_its_own_budget_where_layers_add_up_to_more_than_
     assert fast == 1.0 and latency.rest == 0
     assert mq.solve(scores, latency.budget(fast)).schemes == dict.fromkeys("ab", Scheme(2))
     assert latency.predict(mq.solve(scores, latency.budget(4.0))) == 4.0
+    with pytest.raises(ValueError, match=r"^ms=-0.5; wanted at least 0, which is spent outside"):
+        latency.budget(-0.5)
 
 
 def test_a_file_of_it_is_a_budgets_table(tmp_path):

@@ -71,7 +71,7 @@ class Latency(Mapping[str, Mapping[str, float]]):
     def budget(self, ms: float) -> Budget:
         """A budget of so many milliseconds for the whole model."""
         left = ms - self._outside
-        if left < 0:
+        if ms < self.rest:
             raise ValueError(f"ms={ms!r}; wanted at least {self.rest:.4g}, which is spent outside of the layers")
         return Budget(ms=left, table=self.ms)
 

@@ -114,6 +114,7 @@ def packed_conv2d(
     x = input if pad[0] is None else F.pad(input, pad[0], mode=pad[1])
     images = x if x.dim() == 4 else x.unsqueeze(0)
     if activation is not None:
+        plain.check_activation("conv2d_activated", activation)
         y = torch.ops.mpqkern.conv2d_activated(images, *weight, bias, *how, fragments, activation)
     elif fragments is None:
         y = torch.ops.mpqkern.conv2d(images, *weight, bias, *how)

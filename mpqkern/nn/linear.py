@@ -93,6 +93,7 @@ def packed_linear(
     if input.dim() == 0 or input.shape[-1] != in_features:
         raise ValueError(f"input is {list(input.shape)}; wanted [..., in_features={in_features}]")
     if activation is not None:
+        plain.check_activation("linear_activated", activation)
         return torch.ops.mpqkern.linear_activated(input, *weight, bias, *how, fragments, activation)
     if fragments is not None:
         return torch.ops.mpqkern.linear_fragments(input, *weight, bias, *how, fragments)

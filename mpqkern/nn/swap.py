@@ -18,7 +18,7 @@ from ..planned import planned
 from ..rounding import MinMax, Rounded, Rounding, as_rounding, calibrate
 from ..scheme import Scheme
 from .conv import PackedConv2d
-from .fuse import calls
+from .fuse import fusions
 from .linear import PackedLinear
 from .module import PackedModule
 
@@ -127,10 +127,8 @@ def unswap_(model: nn.Module) -> nn.Module:
       (0): Linear(in_features=8, out_features=8, bias=True)
     )
     """
-    for name, module in model.named_modules():
-        for node in calls(module):
-            layer = f"{name}.{node.target}" if name else node.target
-            raise ValueError(f"layer {layer!r} applies an activation; wanted the model that fuse was given")
+    for name, activation in fusions(model).items():
+        raise ValueError(f"layer {name!r} applies {activation!r}; wanted the model that fuse was given")
     made: dict[int, nn.Module] = {}
     weights: dict[int, nn.Parameter] = {}
     places = []
