@@ -287,6 +287,16 @@ def test_activations_that_the_code_asks_for_itself() -> None:
         mq.fuse(mq.fuse(other, x), x)
 
 
+def test_what_lies_between_and_replaced_forwards_are_left() -> None:
+    x = torch.randn(2, 16)
+    between = packed(nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.ReLU()))
+    assert mq.fuse(between, x) is between
+    replaced = packed(nn.Sequential(nn.Linear(16, 16), nn.ReLU()))
+    replaced.forward = lambda y: -nn.Sequential.forward(replaced, y)  # type: ignore[method-assign]
+    fused = mq.fuse(replaced, x)
+    assert fused is replaced
+
+
 def test_layers_of_a_subclass_are_left() -> None:
     class Own(mq.PackedLinear):
         def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]

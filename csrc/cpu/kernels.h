@@ -28,7 +28,8 @@ struct FixedScale {
   bool each = false;
 };
 
-// What becomes of each result in the end. ReLUs keep it within a range, which costs nothing where it is stored.
+// What becomes of each result in the end. ReLUs keep it within a range, which `gemm_a8` and the filters do where they
+// store it, at no cost.
 enum class Activation { none, relu, relu6, silu, gelu };
 struct Range {
   float low = -__builtin_inff(), high = __builtin_inff();
