@@ -142,20 +142,16 @@ inline Sums8<C> a8_span(const uint8_t* codes, const Acts8& a, Place& at, int64_t
   }
 }
 
-// A tile's results: they fill no registers, but are read and written nowhere else than in their places on the stack.
-template <int C>
-using Results8 = typename Isa::Vec[C][kTileVecs];
-
 // A tile's scales, zeros and sums where products have got to.
 struct Grids8 {
   const float *scales, *zeros, *act_scales, *act_sums;
 };
 
-// Adds one span. Inlined in any case: a call would pass its many arguments through memory.
-template <int BITS, int C>
-[[gnu::always_inline]] inline void a8_add(const uint8_t* codes, const Acts8& a, Place& at, int64_t length,
-                                          const Grids8& grid, int64_t groups, int64_t spans, Results8<C>& y) {
-  const Sums8<C> sum = a8_span<BITS, C>(codes, a, at, length);
+// take(c, v, value, x_scale) for each sum of a span: value * x_scale is what it counts. Inlined in any case: a call
+// would pass its many arguments through memory.
+template <int C, class Take>
+[[gnu::always_inline]] inline void a8_scaled(const Sums8<C>& sum, const Grids8& grid, int64_t groups, int64_t spans,
+                                             const Take& take) {
   typename Isa::Vec scale[kTileVecs], minus[kTileVecs];
   for (int v = 0; v < kTileVecs; ++v) {
     scale[v] = Isa::load(grid.scales + v * Isa::kWidth);
@@ -166,7 +162,7 @@ template <int BITS, int C>
     const typename Isa::Vec x_scale = Isa::set1(grid.act_scales[c * groups]);
     MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) {
       const typename Isa::Vec centred = Isa::fused(minus[v], x_sum, Isa::to_floats(sum.v[c][v]));
-      y[c][v] = Isa::fused(Isa::mul(centred, scale[v]), x_scale, y[c][v]);
+      take(c, v, Isa::mul(centred, scale[v]), x_scale);
     }
   }
 }
@@ -176,9 +172,8 @@ template <int BITS, int C>
 template <int BITS, int C>
 void a8_tile(const Packed& w, const Spans& spans, const Panel8& panel, int64_t j, const Acts8& a, int64_t m,
              int64_t ahead, float* y, int64_t ldy) {
+  using Vec = typename Isa::Vec;
   const int64_t zero_step = w.zero_each ? kPanel : 0, end = (w.k + 15) / 16 * 16;
-  Results8<C> tile;
-  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) tile[c][v] = Isa::zero();
   // Where results go, lines far apart. Unrolled, their addresses would be kept in registers of vectors.
 #pragma GCC unroll 1
   for (int c = 0; c < C; ++c)
@@ -186,23 +181,27 @@ void a8_tile(const Packed& w, const Spans& spans, const Panel8& panel, int64_t j
   const uint8_t* codes = panel.codes + 4 * j;
   Grids8 grid{panel.scales + j, panel.zeros + j, a.scales + m * w.groups, a.sums + m * spans.count};
   Place at{a.q + m * a.ld, a.piece, a.jumps, ahead};
+  const Clamp clamp(panel.range);
+  const float* bias = panel.bias + j;
+  auto put = [&](int c, int v, Vec result) { Isa::store(y + c * ldy + v * Isa::kWidth, clamp(result)); };
+  auto first = [&](int v) { return Isa::load(bias + v * Isa::kWidth); };
+  if (spans.count == 1)  // straight from sums to results
+    return a8_scaled(a8_span<BITS, C>(codes, a, at, end), grid, 1, 1,
+                     [&](int c, int v, Vec value, Vec scale) { put(c, v, Isa::fused(value, scale, first(v))); });
+  // They fill no registers, but are read and written nowhere else than in their places on the stack.
+  Vec tile[C][kTileVecs];
+  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) tile[c][v] = first(v);
   int64_t k = 0, left = smaller(spans.group, end);
   for (int64_t s = 0; s < spans.count; ++s) {  // without a division, which would hold up what follows
     const int64_t length = smaller(spans.length, left), bytes = mpq::packed_bytes(length, BITS) * kPanel;
-    a8_add<BITS, C>(codes, a, at, length, grid, w.groups, spans.count, tile);
+    a8_scaled(a8_span<BITS, C>(codes, a, at, length), grid, w.groups, spans.count,
+              [&](int c, int v, Vec value, Vec scale) { tile[c][v] = Isa::fused(value, scale, tile[c][v]); });
     codes += bytes, ++grid.act_sums, k += length, left -= length;
     if (left > 0) continue;
     grid.scales += kPanel, grid.zeros += zero_step, ++grid.act_scales;
     left = smaller(spans.group, end - k);
   }
-  const Clamp clamp(panel.range);
-  MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) {
-    const typename Isa::Vec bias = panel.bias ? Isa::load(panel.bias + j + v * Isa::kWidth) : Isa::zero();
-    MPQ_UNROLL for (int c = 0; c < C; ++c) {
-      const typename Isa::Vec sum = tile[c][v];
-      Isa::store(y + c * ldy + v * Isa::kWidth, clamp(panel.bias ? Isa::add(sum, bias) : sum));
-    }
-  }
+  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) put(c, v, tile[c][v]);
 }
 
 template <int BITS, int C>

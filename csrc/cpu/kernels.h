@@ -88,7 +88,7 @@ struct Panel8 {
   const uint8_t* codes;  // [word][kPanel][4]: packed words
   const float* scales;   // [groups][kPanel]
   const float* zeros;    // like scales, or [kPanel] for a weight with one zero
-  const float* bias;     // [kPanel], or null
+  const float* bias;     // [kPanel]
   Range range;           // of results
   int64_t ahead;         // from each code to one that memory is asked for meanwhile, in bytes; or 0
 };
@@ -201,7 +201,7 @@ struct Kernels {
   // A panel's scales and zeros, all groups. `scratch` holds kPanel * groups floats.
   void (*grid_a8)(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zeros, float* scratch);
 
-  // y[m * ldy + j] = sum over spans of scale * a_scale * (sum of code * q - zero * sum of q), plus the bias, within
+  // y[m * ldy + j] = sum over spans of scale * a_scale * (sum of code * q - zero * sum of q), from the bias on, within
   // the range, for m < rows, j < kPanel. Sums of a span are exact; then fp32, in order.
   void (*gemm_a8)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float* y, int64_t ldy);
 
