@@ -137,6 +137,10 @@ STABLE_TORCH_LIBRARY(mpqkern, m) {
       "conv2d_activated(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, int bits, "
       "int group_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, int? act_bits, "
       "Tensor? act_scale, Tensor? fragments, str activation) -> Tensor");
+  m.def(
+      "conv2d_bytes(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, int bits, int group_size, "
+      "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, Tensor act_scale, "
+      "Tensor? fragments, str? activation, Tensor? out_scale) -> Tensor");
   m.def("gram(Tensor[] features, bool center=True) -> Tensor");
   m.def("orthogonality(Tensor[] features, bool center=True, bool debiased=False) -> Tensor");
   m.def(

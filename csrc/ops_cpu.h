@@ -11,17 +11,22 @@ inline mpq::Float float_type(ScalarType t) {
   return t == ScalarType::Float ? mpq::Float::f32 : t == ScalarType::Half ? mpq::Float::f16 : mpq::Float::bf16;
 }
 
-// Fixed scales of 8-bit activations as contiguous fp32 [1] or [groups], or nothing.
+// Scales of 8-bit activations as contiguous fp32 [1] or [groups], or nothing.
+inline OptionalTensor checked_scale(const char* op, const char* name, const Tensor& x, const OptionalTensor& scale,
+                                    int64_t groups) {
+  if (!scale) return {};
+  check_device(op, name, *scale, "x", x);
+  const int64_t count = scale->dim() == 1 ? scale->size(0) : 0;
+  STD_TORCH_CHECK(scale->scalar_type() == ScalarType::Float && (count == 1 || count == groups) && count > 0, op, ": ",
+                  name, " is ", describe(*scale), "; wanted float32 [1]",
+                  groups > 1 ? " or [" + std::to_string(groups) + "]" : "");
+  return dense(*scale);
+}
+
 inline OptionalTensor checked_act_scale(const char* op, const Tensor& x, const std::optional<int64_t>& act_bits,
                                         const OptionalTensor& act_scale, int64_t groups) {
-  if (!act_scale) return {};
-  STD_TORCH_CHECK(act_bits, op, ": act_bits=None with an act_scale; wanted 8");
-  check_device(op, "act_scale", *act_scale, "x", x);
-  const int64_t count = act_scale->dim() == 1 ? act_scale->size(0) : 0;
-  STD_TORCH_CHECK(act_scale->scalar_type() == ScalarType::Float && (count == 1 || count == groups) && count > 0, op,
-                  ": act_scale is ", describe(*act_scale), "; wanted float32 [1]",
-                  groups > 1 ? " or [" + std::to_string(groups) + "]" : "");
-  return dense(*act_scale);
+  STD_TORCH_CHECK(act_bits || !act_scale, op, ": act_bits=None with an act_scale; wanted 8");
+  return checked_scale(op, "act_scale", x, act_scale, groups);
 }
 
 inline mpq::FixedScale fixed_scale(const OptionalTensor& t) { return {floats(t), t && t->numel() > 1}; }
@@ -36,12 +41,14 @@ inline void check_pair(const char* op, const char* name, const std::vector<int64
     STD_TORCH_CHECK(i >= least && i <= kMostSize, op, ": ", name, " holds ", i, "; wanted ", least, "..", kMostSize);
 }
 
-// Everything about a convolution but its pointers, strides and weight.
+// Everything about a convolution but its pointers, strides and weight. `bytes`: x may be int8.
 inline mpq::ConvArgs checked_conv(const char* op, const Tensor& x, const std::vector<int64_t>& kernel_size,
                                   const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                                  const std::vector<int64_t>& dilation, int64_t groups) {
-  STD_TORCH_CHECK(x.dim() == 4 && is_float(x.scalar_type()), op, ": x is ", describe(x),
-                  "; wanted float32, float16 or bfloat16 [batch, channels, height, width]");
+                                  const std::vector<int64_t>& dilation, int64_t groups, bool bytes = false) {
+  const ScalarType type = x.scalar_type();
+  STD_TORCH_CHECK(x.dim() == 4 && (bytes ? type == ScalarType::Char || type == ScalarType::Float : is_float(type)), op,
+                  ": x is ", describe(x), "; wanted ", bytes ? "int8 or float32" : "float32, float16 or bfloat16",
+                  " [batch, channels, height, width]");
   check_pair(op, "kernel_size", kernel_size, 1);
   check_pair(op, "stride", stride, 1);
   check_pair(op, "padding", padding, 0);
@@ -88,5 +95,17 @@ inline Tensor new_images(const Tensor& x, int64_t count, int64_t channels, mpq::
                                   channels_last(x) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   for (int i = 0; i < 4; ++i) args.y_stride[i] = y.stride(i);
   args.y = new_floats(y);
+  return y;
+}
+
+// int8 images, channels last.
+inline Tensor as_channels_last(const Tensor& x) {
+  return channels_last(x) ? x : torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
+}
+inline Tensor new_byte_images(const Tensor& x, int64_t channels, mpq::ConvArgs& args) {
+  Tensor y = torch::stable::empty({x.size(0), channels, args.out_height, args.out_width}, ScalarType::Char,
+                                  std::nullopt, x.device(), std::nullopt, MemoryFormat::ChannelsLast);
+  for (int i = 0; i < 4; ++i) args.y_stride[i] = y.stride(i);
+  args.y8 = static_cast<int8_t*>(y.mutable_data_ptr());
   return y;
 }

@@ -124,32 +124,44 @@ Tensor linear_activated_cpu(const Tensor& x, const Tensor& qweight, const Tensor
                   fragments ? &*fragments : nullptr, checked_activation(op, activation));
 }
 
+// What a convolution does besides.
+struct Besides {
+  const Tensor* fragments = nullptr;
+  mpq::Activation activation = mpq::Activation::none;
+  bool bytes = false;                 // x may be
+  const Tensor* out_scale = nullptr;  // results are
+};
+
 Tensor convolve(const char* op, const Tensor& x, const Tensor& qweight, const Tensor& scales,
                 const OptionalTensor& zeros, const OptionalTensor& bias, int64_t bits, int64_t group_size,
                 const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
                 const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
-                std::optional<int64_t> act_bits, const OptionalTensor& act_scale, const Tensor* fragments,
-                mpq::Activation activation) {
+                std::optional<int64_t> act_bits, const OptionalTensor& act_scale, const Besides& besides) {
   check_act_bits(op, act_bits);
-  mpq::ConvArgs args = checked_conv(op, x, kernel_size, stride, padding, dilation, groups);
+  mpq::ConvArgs args = checked_conv(op, x, kernel_size, stride, padding, dilation, groups, besides.bytes);
   const int64_t k = kernel_size[0] * kernel_size[1] * (x.size(1) / groups);
   const HeldWeight w = packed_weight(op, "x", x, qweight, scales, zeros, bits, group_size, k);
   STD_TORCH_CHECK(w.view.n % groups == 0, op, ": groups=", groups, "; wanted a divisor of qweight's ", w.view.n,
                   " rows");
   const OptionalTensor b = float_bias(op, x, bias, w.view.n);
   const OptionalTensor fixed = checked_act_scale(op, x, act_bits, act_scale, 1);
-  const Tensor in = as_type(x, ScalarType::Float);
-  Tensor y = new_images(x, x.size(0), w.view.n, args);
-  args.weight = w.view;
-  args.x = floats(in);
-  args.bias = floats(b);
+  const bool bytes = x.scalar_type() == ScalarType::Char;
+  const Tensor in = bytes ? as_channels_last(x) : as_type(x, ScalarType::Float);
+  if (bytes)
+    args.x8 = static_cast<const int8_t*>(in.const_data_ptr());
+  else
+    args.x = floats(in);
   for (int i = 0; i < 4; ++i) args.x_stride[i] = in.stride(i);
+  Tensor y = besides.out_scale ? new_byte_images(x, w.view.n, args) : new_images(in, x.size(0), w.view.n, args);
+  if (besides.out_scale) args.y8_scale = *floats(*besides.out_scale);
+  args.weight = w.view;
+  args.bias = floats(b);
   args.act8 = act_bits.has_value();
   args.act_scale = fixed_scale(fixed);
-  args.activation = activation;
-  args.panels = checked_panels(op, x, fragments, w.view, act_bits);
+  args.activation = besides.activation;
+  args.panels = checked_panels(op, x, besides.fragments, w.view, act_bits);
   mpq::conv2d(args);
-  return as_type(y, x.scalar_type());
+  return bytes || besides.out_scale ? y : as_type(y, x.scalar_type());
 }
 
 Tensor conv2d_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros,
@@ -157,7 +169,7 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, 
                   std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
                   int64_t groups, std::optional<int64_t> act_bits, const OptionalTensor& act_scale) {
   return convolve("mpqkern::conv2d", x, qweight, scales, zeros, bias, bits, group_size, kernel_size, stride, padding,
-                  dilation, groups, act_bits, act_scale, nullptr, mpq::Activation::none);
+                  dilation, groups, act_bits, act_scale, {});
 }
 
 Tensor conv2d_fragments_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros,
@@ -166,7 +178,7 @@ Tensor conv2d_fragments_cpu(const Tensor& x, const Tensor& qweight, const Tensor
                             std::vector<int64_t> dilation, int64_t groups, std::optional<int64_t> act_bits,
                             const OptionalTensor& act_scale, const Tensor& fragments) {
   return convolve("mpqkern::conv2d_fragments", x, qweight, scales, zeros, bias, bits, group_size, kernel_size, stride,
-                  padding, dilation, groups, act_bits, act_scale, &fragments, mpq::Activation::none);
+                  padding, dilation, groups, act_bits, act_scale, {&fragments});
 }
 
 Tensor conv2d_activated_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros,
@@ -176,7 +188,21 @@ Tensor conv2d_activated_cpu(const Tensor& x, const Tensor& qweight, const Tensor
                             const OptionalTensor& act_scale, const OptionalTensor& fragments, std::string activation) {
   const char* op = "mpqkern::conv2d_activated";
   return convolve(op, x, qweight, scales, zeros, bias, bits, group_size, kernel_size, stride, padding, dilation, groups,
-                  act_bits, act_scale, fragments ? &*fragments : nullptr, checked_activation(op, activation));
+                  act_bits, act_scale, {fragments ? &*fragments : nullptr, checked_activation(op, activation)});
+}
+
+Tensor conv2d_bytes_cpu(const Tensor& x, const Tensor& qweight, const Tensor& scales, const OptionalTensor& zeros,
+                        const OptionalTensor& bias, int64_t bits, int64_t group_size, std::vector<int64_t> kernel_size,
+                        std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
+                        int64_t groups, const Tensor& act_scale, const OptionalTensor& fragments,
+                        std::optional<std::string> activation, const OptionalTensor& out_scale) {
+  const char* op = "mpqkern::conv2d_bytes";
+  Besides besides{fragments ? &*fragments : nullptr, mpq::Activation::none, true};
+  if (activation) besides.activation = checked_activation(op, *activation);
+  const OptionalTensor scale = checked_scale(op, "out_scale", x, out_scale, 1);
+  if (scale) besides.out_scale = &*scale;
+  return convolve(op, x, qweight, scales, zeros, bias, bits, group_size, kernel_size, stride, padding, dilation, groups,
+                  8, act_scale, besides);
 }
 
 }  // namespace
@@ -189,4 +215,5 @@ STABLE_TORCH_LIBRARY_IMPL(mpqkern, CPU, m) {
   m.impl("conv2d_fragments", TORCH_BOX(&conv2d_fragments_cpu));
   m.impl("linear_activated", TORCH_BOX(&linear_activated_cpu));
   m.impl("conv2d_activated", TORCH_BOX(&conv2d_activated_cpu));
+  m.impl("conv2d_bytes", TORCH_BOX(&conv2d_bytes_cpu));
 }

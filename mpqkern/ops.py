@@ -52,6 +52,9 @@ SCHEMAS = {
     "conv2d_activated": "(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, "
     "int bits, int group_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, "
     "int? act_bits, Tensor? act_scale, Tensor? fragments, str activation) -> Tensor",
+    "conv2d_bytes": "(Tensor x, Tensor qweight, Tensor scales, Tensor? zeros, Tensor? bias, "
+    "int bits, int group_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, "
+    "Tensor act_scale, Tensor? fragments, str? activation, Tensor? out_scale) -> Tensor",
     "gram": "(Tensor[] features, bool center=True) -> Tensor",
     "orthogonality": "(Tensor[] features, bool center=True, bool debiased=False) -> Tensor",
     "probe_errors": "(Tensor weight, int[] bits, int group_size, bool symmetric, Tensor fractions, "
@@ -234,6 +237,18 @@ def _(x, qweight, scales, zeros, bias, bits, group_size, *how):  # type: ignore[
     plain.check_activation("conv2d_activated", how[-1])
     height, width = check_conv(x, qweight, scales, zeros, bias, bits, group_size, *how[:-2])
     return _images(x, x.shape[0], qweight.shape[0], height, width)
+
+
+@torch.library.register_fake("mpqkern::conv2d_bytes")
+def _(x, qweight, scales, zeros, bias, bits, group_size, *how):  # type: ignore[no-untyped-def]
+    *sizes, act_scale, _, activation, out_scale = how
+    plain.check_bytes(x, activation, out_scale)
+    images = torch.empty_like(x, dtype=torch.float32)
+    y = _images(images, x.shape[0], qweight.shape[0],
+                *check_conv(images, qweight, scales, zeros, bias, bits, group_size, *sizes, 8, act_scale))  # fmt: skip
+    if out_scale is None:
+        return y
+    return torch.empty_like(y, dtype=torch.int8, memory_format=torch.channels_last)
 
 
 def _images(x: Tensor, *shape: int) -> Tensor:

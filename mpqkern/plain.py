@@ -235,6 +235,42 @@ def conv2d(
     return y.contiguous(memory_format=form)
 
 
+SPOILED = -128  # all over a sample of int8 that is not finite
+
+
+def check_bytes(x: Tensor, activation: str | None, out_scale: Tensor | None) -> None:
+    op, good = "conv2d_bytes", x.dtype in (torch.int8, torch.float32) and x.dim() == 4
+    shape = f"{x.dtype} {list(x.shape)}".replace("torch.", "")
+    check(op, "x", shape, good, "int8 or float32 [batch, channels, height, width]")
+    if activation is not None:
+        check_activation(op, activation)
+    if out_scale is not None:
+        shape = f"{out_scale.dtype} {list(out_scale.shape)}".replace("torch.", "")
+        check(op, "out_scale", shape, out_scale.dtype == torch.float32 and out_scale.shape == (1,), "float32 [1]")
+
+
+def from_bytes(x: Tensor, scale: Tensor) -> Tensor:
+    """What a convolution's int8 input stands for."""
+    spoiled = (x.flatten(1)[:, :1] == SPOILED).view(-1, 1, 1, 1)
+    return torch.where(spoiled, torch.nan, x.to(scale.dtype) * scale)
+
+
+def conv2d_bytes(x: Tensor, qweight: Tensor, *how: Any) -> Tensor:
+    """`conv2d` with act_bits=8 from floats or from integers that are rounded by `act_scale` already, to floats or, with
+    `out_scale`, to such integers, channels last, for the next one."""
+    *how, act_scale, _fragments, activation, out_scale = how
+    check_bytes(x, activation, out_scale)
+    images = from_bytes(x, act_scale) if x.dtype == torch.int8 else x
+    y = torch.ops.mpqkern.conv2d(images, qweight, *how, 8, act_scale)
+    if activation is not None:
+        y = ACTIVATIONS[activation](y)
+    if out_scale is None:
+        return y
+    q = (y / out_scale).round().clamp(-127, 127)
+    q = torch.where(y.isfinite().flatten(1).all(1).view(-1, 1, 1, 1), q, SPOILED).to(torch.int8)
+    return q.contiguous(memory_format=torch.channels_last)
+
+
 def is_channels_last(x: Tensor) -> bool:
     """Whether `conv2d` answers in channels-last order."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

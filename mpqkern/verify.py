@@ -133,6 +133,15 @@ def reference(
     return after, SLOPES[activation] * bound + computed + 2 * u_out * after.abs()
 
 
+def _handed_on(y: Tensor, exact: Tensor, bound: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Integers as what they stand for: within -127 to 127 steps of `scale`, half a step off, and NaN where a sample is
+    not finite."""
+    step = scale.double()
+    finite = exact.isfinite().flatten(1).all(1).view(-1, 1, 1, 1)
+    exact = torch.where(finite, exact.clamp(-127 * step, 127 * step), torch.nan)
+    return plain.from_bytes(y, step), exact, bound + step / 2
+
+
 def _exact_weight(module: PackedModule) -> Tensor:
     """scale * (code - zero) in fp64, where neither step rounds."""
     codes = packed.unpack(module.qweight, module.scheme.bits, module.k).double()
@@ -176,11 +185,14 @@ def _run(
     def hook(name: str) -> Callable[..., Tensor | None]:
         def watch(module: PackedModule, args: tuple[Any, ...], named: dict[str, Any], y: Tensor) -> Tensor | None:
             activation = args[1] if len(args) > 1 else named.get("activation")
-            exact, bound = reference(module, input_of(args, named), y.dtype, activation)
+            dtype = y.dtype if y.is_floating_point() else torch.float32  # integers are handed on in place of it
+            exact, bound = reference(module, input_of(args, named), dtype, activation)
+            if dtype != y.dtype and record is not None:
+                y, exact, bound = _handed_on(y, exact, bound, named["out_scale"])
             if record is not None:
                 record(name, module, y, exact, bound)
                 return None
-            return (exact + shift * bound).to(y.dtype)
+            return (exact + shift * bound).to(dtype)
 
         return watch
 

@@ -26,6 +26,7 @@ def samples() -> dict[str, list[tuple]]:
     cq, cs, cz = weight(3 * 3 * 4)
     x, image = torch.randn(3, 5, K), torch.randn(2, 8, 6, 9)
     last = image.contiguous(memory_format=torch.channels_last)
+    byte = torch.randint(-127, 128, last.shape, dtype=torch.int8).contiguous(memory_format=torch.channels_last)
     return {
         "pack": [(torch.randint(0, 4, (3, 45), dtype=torch.uint8), 2)],
         "unpack": [(q, 4, K)],
@@ -59,6 +60,11 @@ def samples() -> dict[str, list[tuple]]:
         "conv2d_activated": [
             (image, cq, cs, cz, torch.randn(N, requires_grad=True), 4, GROUP, *CONV, None, None, None, "relu6"),
             (last.requires_grad_(), cq, cs, cz, None, 4, GROUP, *CONV, 8, STATIC, mpq.fragments(cq, 4, 36), "gelu"),
+        ],
+        "conv2d_bytes": [
+            (last.detach(), cq, cs, cz, torch.randn(N), 4, GROUP, *CONV, STATIC, None, "relu", STATIC),
+            (byte, cq, cs, cz, None, 4, GROUP, *CONV, STATIC, mpq.fragments(cq, 4, 36), "gelu", STATIC),
+            (byte, cq, cs, cz, None, 4, GROUP, *CONV, STATIC, None, None, None),
         ],
         "gram": [([image, last.detach(), torch.randn(2, 5).half()],), ([torch.randn(7, 3)], False)],
         "orthogonality": [([torch.randn(6, 3), torch.randn(6, 8, 2)], True, True), ([torch.randn(3, 4)],)],

@@ -82,16 +82,23 @@ bool round_bytes(const float* x, int64_t x_ld, int64_t rows, int64_t count, floa
   const Rounder round = rounder(scale);
   constexpr int64_t kWidth = Isa::kWidth;
   typename Isa::Vec strange = Isa::zero();
-  for (; rows > 0; --rows, x += x_ld, out += ld) {
-    int64_t i = 0;
-    for (; i + 4 * kWidth <= count; i += 4 * kWidth) round.run<4>(x + i, kWidth, out + i, kWidth, strange);
-    for (; i + kWidth <= count; i += kWidth) round.run<1>(x + i, kWidth, out + i, kWidth, strange);
-    if (i == count) continue;
-    float rest[kWidth] = {};
-    int8_t bytes[kWidth];
-    std::memcpy(rest, x + i, (count - i) * sizeof(float));
-    round.run<1>(rest, 0, bytes, 0, strange);
-    std::memcpy(out + i, bytes, count - i);
+  const int64_t whole = count / kWidth * kWidth, wide = count / (4 * kWidth) * 4 * kWidth;
+  for (; rows > 0;) {
+    const int64_t once = wide == 0 && rows >= 4 ? 4 : 1;  // short rows are taken four at a time
+    for (int64_t i = 0; i < wide; i += 4 * kWidth) round.run<4>(x + i, kWidth, out + i, kWidth, strange);
+    for (int64_t i = wide; i < whole; i += kWidth)
+      if (once == 4)
+        round.run<4>(x + i, x_ld, out + i, ld, strange);
+      else
+        round.run<1>(x + i, 0, out + i, 0, strange);
+    for (int64_t r = 0; whole < count && r < once; ++r) {
+      float rest[kWidth] = {};
+      int8_t bytes[kWidth];
+      std::memcpy(rest, x + r * x_ld + whole, (count - whole) * sizeof(float));
+      round.run<1>(rest, 0, bytes, 0, strange);
+      std::memcpy(out + r * ld + whole, bytes, count - whole);
+    }
+    rows -= once, x += once * x_ld, out += once * ld;
   }
   return Isa::sum(strange) == 0;
 }

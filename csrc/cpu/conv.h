@@ -52,14 +52,10 @@ class Scales8 {
   };
 
   // `beforehand`: first in any case, for those who come back to samples. A fixed scale needs no look at the input if
-  // rounding meets all of it and `spoil`s what is not finite.
+  // rounding meets all of it and tells what is not finite.
   Scales8(const ConvArgs& a, bool beforehand, bool rounds_all = true);
   // Null without 8-bit activations; else of use until the cursor's next sample.
   const float* of(int64_t b, Cursor& at) const;
-  // Sample b is not finite: all its results are to be NaN, and are after `finish`.
-  void spoil(int64_t b) { spoiled_[b].store(true, std::memory_order_relaxed); }
-  void finish() const;
-  bool spoiled(int64_t b) const { return spoiled_[b].load(std::memory_order_relaxed); }
 
  private:
   float from_largest(float top) const;
@@ -67,7 +63,19 @@ class Scales8 {
   const ConvArgs& a_;
   const bool rounds_all_;
   Buffer<float> known_;
-  std::vector<std::atomic<bool>> spoiled_;
+};
+
+// Samples that rounding has found to be not finite.
+class Spoiled {
+ public:
+  explicit Spoiled(int64_t samples) : found_(samples) {}
+  void mark(int64_t b) { found_[b].store(true, std::memory_order_relaxed); }
+  bool at(int64_t b) const { return found_[b].load(std::memory_order_relaxed); }
+  // All results of these samples become NaN, or kSpoiled.
+  void fill(const ConvArgs& a) const;
+
+ private:
+  std::vector<std::atomic<bool>> found_;
 };
 
 // The three ways: patches against dequantized weights, the same in integers, and each channel on its own.
@@ -75,5 +83,6 @@ void conv_dense(const ConvArgs& a);
 void conv_a8(const ConvArgs& a);
 void conv_depthwise(const ConvArgs& a);
 bool takes_depthwise(const ConvArgs& a);
+bool depthwise_takes_bytes(const ConvArgs& a);
 
 }  // namespace mpq

@@ -11,7 +11,20 @@ constexpr int64_t kTileBytes = 256 * 1024;  // patches of a tile, part of a leve
 constexpr int64_t kMinPixels = 128;         // that share each panel
 constexpr int64_t kMaxPixels = 256;
 
-// results[pixel][kPanel] of weight rows n0..n1 at the pixels p0..p1 -> y.
+// results[pixel][kPanel] of weight rows n0..n1 at the pixels p0..p1 -> y8; `spoiled` learns of samples that are not
+// finite.
+void store_bytes(const ConvArgs& a, int64_t n0, int64_t n1, int64_t p0, int64_t p1, const float* results,
+                 Spoiled& spoiled) {
+  const int64_t plane = a.out_height * a.out_width;
+  for (int64_t p = p0, stop; p < p1; p = stop) {  // sample by sample
+    stop = std::min(p1, (p / plane + 1) * plane);
+    if (!kernels().round_bytes(results + (p - p0) * kPanel, kPanel, stop - p, n1 - n0, a.y8_scale,
+                               a.y8 + p * a.weight.n + n0, a.weight.n))
+      spoiled.mark(p / plane);
+  }
+}
+
+// The same -> y.
 void store(const ConvArgs& a, int64_t n0, int64_t n1, int64_t p0, int64_t p1, const float* results) {
   const int64_t plane = a.out_height * a.out_width, columns = n1 - n0;
   if (a.y_stride[1] == 1) {
@@ -29,6 +42,7 @@ void store(const ConvArgs& a, int64_t n0, int64_t n1, int64_t p0, int64_t p1, co
 
 void conv_a8(const ConvArgs& a) {
   const Packed& w = a.weight;
+  Spoiled spoiled(a.y8 ? a.batch : 0);
   const Patch kind = kind_of_patch(a);
   const Image8 image(a, kind);
   std::optional<Atoms> atoms;
@@ -55,7 +69,7 @@ void conv_a8(const ConvArgs& a) {
       for (int64_t panel = panels * part / parts; panel < panels * (part + 1) / parts; ++panel) {
         const int64_t n0 = first + panel * kPanel, n1 = std::min(first + rows, n0 + kPanel);
         const Panel8 here = all.at(n0, n1);
-        const bool in_place = a.y_stride[1] == 1 && n1 - n0 == kPanel;
+        const bool in_place = !a.y8 && a.y_stride[1] == 1 && n1 - n0 == kPanel;
         float* y = in_place ? a.y + p0 * w.n + n0 : results;
         const int64_t ldy = in_place ? w.n : kPanel;
         if (kind != Patch::in_image) {
@@ -65,10 +79,14 @@ void conv_a8(const ConvArgs& a) {
             kernels().gemm_a8(w, here, patches.rows(a, image, group, *run), run->length, y + run->lane * ldy, ldy);
         }
         if (bends(a.activation)) kernels().activate(a.activation, y, p1 - p0, n1 - n0, ldy);
-        if (!in_place) store(a, n0, n1, p0, p1, results);
+        if (a.y8)
+          store_bytes(a, n0, n1, p0, p1, results, spoiled);
+        else if (!in_place)
+          store(a, n0, n1, p0, p1, results);
       }
     }
   });
+  spoiled.fill(a);
 }
 
 }  // namespace mpq

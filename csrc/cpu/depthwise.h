@@ -27,9 +27,9 @@ inline void settle(float* y, const float* total, int64_t count, float scale, flo
 }
 
 // Vectors along pixels, over a band of one channel's plane in the cache.
-void depthwise_planes(const ConvArgs& a, const Filters& f, Scales8& scales);
+void depthwise_planes(const ConvArgs& a, const Filters& f, const Scales8& scales, Spoiled& spoiled);
 // Vectors along channels, that lie side by side or, in small planes, are brought so.
-void depthwise_channels(const ConvArgs& a, const Filters& f, Scales8& scales);
-void depthwise_turned(const ConvArgs& a, const Filters& f, Scales8& scales);
+void depthwise_channels(const ConvArgs& a, const Filters& f, const Scales8& scales, Spoiled& spoiled);
+void depthwise_turned(const ConvArgs& a, const Filters& f, const Scales8& scales, Spoiled& spoiled);
 
 }  // namespace mpq

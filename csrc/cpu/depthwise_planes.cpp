@@ -78,7 +78,7 @@ struct Band {
 
 }  // namespace
 
-void depthwise_planes(const ConvArgs& a, const Filters& f, Scales8& scales) {
+void depthwise_planes(const ConvArgs& a, const Filters& f, const Scales8& scales, Spoiled& spoiled) {
   const Packed& w = a.weight;
   const int64_t multiplier = w.n / a.groups, row_floats = a.stride[0] * (a.width + 2 * a.padding[1]);
   const int64_t wanted =
@@ -97,7 +97,7 @@ void depthwise_planes(const ConvArgs& a, const Filters& f, Scales8& scales) {
                    for (int64_t y0 = 0; y0 < a.out_height; y0 += band.out_rows) {
                      const int64_t rows = std::min(band.out_rows, a.out_height - y0),
                                    count = (rows - 1) * band.span + a.out_width;
-                     if (!band.fill(a, plane, y0, rows, act)) scales.spoil(b);
+                     if (!band.fill(a, plane, y0, rows, act)) spoiled.mark(b);
                      if (!f.centered)
                        kernels().filter_plane(band.data, band.offsets.data(), ones, f.count, 1, 0, {}, totals, count);
                      for (int64_t n = channel * multiplier; n < (channel + 1) * multiplier; ++n) {

@@ -31,6 +31,9 @@ void activate(Activation f, void* y, Float type, int64_t count);
 void probe_linear(const LinearArgs& args);
 
 // Strides are in elements, in the order batch, channel, row, column. act8: one scale a sample, or `act_scale`.
+//
+// Convolutions that follow each other may hand on bytes: results that are rounded by the scale that the next one would
+// round them by. Bytes lie channels last, and a sample that is not finite is kSpoiled all over.
 struct ConvArgs {
   Packed weight;
   const float* x = nullptr;
@@ -43,12 +46,17 @@ struct ConvArgs {
   FixedScale act_scale;  // one for all
   Activation activation = Activation::none;
   const uint8_t* panels = nullptr;  // as in LinearArgs; of use where a group's rows fill panels
-  const float* floats = nullptr;    // `probe_conv2d`: [variants][N][channels][row][column] in place of packed codes
+  const int8_t* x8 = nullptr;       // in place of x: rounded by act_scale; x_stride is theirs; with act8
+  int8_t* y8 = nullptr;             // in place of y: rounded by y8_scale; y_stride is theirs; with act8
+  float y8_scale = 0;
+  const float* floats = nullptr;  // `probe_conv2d`: [variants][N][channels][row][column] in place of packed codes
   int64_t variants = 1;
 
   int64_t pixels() const { return batch * out_height * out_width; }
+  bool bytes() const { return x8 || y8; }
 };
 void conv2d(const ConvArgs& args);
+constexpr int8_t kSpoiled = -128;
 
 // y[variants][batch]...: as probe_linear; patches are gathered once for all variants.
 void probe_conv2d(const ConvArgs& args);

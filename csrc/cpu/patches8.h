@@ -46,8 +46,9 @@ struct Image8 {
     const int64_t bytes = padded(a.batch * sample());
     if (height * width > a.height * a.width || pixel > a.in_channels) std::memset(data, 0, bytes);
     std::memset(data + bytes - kBlock, 0, kBlock + kSlack);
-    Scales8 found(a, false);
-    const bool last = a.x_stride[1] == 1 && a.in_channels > 1;
+    const Scales8 found(a, false);
+    Spoiled spoiled(a.batch);
+    const bool last = a.x8 || (a.x_stride[1] == 1 && a.in_channels > 1);
     // Pixels that lie in one piece: a whole plane, or a row.
     const int64_t piece = a.x_stride[2] == a.width * a.x_stride[3] ? a.height * a.width : a.width;
     const int64_t step = last ? a.width : kTurned, parts = ceil_div(piece, step), pieces = a.height * a.width / piece;
@@ -60,6 +61,10 @@ struct Image8 {
         const float* x = a.x + b * a.x_stride[0] + p0 / a.width * a.x_stride[2] + p0 % a.width * a.x_stride[3];
         const float scale = *found.of(b, cursor);
         if (i % (pieces * parts) == 0) scales[b] = scale;
+        if (a.x8) {
+          copy(a, b, p0, p1);
+          continue;
+        }
         if (!last && a.x_stride[3] == 1) {
           kernels().transpose(x, a.x_stride[1], a.in_channels, p1 - p0, turned, a.in_channels);
         } else if (!last) {
@@ -68,11 +73,11 @@ struct Image8 {
             for (int64_t p = 0; p < p1 - p0; ++p) turned[p * a.in_channels + c] = line[p];
           }
         }
-        if (!round(a, b, p0, p1, last ? x : turned, last ? a.x_stride[3] : a.in_channels, scale)) found.spoil(b);
+        if (!round(a, b, p0, p1, last ? x : turned, last ? a.x_stride[3] : a.in_channels, scale)) spoiled.mark(b);
       }
     });
     for (int64_t b = 0; b < a.batch; ++b)
-      if (found.spoiled(b)) scales[b] = std::numeric_limits<float>::quiet_NaN();
+      if (spoiled.at(b)) scales[b] = std::numeric_limits<float>::quiet_NaN();
     if (ordered && a.weight.bits < 8)
       parallel_for(bytes / kBlock, kConvGrain, [&](int64_t begin, int64_t end) {
         kernels().order_a8(a.weight.bits, data + begin * kBlock, (end - begin) * kBlock);
@@ -81,6 +86,19 @@ struct Image8 {
 
   int64_t sample() const { return height * width * pixel; }
   int64_t at(int64_t b, int64_t y, int64_t x) const { return ((b * height + y) * width + x) * pixel; }
+
+  // Pixels p0..p1 of sample b, rounded already.
+  void copy(const ConvArgs& a, int64_t b, int64_t p0, int64_t p1) {
+    const int8_t* x = a.x8 + b * a.x_stride[0] + p0 * a.in_channels;
+    for (int64_t p = p0, stop; p < p1; x += (stop - p) * a.in_channels, p = stop) {
+      stop = std::min(p1, (p / a.width + 1) * a.width);
+      int8_t* out = data + at(b, p / a.width + a.padding[0], p % a.width + a.padding[1]);
+      if (pixel == a.in_channels)
+        std::memcpy(out, x, (stop - p) * pixel);
+      else
+        for (int64_t i = 0; i < stop - p; ++i) std::memcpy(out + i * pixel, x + i * a.in_channels, a.in_channels);
+    }
+  }
 
   // Pixels p0..p1 of sample b from x, `gap` floats apart. False where one is not finite.
   bool round(const ConvArgs& a, int64_t b, int64_t p0, int64_t p1, const float* x, int64_t gap, float scale) {

@@ -36,10 +36,7 @@ bool each_by_one(int64_t samples) {
 }  // namespace
 
 Scales8::Scales8(const ConvArgs& a, bool beforehand, bool rounds_all)
-    : a_(a),
-      rounds_all_(rounds_all),
-      known_(a.act8 && (beforehand || !each_by_one(a.batch)) ? a.batch : 0),
-      spoiled_(a.act8 ? a.batch : 0) {
+    : a_(a), rounds_all_(rounds_all), known_(a.act8 && !a.x8 && (beforehand || !each_by_one(a.batch)) ? a.batch : 0) {
   if (!known_) return;
   const bool fixed = a.act_scale.values && rounds_all;
   Buffer<float> tops(fixed ? 0 : a.batch * a.height);
@@ -67,17 +64,23 @@ float Scales8::from_largest(float top) const {
 const float* Scales8::of(int64_t b, Cursor& at) const {
   if (!a_.act8) return nullptr;
   if (known_) return known_ + b;
-  if (at.sample != b) {
+  if (a_.x8) {
+    const bool spoiled = a_.x8[b * a_.x_stride[0]] == kSpoiled;
+    at = {b, spoiled ? std::numeric_limits<float>::quiet_NaN() : *a_.act_scale.values};
+  } else if (at.sample != b) {
     const bool fixed = a_.act_scale.values && rounds_all_;
     at = {b, from_largest(fixed ? 0 : largest_of(a_, b, 0, a_.height))};
   }
   return &at.scale;
 }
 
-void Scales8::finish() const {
-  const int64_t results = a_.weight.n * a_.out_height * a_.out_width;  // of a sample, in one piece
-  for (size_t b = 0; b < spoiled_.size(); ++b)
-    if (spoiled_[b]) std::fill_n(a_.y + int64_t(b) * a_.y_stride[0], results, std::numeric_limits<float>::quiet_NaN());
+void Spoiled::fill(const ConvArgs& a) const {
+  const int64_t results = a.weight.n * a.out_height * a.out_width;  // of a sample, in one piece
+  for (int64_t b = 0; b < int64_t(found_.size()); ++b)
+    if (at(b) && a.y8)
+      std::fill_n(a.y8 + b * a.y_stride[0], results, kSpoiled);
+    else if (at(b))
+      std::fill_n(a.y + b * a.y_stride[0], results, std::numeric_limits<float>::quiet_NaN());
 }
 
 }  // namespace mpq

@@ -17,6 +17,7 @@ from ..held import held, hooked
 from ..ledger import table
 from ..measuring.observers import MOST, OBSERVERS, Observer
 from ..nn import PackedConv2d, PackedModule
+from ..nn.fuse import fusions
 
 log = logging.getLogger("mpqkern")
 
@@ -101,6 +102,8 @@ def calibrate_activations_(
         raise ValueError(f"observer={observer!r}; wanted one of {', '.join(OBSERVERS)} or a function that makes one")
     if forward is not None and not callable(forward):
         raise TypeError(f"forward={forward!r}; wanted a function of the model and a batch")
+    if fusions(model):
+        raise ValueError("model is fused; wanted the model that fuse was given, to be fused again afterwards")
     chosen = _chosen(model, layers)
     given = batches_of(batches, model)
 

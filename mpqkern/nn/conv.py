@@ -70,13 +70,13 @@ class PackedConv2d(PackedModule):
             **_geometry(self),
         )
 
-    def forward(self, input: Tensor, activation: str | None = None) -> Tensor:
+    def forward(self, input: Tensor, activation: str | None = None, out_scale: Tensor | None = None) -> Tensor:
         weight, bias, act_scale = self._held()
         sizes = (self.kernel_size, self.stride, self._op_padding, self.dilation, self.groups)
         how = (self.scheme.bits, self.group_size, *sizes, self.scheme.act_bits, act_scale)
         pad = (self._pad_before, "constant" if self.padding_mode == "zeros" else self.padding_mode)
         fragments = self._fragments_for(input)
-        return packed_conv2d(input, weight, bias, how, pad, self.in_channels, fragments, activation)
+        return packed_conv2d(input, weight, bias, how, pad, self.in_channels, fragments, activation, out_scale)
 
     @property
     def takes_fragments(self) -> bool:
@@ -86,6 +86,8 @@ class PackedConv2d(PackedModule):
         return whole and super().takes_fragments
 
     def rounded_input(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.int8:
+            return plain.from_bytes(x, self.act_scale.double())
         batch = x if x.dim() == 4 else x.unsqueeze(0)
         return plain.rounded_images(batch, self.act_scale).view(x.shape)
 
@@ -107,6 +109,7 @@ def packed_conv2d(
     in_channels: int,
     fragments: Tensor | None = None,
     activation: str | None = None,
+    out_scale: Tensor | None = None,
 ) -> Tensor:
     """The op, with what it leaves to its caller: samples without a batch, and padding other than zeros."""
     if input.dim() not in (3, 4) or input.shape[-3] != in_channels:  # the op sees only the padded width
@@ -115,12 +118,29 @@ def packed_conv2d(
     images = x if x.dim() == 4 else x.unsqueeze(0)
     if activation is not None:
         plain.check_activation("conv2d_activated", activation)
+    if x.dtype == torch.int8 or (out_scale is not None and hands_on_bytes(x, bias)):
+        *sizes, _, act_scale = how
+        if act_scale is None:
+            raise ValueError("input is int8, and the layer has no act_scale; wanted floats")
+        y = torch.ops.mpqkern.conv2d_bytes(images, *weight, bias, *sizes, act_scale, fragments, activation, out_scale)
+    elif activation is not None:
         y = torch.ops.mpqkern.conv2d_activated(images, *weight, bias, *how, fragments, activation)
     elif fragments is None:
         y = torch.ops.mpqkern.conv2d(images, *weight, bias, *how)
     else:
         y = torch.ops.mpqkern.conv2d_fragments(images, *weight, bias, *how, fragments)
     return y if x.dim() == 4 else y.squeeze(0)
+
+
+def hands_on_bytes(x: Tensor, bias: Tensor | None) -> bool:
+    """Whether a convolution of `x` that could give the next one integers does: where there is a kernel for that, in the
+    order of memory that it takes, and where nobody wants gradients, another type or a program for elsewhere."""
+    if x.dtype != torch.float32 or x.dim() != 4 or x.device.type != "cpu" or ops.why_plain is not None:
+        return False
+    if torch.jit.is_tracing() or torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
+        return False
+    learns = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    return not learns and plain.is_channels_last(x)
 
 
 def _geometry(layer: nn.Conv2d | PackedConv2d) -> dict[str, Any]:

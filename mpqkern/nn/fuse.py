@@ -2,8 +2,10 @@
 
     conv -> identity -> relu -> next        becomes        conv(activation="relu") -> next
 
-where nothing else reads what lies between. It is the code of the modules around them that changes: a module whose code
-calls a layer and then an activation gets a copy, of the same layers and tensors, with a forward that is written anew.
+and, where the next one would round that by a fixed scale, conv(activation="relu", out_scale=next.act_scale), whose
+results are integers; always where nothing else reads what lies between. It is the code of the modules around them that
+changes: a module whose code calls a layer and then an activation gets a copy, of the same layers and tensors, with a
+forward that is written anew.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ SAME_AGAIN = 4  # times the distance of two runs of a module may lie between it 
 def fuse(model: nn.Module, batch: Any, *, forward: Forward | None = None) -> nn.Module:
     """A model that computes the same, whose packed layers apply the ReLU, ReLU6, SiLU or GELU (by the error function)
     that alone reads their results. For inference: `model`, in eval mode, stays as it is, and both hold the same layers
-    and tensors. Save, cast, move, swap or unswap `model`, and fuse it again.
+    and tensors. Convolutions that follow each other and have fixed scales hand on integers, with the same results.
+    Save, cast, move, calibrate, swap or unswap `model`, and fuse it again.
 
     Modules whose code calls a packed layer and then an activation are of a new class, derived from their own, whose
     forward is a `torch.fx` graph of that code. It takes the module's attributes as they are now; tensors are read at
@@ -69,14 +72,13 @@ def fuse(model: nn.Module, batch: Any, *, forward: Forward | None = None) -> nn.
         _drop_untrue(graphs, model, lambda: (forward or call)(model, batch))
     for name, module in model.named_modules():
         if module in graphs:
-            log.info(
-                "%s: %s", name or "the model", ", ".join(f"{k} + {v}" for k, v in _rewrite(module, graphs[module]))
-            )
+            done = ", ".join(f"{layer} + {what}" for layer, what in _rewrite(module, graphs[module]))
+            log.info("%s: %s", name or "the model", done)
     return _fused(model, graphs, {})
 
 
 def fusions(model: nn.Module) -> dict[str, str]:
-    """The activations that `fuse` has had layers apply, by the layer's name."""
+    """What `fuse` has had layers do, by the layer's name: apply an activation, hand on integers ("int8"), or both."""
     return {
         f"{name}.{layer}" if name else layer: activation
         for name, module in model.named_modules()
@@ -114,7 +116,7 @@ def _graphs(model: nn.Module) -> dict[nn.Module, torch.fx.Graph]:
         except Untraceable as reason:
             log.info("%s is left as it is: %s", name or "the model", reason)
             continue
-        if any(_pair(module, node) for node in graph.nodes):
+        if any(_pair(module, node) or _hand_over(module, node) for node in graph.nodes):
             found[module] = graph
     return found
 
@@ -214,32 +216,61 @@ def _again(module: nn.Module) -> nn.Module:
 
 def _pairs(graph: torch.fx.Graph) -> tuple[tuple[str, str], ...]:
     calls = [node for node in graph.nodes if node.op == "call_module" and node.meta.get("fused")]
-    return tuple((node.target, node.kwargs["activation"]) for node in calls)
+    return tuple((node.target, ", ".join(node.meta["fused"])) for node in calls)
 
 
 def _rewrite(module: nn.Module, graph: torch.fx.Graph) -> tuple[tuple[str, str], ...]:
-    """Has layers apply what follows them: which, and what."""
+    """Has layers apply what follows them, and hand on integers: which, and what."""
     for node in graph.nodes:
         pair = _pair(module, node)
         if pair is not None:
             layer, activation = pair
-            layer.kwargs, layer.meta["fused"] = {"activation": activation}, True
+            layer.kwargs, layer.meta["fused"] = {"activation": activation}, [activation]
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+    for node in graph.nodes:
+        layer = _hand_over(module, node)
+        if layer is not None:
+            with graph.inserting_before(layer):
+                scale = graph.get_attr(f"{node.target}.act_scale")
+            layer.kwargs = {**layer.kwargs, "out_scale": scale}
+            layer.meta["fused"] = [*layer.meta.get("fused", ()), "int8"]
     return _pairs(graph)
 
 
 def _pair(module: nn.Module, node: torch.fx.Node) -> tuple[torch.fx.Node, str] | None:
     """The call of a layer to whose results, past identities, the node alone applies an activation, and which."""
     activation = _activation(module, node)
-    before = node.args[0] if activation else None
+    layer = _layer_before(module, node) if activation else None
+    return None if layer is None or layer.kwargs else (layer, activation)
+
+
+def _hand_over(module: nn.Module, node: torch.fx.Node) -> torch.fx.Node | None:
+    """The call of a convolution whose results, or those of its activation, the node alone reads, another convolution:
+    both have fixed scales, and that one pads with zeros alone."""
+    if node.op != "call_module" or not _has_fixed_scale(module.get_submodule(node.target)):
+        return None
+    if len(node.args) != 1 or module.get_submodule(node.target)._pad_before is not None:
+        return None
+    layer = _layer_before(module, node)
+    given = layer is not None and set(layer.kwargs) <= {"activation"} and layer.meta.get("fused", not layer.kwargs)
+    return layer if given and _has_fixed_scale(module.get_submodule(layer.target)) else None
+
+
+def _has_fixed_scale(module: nn.Module) -> bool:
+    return type(module) is PackedConv2d and module.act_scale is not None and not is_watched(module)
+
+
+def _layer_before(module: nn.Module, node: torch.fx.Node) -> torch.fx.Node | None:
+    """The call of a packed layer whose results, past identities, the node alone reads."""
+    before = node.args[0] if node.args else None
     while isinstance(before, torch.fx.Node) and before.op == "call_module" and len(before.users) == 1:
         called = module.get_submodule(before.target)
-        if len(before.args) != 1 or before.kwargs or is_watched(called):
+        if len(before.args) != 1 or is_watched(called):
             return None
         if type(called) in (PackedLinear, PackedConv2d):
-            return before, activation
-        if type(called) is not nn.Identity:
+            return before
+        if type(called) is not nn.Identity or before.kwargs:
             return None
         before = before.args[0]
     return None

@@ -33,7 +33,8 @@ class PackedModule(nn.Module):
     (`.half()`, `.to(dtype)`) casts the bias, as for a float layer; codes, scales and zeros keep their types.
 
     `layer(x, activation="relu")` applies one of "relu", "relu6", "silu" and "gelu" to the results before they are
-    stored; `mpqkern.fuse` has a model call its layers so.
+    stored; `mpqkern.fuse` has a model call its layers so. With `out_scale=`, a convolution with an `act_scale` may hand
+    its results to the next one as integers, rounded by that one's `act_scale`.
 
     Where kernels read codes in an order of their own, there may be a second copy of the codes in that order,
     `fragments`: made from `qweight`, never saved or exported. Another `qweight` has none until `derive_` is called; one

@@ -1,0 +1,182 @@
+"""Convolutions that hand integers on: the same, to the bit, as if each rounded what the one before it gave."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mpqkern as mq
+from mpqkern.nn.fuse import fusions
+from mpqkern.plain import SPOILED
+
+from .test_conv import problem
+from .test_conv_paths import DENSE, DEPTHWISE
+
+LAST = torch.channels_last
+IN, OUT = torch.tensor([0.03]), torch.tensor([0.05])
+
+
+def rounded(y: Tensor, scale: Tensor) -> Tensor:
+    return (y / scale).round().clamp(-127, 127).to(torch.int8)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("bits,group,symmetric", [(4, 0, True), (8, 32, False), (2, 0, False)])
+@pytest.mark.parametrize("case", DEPTHWISE + DENSE)
+def test_in_and_out(path: SimpleNamespace, case: tuple, bits: int, group: int, symmetric: bool) -> None:
+    cin, cout, groups, kernel, stride, padding, dilation, height, width = case
+    weight, _, _ = problem(path, case, bits, group, symmetric)
+    bias, x = torch.randn(cout), torch.randn(3, cin, height, width).contiguous(memory_format=LAST)
+    how = (bits, group, kernel, stride, padding, dilation, groups)
+    q = rounded(x, IN).contiguous(memory_format=LAST)
+    for activation in (None, "relu6", "silu"):
+        # the op by which these are served: plain PyTorch calls it, too
+        y = torch.ops.mpqkern.conv2d(x, *weight, bias, *how, 8, IN)
+        if activation:
+            y = torch.ops.mpqkern.conv2d_activated(x, *weight, bias, *how, 8, IN, None, activation)
+        from_floats = path.conv2d_bytes(x, *weight, bias, *how, IN, None, activation, OUT)
+        from_bytes = path.conv2d_bytes(q, *weight, bias, *how, IN, None, activation, OUT)
+        floats = path.conv2d_bytes(q, *weight, bias, *how, IN, None, activation, None)
+        if path.name != "plain" or not activation:
+            assert torch.equal(from_floats, rounded(y, OUT)) and torch.equal(from_bytes, from_floats)
+            assert torch.equal(floats, y)
+        assert from_floats.is_contiguous(memory_format=LAST) and floats.dtype == torch.float32
+        assert (from_floats.int() - rounded(y, OUT).int()).abs().max() <= 1 and y.abs().max() > 2 * OUT
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("cin,cout,groups", [(16, 16, 16), (8, 40, 1), (6, 12, 6)])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_samples_that_are_not_finite(path: SimpleNamespace, cin: int, cout: int, groups: int, bad: float) -> None:
+    case = (cin, cout, groups, (3, 3))
+    weight, _, _ = problem(path, case, 4, 0, True)
+    x = torch.randn(4, cin, 6, 5).contiguous(memory_format=LAST)
+    x[1, 0, 0, 0], x[2, -1, -1, -1] = bad, -bad
+    how = (*weight, None, 4, 0, (3, 3), (1, 1), (1, 1), (1, 1), groups, IN, None, "relu")
+    q = path.conv2d_bytes(x, *how, OUT)
+    assert (q[1:3] == SPOILED).all() and (q[::3] != SPOILED).all() and q[0].any()
+    if cin == cout:
+        again = path.conv2d_bytes(q, *how, OUT)
+        assert (again[1:3] == SPOILED).all() and (again[::3] != SPOILED).all()
+        y = path.conv2d_bytes(q, *how, None)
+        assert y[1:3].isnan().all() and y[::3].isfinite().all()
+
+
+def test_any_number_of_threads() -> None:
+    model, x = chain(nn.Conv2d(8, 48, 1), nn.ReLU(), nn.Conv2d(48, 48, 3, groups=48), nn.Conv2d(48, 8, 1))
+    fused, found = mq.fuse(model, x), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(fused(x))
+    assert torch.equal(*found) and list(fusions(fused).values()) == ["relu, int8", "int8"]
+
+
+def chain(*layers: nn.Module, batch: int = 2, size: int = 20) -> tuple[nn.Module, Tensor]:
+    """Packed, with fixed scales; and an input in the order in which integers are handed on."""
+    model, x = nn.Sequential(*layers).eval(), torch.randn(batch, layers[0].in_channels, size, size)
+    mq.swap_(model, mq.Scheme(4, act_bits=8))
+    mq.calibrate_activations_(model, [x])
+    return model, x.contiguous(memory_format=LAST)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.GELU(), nn.Identity()])
+def test_fused(activation: nn.Module) -> None:
+    model, x = chain(nn.Conv2d(8, 48, 1), activation, nn.Conv2d(48, 48, 3, 2, 1, groups=48), activation,
+                     nn.Conv2d(48, 16, 3), nn.Conv2d(16, 16, 3, groups=2), nn.Tanh())  # fmt: skip
+    fused, seen = mq.fuse(model, x), []
+    assert [what.endswith("int8") for what in fusions(fused).values()] == [True] * 3
+    y = fused(x)
+    if isinstance(activation, (nn.ReLU, nn.ReLU6, nn.Identity)):
+        assert torch.equal(y, model(x)) and torch.equal(fused(x.contiguous()), model(x.contiguous()))
+    assert mq.verify(fused, x).ok and mq.verify(fused, x.contiguous()).ok
+    fused[2].register_forward_pre_hook(lambda layer, args: seen.append(args[0].dtype))
+    for z in (x, x.contiguous()):  # in the other order floats are handed on
+        fused(z)
+    assert seen == [torch.int8, torch.float32]
+    x[1] = torch.nan
+    assert fused(x)[1].isnan().all() and torch.equal(fused(x)[0], y[0])
+    assert mq.verify(fused, x).ok
+
+
+def test_results_that_are_not_finite() -> None:
+    model, x = chain(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    fused = mq.fuse(model, x)
+    model[0].bias[3] = torch.inf
+    assert fused(x).isnan().all() and model(x).isnan().all() and mq.verify(fused, x).ok
+
+
+def test_what_is_handed_on_as_floats() -> None:
+    tail = nn.Conv2d(16, 8, 3)
+    for between, why in (([nn.MaxPool2d(2)], "a pool"), ([], "padding")):
+        second = nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect" if why == "padding" else "zeros")
+        model, x = chain(nn.Conv2d(8, 16, 3), *between, second, copy.deepcopy(tail))
+        fused = mq.fuse(model, x)
+        assert list(fusions(fused)) == [str(1 + len(between))], why
+        assert torch.equal(fused(x), model(x))
+    model, x = chain(nn.Conv2d(8, 16, 3), nn.Conv2d(16, 16, 3))
+    handle = model[1].register_forward_pre_hook(lambda layer, args: None)  # would see integers
+    assert mq.fuse(model, x) is model
+    handle.remove()
+    assert fusions(mq.fuse(model, x)) == {"0": "int8"}
+    model[1].set_act_scale_(None)
+    assert mq.fuse(model, x) is model
+
+
+@pytest.mark.parametrize("context", [lambda: torch.autocast("cpu", torch.bfloat16), torch.enable_grad])
+def test_contexts(context) -> None:  # type: ignore[no-untyped-def]
+    model, x = chain(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    fused, seen = mq.fuse(model, x), []
+    fused[2].register_forward_pre_hook(lambda layer, args: seen.append(args[0].dtype))
+    with context():
+        y = x.clone(memory_format=torch.preserve_format).requires_grad_(context is torch.enable_grad)
+        torch.testing.assert_close(fused(y), model(y), rtol=0.02, atol=0.02)
+    assert seen == [torch.float32 if context is torch.enable_grad else torch.bfloat16, *seen[1:]]
+
+
+def test_scales_are_read_at_each_call() -> None:
+    model, x = chain(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    fused = mq.fuse(model, x)
+    for scale in (torch.tensor([0.1]), None):
+        model[2].set_act_scale_(scale)
+        assert torch.equal(fused(x), model(x))
+
+
+def test_exported_and_compiled() -> None:
+    model, x = chain(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    fused = mq.fuse(model, x)
+    with torch.no_grad():
+        made = torch.export.export(fused, (x,))
+        assert "conv2d_bytes" not in str(made.graph) and torch.equal(made.module()(x), fused(x))
+        assert torch.equal(torch.compile(fused, backend="aot_eager", fullgraph=True)(x), fused(x))
+
+
+def test_errors() -> None:
+    model, x = chain(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    with pytest.raises(ValueError, match="model is fused; wanted the model that fuse was given"):
+        mq.calibrate_activations_(mq.fuse(model, x), [x])
+    q = rounded(x, IN)
+    with pytest.raises(ValueError, match="input is int8, and the layer has no act_scale; wanted floats"):
+        mq.PackedConv2d.from_float(nn.Conv2d(8, 4, 3), mq.Scheme(4, act_bits=8))(q)
+    for scale in (torch.ones(2), torch.ones(1).double()):
+        with pytest.raises(RuntimeError, match=r"conv2d_bytes: out_scale is .*; wanted float32 \[1\]"):
+            model[0](x, None, scale)
+    weight = (model[0].qweight, model[0].scales, model[0].zeros, None, 4, 0, (3, 3), (1, 1), (0, 0), (1, 1), 1)
+    with pytest.raises(RuntimeError, match=r"conv2d_bytes: x is float16 .*; wanted int8 or float32 \[batch"):
+        torch.ops.mpqkern.conv2d_bytes(x.half(), *weight, IN, None, None, None)
+
+
+def test_the_numbers_are_those_of_floats() -> None:
+    """Against the float model: handing on integers is no further from it than rounding in place is."""
+    torch.manual_seed(1)
+    float_model = nn.Sequential(nn.Conv2d(8, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3)).eval()
+    model, x = copy.deepcopy(float_model), torch.randn(4, 8, 16, 16)
+    mq.swap_(model, mq.Scheme(8, act_bits=8))
+    mq.calibrate_activations_(model, [x])
+    want = float_model(x)
+    got = mq.fuse(model, x)(x.contiguous(memory_format=LAST))
+    assert F.mse_loss(got, want) < 1e-3 * want.square().mean()
