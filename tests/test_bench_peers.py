@@ -5,6 +5,10 @@ One that is not installed is skipped; so is what torch has for other processors 
 
 from __future__ import annotations
 
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -118,3 +122,16 @@ def test_table_of_widths() -> None:
         "| 8x8, w2 | 9.0x, 0.50 of eight |  |",
     ]
     assert "0.33 of four" in tables.markdown(rows)
+
+
+def test_whole_networks_have_the_layers_that_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(tables.__file__).parent)  # as the benches see each other
+    layers, vision = import_module("layers"), import_module("models.vision")
+    assert set(vision.MAKE) == set(layers.NETWORKS)
+    for name, make in vision.MAKE.items():
+        convs = [m for m in make().modules() if isinstance(m, torch.nn.Conv2d)]
+        found = Counter((c.in_channels, c.out_channels, c.kernel_size[0], c.stride[0], c.groups) for c in convs)
+        listed: Counter[tuple[int, ...]] = Counter()
+        for layer, times in layers.NETWORKS[name].items():
+            listed[layer.cin, layer.cout, layer.kernel, layer.stride, layer.groups] += times
+        assert found == listed
