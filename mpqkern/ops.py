@@ -243,7 +243,9 @@ def _(x, qweight, scales, zeros, bias, bits, group_size, *how):  # type: ignore[
 def _(x, qweight, scales, zeros, bias, bits, group_size, *how):  # type: ignore[no-untyped-def]
     *sizes, act_scale, _, activation, out_scale = how
     plain.check_bytes(x, activation, out_scale)
-    images = torch.empty_like(x, dtype=torch.float32)
+    images = x
+    if x.dtype == torch.int8:
+        images = torch.empty(x.shape, device=x.device, memory_format=torch.channels_last)
     y = _images(images, x.shape[0], qweight.shape[0],
                 *check_conv(images, qweight, scales, zeros, bias, bits, group_size, *sizes, 8, act_scale))  # fmt: skip
     if out_scale is None:

@@ -235,7 +235,7 @@ def conv2d(
     return y.contiguous(memory_format=form)
 
 
-SPOILED = -128  # all over a sample of int8 that is not finite
+SPOILED = -128  # all over a sample of int8 that is not finite, of which its first one tells
 
 
 def check_bytes(x: Tensor, activation: str | None, out_scale: Tensor | None) -> None:
@@ -260,13 +260,13 @@ def conv2d_bytes(x: Tensor, qweight: Tensor, *how: Any) -> Tensor:
     `out_scale`, to such integers, channels last, for the next one."""
     *how, act_scale, _fragments, activation, out_scale = how
     check_bytes(x, activation, out_scale)
-    images = from_bytes(x, act_scale) if x.dtype == torch.int8 else x
+    images = from_bytes(x, act_scale).contiguous(memory_format=torch.channels_last) if x.dtype == torch.int8 else x
     y = torch.ops.mpqkern.conv2d(images, qweight, *how, 8, act_scale)
     if activation is not None:
         y = ACTIVATIONS[activation](y)
     if out_scale is None:
         return y
-    q = (y / out_scale).round().clamp(-127, 127)
+    q = torch.where(out_scale > 0, y / out_scale, 0).round().clamp(-127, 127)
     q = torch.where(y.isfinite().flatten(1).all(1).view(-1, 1, 1, 1), q, SPOILED).to(torch.int8)
     return q.contiguous(memory_format=torch.channels_last)
 

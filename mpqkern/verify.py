@@ -137,7 +137,7 @@ def _handed_on(y: Tensor, exact: Tensor, bound: Tensor, scale: Tensor) -> tuple[
     """Integers as what they stand for: within -127 to 127 steps of `scale`, half a step off, and NaN where a sample is
     not finite."""
     step = scale.double()
-    finite = exact.isfinite().flatten(1).all(1).view(-1, 1, 1, 1)
+    finite = exact.float().isfinite().flatten(1).all(1).view(-1, 1, 1, 1)
     exact = torch.where(finite, exact.clamp(-127 * step, 127 * step), torch.nan)
     return plain.from_bytes(y, step), exact, bound + step / 2
 
@@ -188,7 +188,7 @@ def _run(
             dtype = y.dtype if y.is_floating_point() else torch.float32  # integers are handed on in place of it
             exact, bound = reference(module, input_of(args, named), dtype, activation)
             if dtype != y.dtype and record is not None:
-                y, exact, bound = _handed_on(y, exact, bound, named["out_scale"])
+                y, exact, bound = _handed_on(y, exact, bound, args[2] if len(args) > 2 else named["out_scale"])
             if record is not None:
                 record(name, module, y, exact, bound)
                 return None

@@ -67,6 +67,30 @@ def test_samples_that_are_not_finite(path: SimpleNamespace, cin: int, cout: int,
         assert y[1:3].isnan().all() and y[::3].isfinite().all()
 
 
+@pytest.mark.sanitize
+@pytest.mark.parametrize("groups,cout", [(16, 16), (1, 40), (16, 32)])
+@pytest.mark.parametrize("size", [1, 2, 20])
+def test_any_layout(path: SimpleNamespace, size: int, groups: int, cout: int) -> None:
+    """Images of one pixel lie in both orders at once, and make more than one where they are padded."""
+    case = (16, cout, groups, (3, 3))
+    weight, _, _ = problem(path, case, 4, 0, True)
+    x = torch.randn(2, 16, size, size)
+    how = (*weight, torch.randn(cout), 4, 0, (3, 3), (1, 1), (2, 2), (1, 1), groups)
+    want = torch.ops.mpqkern.conv2d(x, *how, 8, IN)
+    for floats in (x, x.contiguous(memory_format=LAST), x.transpose(2, 3).contiguous().transpose(2, 3)):
+        assert torch.equal(path.conv2d_bytes(floats, *how, IN, None, None, OUT), rounded(want, OUT))
+        q = rounded(floats, IN)
+        assert torch.equal(path.conv2d_bytes(q, *how, IN, None, None, OUT), rounded(want, OUT))
+        assert torch.equal(path.conv2d_bytes(q, *how, IN, None, None, None), want)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.05])
+def test_scales_that_are_not_above_zero(path: SimpleNamespace, scale: float) -> None:
+    weight, _, _ = problem(path, (8, 16, 1, (3, 3)), 4, 0, True)
+    how = (*weight, None, 4, 0, (3, 3), (1, 1), (0, 0), (1, 1), 1)
+    assert not path.conv2d_bytes(torch.randn(1, 8, 6, 6), *how, IN, None, None, torch.tensor([scale])).any()
+
+
 def test_any_number_of_threads() -> None:
     model, x = chain(nn.Conv2d(8, 48, 1), nn.ReLU(), nn.Conv2d(48, 48, 3, groups=48), nn.Conv2d(48, 8, 1))
     fused, found = mq.fuse(model, x), []
@@ -108,6 +132,21 @@ def test_results_that_are_not_finite() -> None:
     fused = mq.fuse(model, x)
     model[0].bias[3] = torch.inf
     assert fused(x).isnan().all() and model(x).isnan().all() and mq.verify(fused, x).ok
+    model[0].bias[3], model[0].act_scale[0] = 3.3e38, 1e36  # more than a float holds, where the sums are positive
+    assert fused(1e38 * x).isnan().all() and mq.verify(fused, 1e38 * x).ok
+
+
+def test_verify_takes_arguments_by_position() -> None:
+    class Calls(nn.Module):
+        def __init__(self, *layers: nn.Module) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(layers)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers[1](self.layers[0](x, "relu", self.layers[1].act_scale))
+
+    model, x = chain(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    assert mq.verify(Calls(model[0], model[2]).eval(), x).ok
 
 
 def test_what_is_handed_on_as_floats() -> None:
@@ -144,6 +183,51 @@ def test_scales_are_read_at_each_call() -> None:
     for scale in (torch.tensor([0.1]), None):
         model[2].set_act_scale_(scale)
         assert torch.equal(fused(x), model(x))
+
+
+def test_the_first_layer_without_a_scale_of_its_own() -> None:
+    model, x = chain(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    fused = mq.fuse(model, x)
+    model[0].set_act_scale_(None)
+    assert torch.equal(fused(x), model(x))
+
+
+def test_gradients_of_a_bias() -> None:
+    for learns in (0, 2):
+        model, x = chain(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
+        fused, found = mq.fuse(model, x), []
+        for run in (model, fused):
+            model[learns].bias = model[learns].bias.detach().requires_grad_()
+            run(x).square().sum().backward()
+            found.append(model[learns].bias.grad)
+        torch.testing.assert_close(*found)
+
+
+def test_the_order_of_memory_is_kept() -> None:
+    """Through one channel, and through one pixel, where floats lie in both orders."""
+    channel = nn.Conv2d(8, 1, 3), nn.Conv2d(1, 16, 3), nn.Conv2d(16, 8, 3)
+    pixel = nn.Conv2d(8, 16, 20), nn.Conv2d(16, 16, 3, padding=2, groups=16), nn.Conv2d(16, 8, 1)
+    for layers in (channel, pixel):
+        model, x = chain(*layers)
+        fused = mq.fuse(model, x)
+        assert torch.equal(fused(x), model(x)) and fused(x).stride() == model(x).stride()
+
+
+def test_by_hand() -> None:
+    layer = mq.PackedConv2d.from_float(nn.Conv2d(8, 8, 4, padding="same"), mq.Scheme(4, act_bits=8))
+    layer.set_act_scale_(IN)
+    x = torch.randn(2, 8, 6, 6)
+    q = rounded(x, IN)
+    assert torch.equal(layer(q), layer(x)) and torch.equal(layer(q[0]), layer(x[0]))
+    assert mq.verify(nn.Sequential(layer).eval(), q[0]).ok
+    q[1] = SPOILED
+    assert layer(q)[1].isnan().all() and torch.equal(layer(q)[0], layer(x)[0])
+
+
+def test_vmap() -> None:
+    model, x = chain(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    fused = mq.fuse(model, x)
+    assert torch.equal(torch.func.vmap(fused)(x.unsqueeze(1)), torch.func.vmap(model)(x.unsqueeze(1)))
 
 
 def test_exported_and_compiled() -> None:

@@ -65,6 +65,8 @@ def samples() -> dict[str, list[tuple]]:
             (last.detach(), cq, cs, cz, torch.randn(N), 4, GROUP, *CONV, STATIC, None, "relu", STATIC),
             (byte, cq, cs, cz, None, 4, GROUP, *CONV, STATIC, mpq.fragments(cq, 4, 36), "gelu", STATIC),
             (byte, cq, cs, cz, None, 4, GROUP, *CONV, STATIC, None, None, None),
+            (byte.contiguous(), cq, cs, cz, None, 4, GROUP, *CONV, STATIC, None, None, None),
+            (last.detach()[..., :5], cq, cs, cz, None, 4, GROUP, *CONV, STATIC, None, None, None),
         ],
         "gram": [([image, last.detach(), torch.randn(2, 5).half()],), ([torch.randn(7, 3)], False)],
         "orthogonality": [([torch.randn(6, 3), torch.randn(6, 8, 2)], True, True), ([torch.randn(3, 4)],)],

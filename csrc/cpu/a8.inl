@@ -183,14 +183,16 @@ void a8_tile(const Packed& w, const Spans& spans, const Panel8& panel, int64_t j
   Place at{a.q + m * a.ld, a.piece, a.jumps, ahead};
   const Clamp clamp(panel.range);
   const float* bias = panel.bias + j;
-  auto put = [&](int c, int v, Vec result) { Isa::store(y + c * ldy + v * Isa::kWidth, clamp(result)); };
-  auto first = [&](int v) { return Isa::load(bias + v * Isa::kWidth); };
+  auto put = [&](int c, int v, Vec sum) {
+    const int64_t at = v * Isa::kWidth;
+    Isa::store(y + c * ldy + at, clamp(Isa::add(sum, Isa::load(bias + at))));
+  };
   if (spans.count == 1)  // straight from sums to results
     return a8_scaled(a8_span<BITS, C>(codes, a, at, end), grid, 1, 1,
-                     [&](int c, int v, Vec value, Vec scale) { put(c, v, Isa::fused(value, scale, first(v))); });
-  // They fill no registers, but are read and written nowhere else than in their places on the stack.
+                     [&](int c, int v, Vec value, Vec scale) { put(c, v, Isa::mul(value, scale)); });
+  // Results fill no registers, but are read and written nowhere else than in their places on the stack.
   Vec tile[C][kTileVecs];
-  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) tile[c][v] = first(v);
+  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) tile[c][v] = Isa::zero();
   int64_t k = 0, left = smaller(spans.group, end);
   for (int64_t s = 0; s < spans.count; ++s) {  // without a division, which would hold up what follows
     const int64_t length = smaller(spans.length, left), bytes = mpq::packed_bytes(length, BITS) * kPanel;

@@ -62,14 +62,19 @@ bool takes_depthwise(const ConvArgs& a) {
   return a.groups > 1 && a.in_channels == a.groups && (!a.act8 || (a.weight.groups == 1 && a.weight.k <= kExactTaps));
 }
 
+namespace {
 // One result a channel, and a vector of channels: these may run along vectors.
-bool depthwise_takes_bytes(const ConvArgs& a) { return a.weight.n == a.groups && a.groups >= kWidest; }
+bool is_plain(const ConvArgs& a) { return a.weight.n == a.groups && a.groups >= kWidest; }
+bool is_last(const ConvArgs& a) { return is_plain(a) && a.x_stride[1] == 1 && a.y_stride[1] == 1; }
+}  // namespace
+
+bool depthwise_takes_bytes(const ConvArgs& a) { return is_last(a); }
 
 void conv_depthwise(const ConvArgs& a) {
   const Filters filters(a);
-  const bool plain = depthwise_takes_bytes(a);
+  const bool plain = is_plain(a);
   const bool whole = a.x_stride[3] == 1 && a.x_stride[2] == a.width && a.y_stride[3] == 1;  // planes in one piece
-  const bool last = plain && a.x_stride[1] == 1 && a.y_stride[1] == 1;
+  const bool last = is_last(a);
   const bool turned = !last && plain && whole && a.height * a.width < kSmallPlane;
   const int64_t reach = (a.kernel[0] - 1) * a.dilation[0] + 1;
   const int64_t last_row = (a.out_height - 1) * a.stride[0] - a.padding[0] + reach;

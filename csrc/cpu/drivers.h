@@ -33,7 +33,8 @@ void probe_linear(const LinearArgs& args);
 // Strides are in elements, in the order batch, channel, row, column. act8: one scale a sample, or `act_scale`.
 //
 // Convolutions that follow each other may hand on bytes: results that are rounded by the scale that the next one would
-// round them by. Bytes lie channels last, and a sample that is not finite is kSpoiled all over.
+// round them by. Bytes lie channels last without gaps, and a sample that is not finite is kSpoiled all over, of which
+// its first byte tells.
 struct ConvArgs {
   Packed weight;
   const float* x = nullptr;
@@ -46,8 +47,8 @@ struct ConvArgs {
   FixedScale act_scale;  // one for all
   Activation activation = Activation::none;
   const uint8_t* panels = nullptr;  // as in LinearArgs; of use where a group's rows fill panels
-  const int8_t* x8 = nullptr;       // in place of x: rounded by act_scale; x_stride is theirs; with act8
-  int8_t* y8 = nullptr;             // in place of y: rounded by y8_scale; y_stride is theirs; with act8
+  const int8_t* x8 = nullptr;       // in place of x: rounded by act_scale; with act8
+  int8_t* y8 = nullptr;             // in place of y: rounded by y8_scale; with act8
   float y8_scale = 0;
   const float* floats = nullptr;  // `probe_conv2d`: [variants][N][channels][row][column] in place of packed codes
   int64_t variants = 1;

@@ -201,7 +201,7 @@ struct Kernels {
   // A panel's scales and zeros, all groups. `scratch` holds kPanel * groups floats.
   void (*grid_a8)(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zeros, float* scratch);
 
-  // y[m * ldy + j] = sum over spans of scale * a_scale * (sum of code * q - zero * sum of q), from the bias on, within
+  // y[m * ldy + j] = sum over spans of scale * a_scale * (sum of code * q - zero * sum of q), plus the bias, within
   // the range, for m < rows, j < kPanel. Sums of a span are exact; then fp32, in order.
   void (*gemm_a8)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float* y, int64_t ldy);
 

@@ -58,13 +58,13 @@ struct Image8 {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t b = i / (pieces * parts), p0 = i / parts % pieces * piece + i % parts * step;
         const int64_t p1 = std::min(p0 + step, (i / parts % pieces + 1) * piece);
-        const float* x = a.x + b * a.x_stride[0] + p0 / a.width * a.x_stride[2] + p0 % a.width * a.x_stride[3];
         const float scale = *found.of(b, cursor);
         if (i % (pieces * parts) == 0) scales[b] = scale;
         if (a.x8) {
           copy(a, b, p0, p1);
           continue;
         }
+        const float* x = a.x + b * a.x_stride[0] + p0 / a.width * a.x_stride[2] + p0 % a.width * a.x_stride[3];
         if (!last && a.x_stride[3] == 1) {
           kernels().transpose(x, a.x_stride[1], a.in_channels, p1 - p0, turned, a.in_channels);
         } else if (!last) {

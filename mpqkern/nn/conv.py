@@ -86,9 +86,9 @@ class PackedConv2d(PackedModule):
         return whole and super().takes_fragments
 
     def rounded_input(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.int8:
-            return plain.from_bytes(x, self.act_scale.double())
         batch = x if x.dim() == 4 else x.unsqueeze(0)
+        if x.dtype == torch.int8:
+            return plain.from_bytes(batch, self.act_scale.double()).view(x.shape)
         return plain.rounded_images(batch, self.act_scale).view(x.shape)
 
     def extra_repr(self) -> str:
@@ -114,14 +114,16 @@ def packed_conv2d(
     """The op, with what it leaves to its caller: samples without a batch, and padding other than zeros."""
     if input.dim() not in (3, 4) or input.shape[-3] != in_channels:  # the op sees only the padded width
         raise ValueError(f"input is {list(input.shape)}; wanted [batch, in_channels={in_channels}, height, width]")
+    if input.dtype == torch.int8:
+        input = _taken(input, bias, how[-1], pad[0] is not None)
     x = input if pad[0] is None else F.pad(input, pad[0], mode=pad[1])
     images = x if x.dim() == 4 else x.unsqueeze(0)
     if activation is not None:
         plain.check_activation("conv2d_activated", activation)
-    if x.dtype == torch.int8 or (out_scale is not None and hands_on_bytes(x, bias)):
-        *sizes, _, act_scale = how
-        if act_scale is None:
-            raise ValueError("input is int8, and the layer has no act_scale; wanted floats")
+    *sizes, _, act_scale = how
+    if not hands_on_bytes(x, bias, act_scale):
+        out_scale = None
+    if x.dtype == torch.int8 or out_scale is not None:
         y = torch.ops.mpqkern.conv2d_bytes(images, *weight, bias, *sizes, act_scale, fragments, activation, out_scale)
     elif activation is not None:
         y = torch.ops.mpqkern.conv2d_activated(images, *weight, bias, *how, fragments, activation)
@@ -132,15 +134,32 @@ def packed_conv2d(
     return y if x.dim() == 4 else y.squeeze(0)
 
 
-def hands_on_bytes(x: Tensor, bias: Tensor | None) -> bool:
+def _taken(q: Tensor, bias: Tensor | None, scale: Tensor | None, padded: bool) -> Tensor:
+    """Integers as they are, or the floats that they stand for where the op cannot take them."""
+    if scale is None:
+        raise ValueError("input is int8, and the layer has no act_scale; wanted floats")
+    if q.dim() == 4 and not padded and not _learns(bias):
+        return q
+    return plain.from_bytes(q if q.dim() == 4 else q.unsqueeze(0), scale).view(q.shape)
+
+
+def hands_on_bytes(x: Tensor, bias: Tensor | None, act_scale: Tensor | None) -> bool:
     """Whether a convolution of `x` that could give the next one integers does: where there is a kernel for that, in the
     order of memory that it takes, and where nobody wants gradients, another type or a program for elsewhere."""
-    if x.dtype != torch.float32 or x.dim() != 4 or x.device.type != "cpu" or ops.why_plain is not None:
+    if act_scale is None or x.dtype not in (torch.float32, torch.int8) or x.dim() != 4:
         return False
-    if torch.jit.is_tracing() or torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
+    if x.device.type != "cpu" or ops.why_plain is not None or torch.is_autocast_enabled("cpu"):
         return False
-    learns = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-    return not learns and plain.is_channels_last(x)
+    if torch.jit.is_tracing() or torch.compiler.is_exporting() or _learns(x) or _learns(bias):
+        return False
+    try:
+        return plain.is_channels_last(x)
+    except RuntimeError:  # under vmap nobody knows
+        return False
+
+
+def _learns(tensor: Tensor | None) -> bool:
+    return tensor is not None and torch.is_grad_enabled() and tensor.requires_grad
 
 
 def _geometry(layer: nn.Conv2d | PackedConv2d) -> dict[str, Any]:
