@@ -183,13 +183,15 @@ void a8_tile(const Packed& w, const Spans& spans, const Panel8& panel, int64_t j
   Place at{a.q + m * a.ld, a.piece, a.jumps, ahead};
   const Clamp clamp(panel.range);
   const float* bias = panel.bias + j;
-  auto put = [&](int c, int v, Vec sum) {
-    const int64_t at = v * Isa::kWidth;
-    Isa::store(y + c * ldy + at, clamp(Isa::add(sum, Isa::load(bias + at))));
+  Vec shift[kTileVecs];
+  MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) shift[v] = Isa::load(bias + v * Isa::kWidth);
+  const auto put = [&](int c, int v, Vec sum) __attribute__((always_inline)) {
+    Isa::store(y + c * ldy + v * Isa::kWidth, clamp(Isa::add(sum, shift[v])));
   };
   if (spans.count == 1)  // straight from sums to results
     return a8_scaled(a8_span<BITS, C>(codes, a, at, end), grid, 1, 1,
-                     [&](int c, int v, Vec value, Vec scale) { put(c, v, Isa::mul(value, scale)); });
+                     [&](int c, int v, Vec value, Vec scale)
+                         __attribute__((always_inline)) { put(c, v, Isa::mul(value, scale)); });
   // Results fill no registers, but are read and written nowhere else than in their places on the stack.
   Vec tile[C][kTileVecs];
   MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) tile[c][v] = Isa::zero();
@@ -197,7 +199,8 @@ void a8_tile(const Packed& w, const Spans& spans, const Panel8& panel, int64_t j
   for (int64_t s = 0; s < spans.count; ++s) {  // without a division, which would hold up what follows
     const int64_t length = smaller(spans.length, left), bytes = mpq::packed_bytes(length, BITS) * kPanel;
     a8_scaled(a8_span<BITS, C>(codes, a, at, length), grid, w.groups, spans.count,
-              [&](int c, int v, Vec value, Vec scale) { tile[c][v] = Isa::fused(value, scale, tile[c][v]); });
+              [&](int c, int v, Vec value, Vec scale)
+                  __attribute__((always_inline)) { tile[c][v] = Isa::fused(value, scale, tile[c][v]); });
     codes += bytes, ++grid.act_sums, k += length, left -= length;
     if (left > 0) continue;
     grid.scales += kPanel, grid.zeros += zero_step, ++grid.act_scales;
