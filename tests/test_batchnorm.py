@@ -68,6 +68,9 @@ class Rows(nn.Module):
     ],
 )
 def test_every_kind_of_layer_and_norm(model: nn.Module, shape: tuple[int, ...]) -> None:
+    for module in model.modules():  # made before the seed was set
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
     lived(model)
     x = torch.randn(shape)
     want = model(x)

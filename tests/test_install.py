@@ -20,7 +20,7 @@ from mpqkern.cli import main
 MISSING = {"MPQKERN_LIBRARY": "/nonexistent/_C.so"}
 # Nothing imports what stands further down.
 STAGES = (
-    "version scheme numbers select trees held files tensorfile checks packed plain stacked ops",
+    "version scheme numbers select trees held files tensorfile checks packed plain stacked ops gradients",
     "ledger catalog planned capabilities",
     "measuring transform rounding scores solve",
     "nn notes checkpoint activations verify latency audit",
