@@ -125,12 +125,12 @@ def _conv_activated_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...
     return (*_conv_backward(ctx, grad), None, None)
 
 
-torch.library.register_autograd("mpqkern::linear", _linear_backward, setup_context=_linear_setup)
-torch.library.register_autograd("mpqkern::linear_fragments", _linear_fragments_backward, setup_context=_linear_setup)
 for _name, _backward, _setup in (
+    ("linear", _linear_backward, _linear_setup),
+    ("linear_fragments", _linear_fragments_backward, _linear_setup),
     ("linear_activated", _linear_activated_backward, _linear_activated_setup),
+    ("conv2d", _conv_backward, _conv_setup),
+    ("conv2d_fragments", _conv_fragments_backward, _conv_setup),
     ("conv2d_activated", _conv_activated_backward, _conv_activated_setup),
 ):
     torch.library.register_autograd(f"mpqkern::{_name}", _backward, setup_context=_setup)
-torch.library.register_autograd("mpqkern::conv2d", _conv_backward, setup_context=_conv_setup)
-torch.library.register_autograd("mpqkern::conv2d_fragments", _conv_fragments_backward, setup_context=_conv_setup)

@@ -120,10 +120,10 @@ def packed_conv2d(
     images = x if x.dim() == 4 else x.unsqueeze(0)
     if activation is not None:
         plain.check_activation("conv2d_activated", activation)
-    *sizes, _, act_scale = how
-    if not hands_on_bytes(x, bias, act_scale):
+    if out_scale is not None and not hands_on_bytes(x, bias, how[-1]):
         out_scale = None
     if x.dtype == torch.int8 or out_scale is not None:
+        *sizes, _, act_scale = how
         y = torch.ops.mpqkern.conv2d_bytes(images, *weight, bias, *sizes, act_scale, fragments, activation, out_scale)
     elif activation is not None:
         y = torch.ops.mpqkern.conv2d_activated(images, *weight, bias, *how, fragments, activation)
