@@ -15,47 +15,63 @@ float largest(const float* x, int64_t count) {
   return finite(result) ? result : __builtin_nanf("");
 }
 
-// The quotient's integer by a product with 1 / scale. Up to 127.5 the product, rounded or not, and the rounded quotient
-// lie within 1.6e-5 of each other, so they round alike unless a half is nearer than 2e-5 to the product, and then the
-// lanes are divided after all. Integers stay in the low bits of magic + q.
+// The quotient's integer by products with what is a little above and a little below 1 / scale, further than the rounded
+// quotient may be from the true one: where both products round alike so does all between them, and where not lanes are
+// divided after all. Integers stay in the low bits of magic + q.
 struct Rounder {
-  typename Isa::Vec scale, inverse, minus, low, high, magic;
+  typename Isa::Vec scale, above, below, low, high, magic;
   bool safe;  // 1 / scale is a normal number
 
   explicit Rounder(float s)
       : scale(Isa::set1(s)),
-        inverse(Isa::set1(1 / s)),
-        minus(Isa::set1(-(1 / s))),
+        above(Isa::set1(1 / s * (1 + 0x1p-22f))),
+        below(Isa::set1(1 / s * (1 - 0x1p-22f))),
         low(Isa::set1(kRound - 127)),
         high(Isa::set1(kRound + 127)),
         magic(Isa::set1(kRound)),
         safe(s > 0x1p-100f && s < 0x1p100f) {}
 
-  // N vectors of x -> magic + q: a test serves them all. `strange` turns NaN where one holds an infinity or NaN.
+  // N vectors of x -> magic + q, of a size below 2^22: a test serves them all. `strange` turns NaN where one holds an
+  // infinity or NaN.
   template <int N>
-  void operator()(typename Isa::Vec (&x)[N], typename Isa::Vec& strange) const {
-    typename Isa::Vec q[N], off = Isa::zero();  // off: by how much at most, NaN where a product is not finite
+  void integers(typename Isa::Vec (&x)[N], typename Isa::Vec& strange) const {
+    constexpr int32_t kHuge = int32_t(0xb4800000);  // bits that magic + q has from 2^22 on, and infinities and NaN
+    typename Isa::Vec q[N];
+    typename Isa::Ints unlike = Isa::no_ints(), bits = Isa::no_ints();
     for (int i = 0; i < N; ++i) {
-      q[i] = Isa::fma(x[i], inverse, magic);
-      off = Isa::larger_size(off, Isa::fma(x[i], minus, Isa::sub(q[i], magic)));
+      q[i] = Isa::fma(x[i], above, magic);
+      unlike = Isa::unlike(unlike, q[i], Isa::fma(x[i], below, magic));
+      bits = Isa::with_bits(bits, q[i]);
     }
-    if (__builtin_expect(!safe || Isa::any_beyond(off, 0.49998f), 0))
+    if (__builtin_expect(!safe || Isa::any_bits(unlike, bits, kHuge), 0))
       for (int i = 0; i < N; ++i) {
-        q[i] = Isa::add(Isa::div(x[i], scale), magic);
+        q[i] = within(Isa::add(Isa::div(x[i], scale), magic));
         strange = Isa::multiply_add(x[i], Isa::zero(), strange);
       }
-    for (int i = 0; i < N; ++i) x[i] = Isa::min(Isa::max(q[i], low), high);
+    for (int i = 0; i < N; ++i) x[i] = q[i];
   }
+  typename Isa::Vec within(typename Isa::Vec q) const { return Isa::min(Isa::max(q, low), high); }  // 127 in size
   // From x to out, where vectors lie `x_step` and `step` elements apart.
   template <int N, class T>
   void run(const float* x, int64_t x_step, T* out, int64_t step, typename Isa::Vec& strange) const {
     typename Isa::Vec v[N];
     for (int i = 0; i < N; ++i) v[i] = Isa::load(x + i * x_step);
-    (*this)(v, strange);
-    for (int i = 0; i < N; ++i) put(v[i], out + i * step);
+    integers(v, strange);
+    put(v, out, step);
   }
-  void put(typename Isa::Vec v, float* out) const { Isa::store(out, Isa::sub(v, magic)); }
-  void put(typename Isa::Vec v, int8_t* out) const { Isa::store_low_bytes(out, v); }
+
+ private:
+  template <int N>
+  void put(const typename Isa::Vec (&q)[N], float* out, int64_t step) const {
+    for (int i = 0; i < N; ++i) Isa::store(out + i * step, Isa::sub(within(q[i]), magic));
+  }
+  void put(const typename Isa::Vec (&q)[1], int8_t* out, int64_t) const { Isa::store_low_bytes(out, within(q[0])); }
+  void put(const typename Isa::Vec (&q)[4], int8_t* out, int64_t step) const {
+    if (step == Isa::kWidth) return Isa::store_bytes(out, Isa::packed(q));
+    int8_t bytes[4 * Isa::kWidth];
+    Isa::store_bytes(bytes, Isa::packed(q));
+    for (int i = 0; i < 4; ++i) std::memcpy(out + i * step, bytes + i * Isa::kWidth, Isa::kWidth);
+  }
 };
 
 // By one scale for all; where that is not above 0, by infinity: everything becomes 0.

@@ -25,8 +25,7 @@ void load_grids(const Packed& w, float* scales, float* zeros) {
 
 }  // namespace
 
-Filters::Filters(const ConvArgs& a)
-    : count(a.weight.k), taps(a.weight.n * count), scale(a.weight.n), bias(a.weight.n), zero(a.weight.n) {
+Filters::Filters(const ConvArgs& a) : count(a.weight.k), scale(a.weight.n), bias(a.weight.n), zero(a.weight.n) {
   const Packed& w = a.weight;
   for (int64_t n = 0; n < w.n; ++n) bias[n] = Target(a, n).bias(a);
   if (a.act8) load_grids(w, scale, zero);
@@ -34,7 +33,15 @@ Filters::Filters(const ConvArgs& a)
   for (int64_t n = 0; a.act8 && n < (w.zero_each ? w.n : 1); ++n)
     centered &= zero[n] >= 0 && zero[n] <= 255 && 2 * zero[n] == int(2 * zero[n]);
   if (!a.act8) std::fill_n(static_cast<float*>(scale), w.n, 1.0f);
-  for (int64_t n = 0; a.act8 && centered && n < w.n; ++n) scale[n] /= 2;
+  for (int64_t n = 0; a.act8 && centered && n < w.n; ++n) {
+    scale[n] /= 2;
+    most = std::max({most, 2 * zero[n], 2 * (float(max_code(w.bits)) - zero[n])});
+  }
+}
+
+void Filters::decode(const ConvArgs& a) {
+  const Packed& w = a.weight;
+  taps.resize(w.n * count);
   parallel_for(ceil_div(w.n, kRowsAtOnce), ceil_div(kConvGrain, kRowsAtOnce * w.kp), [&](int64_t begin, int64_t end) {
     Buffer<float> room(a.act8 || a.floats ? 0 : kRowsAtOnce * w.kp), grid(2 * w.groups);
     Buffer<uint8_t> codes(a.act8 ? kRowsAtOnce * w.kp : 0);
@@ -42,20 +49,16 @@ Filters::Filters(const ConvArgs& a)
       const int64_t n1 = std::min(w.n, n0 + kRowsAtOnce);
       if (a.act8) {
         kernels().unpack(w.row(n0), w.bits, codes, (n1 - n0) * w.kp);  // rows follow each other without a gap
-        for (int64_t n = n0; n < n1; ++n) fill_row(n, codes + (n - n0) * w.kp);
+        for (int64_t n = n0; n < n1; ++n)
+          for (int64_t k = 0; k < count; ++k)
+            taps[n * count + k] = float(each() * codes[(n - n0) * w.kp + k] - offset(n));
       } else {
         const Block rows = fp32_block(w, a.floats, n0, n1, 0, w.kp, room, w.kp, grid);
         for (int64_t n = n0; n < n1; ++n)
-          std::memcpy(taps + n * count, rows.data + (n - n0) * rows.ld, count * sizeof(float));
+          std::memcpy(&taps[n * count], rows.data + (n - n0) * rows.ld, count * sizeof(float));
       }
     }
   });
-}
-
-void Filters::fill_row(int64_t n, const uint8_t* codes) {
-  float* row = taps + n * count;
-  const int twice = centered ? int(2 * zero[n]) : 0, each = centered ? 2 : 1;
-  for (int64_t k = 0; k < count; ++k) row[k] = float(each * codes[k] - twice);
 }
 
 bool takes_depthwise(const ConvArgs& a) {
@@ -71,17 +74,20 @@ bool is_last(const ConvArgs& a) { return is_plain(a) && a.x_stride[1] == 1 && a.
 bool depthwise_takes_bytes(const ConvArgs& a) { return is_last(a); }
 
 void conv_depthwise(const ConvArgs& a) {
-  const Filters filters(a);
+  Filters filters(a);
   const bool plain = is_plain(a);
   const bool whole = a.x_stride[3] == 1 && a.x_stride[2] == a.width && a.y_stride[3] == 1;  // planes in one piece
   const bool last = is_last(a);
   const bool turned = !last && plain && whole && a.height * a.width < kSmallPlane;
   const int64_t reach = (a.kernel[0] - 1) * a.dilation[0] + 1;
   const int64_t last_row = (a.out_height - 1) * a.stride[0] - a.padding[0] + reach;
-  // Turned ones go through all samples, channels after channels.
+  const bool channels = last || turned, quads = channels && takes_quads(a, filters);
+  if (!quads) filters.decode(a);
   Spoiled spoiled(a.act8 ? a.batch : 0);
+  // Turned ones go through all samples, channels after channels.
   const Scales8 scales(a, turned, a.stride[0] <= reach && last_row >= a.height);
-  (last ? depthwise_channels : turned ? depthwise_turned : depthwise_planes)(a, filters, scales, spoiled);
+  if (!channels) depthwise_planes(a, filters, scales, spoiled);
+  if (channels) (quads ? depthwise_quads : depthwise_floats)(a, filters, turned, scales, spoiled);
   spoiled.fill(a);
 }
 

@@ -2,6 +2,8 @@
 //
 // 8-bit activations take the same ways as others: with codes and activations as integers every fp32 sum is exact.
 #pragma once
+#include <vector>
+
 #include "buffer.h"
 #include "conv.h"
 
@@ -11,14 +13,16 @@ constexpr int64_t kExactTaps = 256;  // taps * 510 * 127 < 2^24
 
 // Weight row n for the kernels: y = scale * sum + bias, with the sum over its `taps`.
 struct Filters {
-  const int64_t count;                    // taps of a row
-  Buffer<float> taps, scale, bias, zero;  // taps [N][count]; zero: of the codes, where it is not in the taps
-  bool centered = true;                   // the zero is in the taps
+  const int64_t count;              // taps of a row
+  Buffer<float> scale, bias, zero;  // zero: of the codes
+  bool centered = true;             // taps are each() * code - offset(n), integers; else codes
+  float most = 0;                   // the largest size of such a tap there may be
+  std::vector<float> taps;          // [N][count], once decoded
 
   explicit Filters(const ConvArgs& a);
-
- private:
-  void fill_row(int64_t n, const uint8_t* codes);  // its taps
+  void decode(const ConvArgs& a);
+  int each() const { return centered ? 2 : 1; }
+  int offset(int64_t n) const { return centered ? int(2 * zero[n]) : 0; }
 };
 
 // Sums of code * q and of q -> results.
@@ -28,8 +32,9 @@ inline void settle(float* y, const float* total, int64_t count, float scale, flo
 
 // Vectors along pixels, over a band of one channel's plane in the cache.
 void depthwise_planes(const ConvArgs& a, const Filters& f, const Scales8& scales, Spoiled& spoiled);
-// Vectors along channels, that lie side by side or, in small planes, are brought so.
-void depthwise_channels(const ConvArgs& a, const Filters& f, const Scales8& scales, Spoiled& spoiled);
-void depthwise_turned(const ConvArgs& a, const Filters& f, const Scales8& scales, Spoiled& spoiled);
+// Vectors along channels, that lie side by side or, to be turned, in planes: over floats, or bytes where these serve.
+void depthwise_floats(const ConvArgs& a, const Filters& f, bool turn, const Scales8& scales, Spoiled& spoiled);
+void depthwise_quads(const ConvArgs& a, const Filters& f, bool turn, const Scales8& scales, Spoiled& spoiled);
+bool takes_quads(const ConvArgs& a, const Filters& f);
 
 }  // namespace mpq

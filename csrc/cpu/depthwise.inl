@@ -45,18 +45,15 @@ void filter_plane(const float* x, const int64_t* offsets, const float* weights, 
 
 // PIXELS pixels' vector of channels, as they are or rounded.
 template <int PIXELS>
-inline void spread_pixels(const float* x, int64_t pixel, const Rounder*, float* out, typename Isa::Vec&) {
+inline void spread_pixels(const float* x, int64_t pixel, const Rounder* round, float* out, typename Isa::Vec& strange) {
   for (int v = 0; v < mpq::kWidest; v += Isa::kWidth)
-    for (int i = 0; i < PIXELS; ++i) Isa::store(out + i * mpq::kWidest + v, Isa::load(x + i * pixel + v));
-}
-template <int PIXELS>
-inline void spread_pixels(const float* x, int64_t pixel, const Rounder* round, int8_t* out,
-                          typename Isa::Vec& strange) {
-  for (int v = 0; v < mpq::kWidest; v += Isa::kWidth) round->run<PIXELS>(x + v, pixel, out + v, mpq::kWidest, strange);
+    if (round)
+      round->run<PIXELS>(x + v, pixel, out + v, mpq::kWidest, strange);
+    else
+      for (int i = 0; i < PIXELS; ++i) Isa::store(out + i * mpq::kWidest + v, Isa::load(x + i * pixel + v));
 }
 
-template <class T>
-bool spread_as(const float* x, int64_t pixel, int64_t pixels, int64_t channels, const Rounder* round, T* out,
+bool spread_by(const float* x, int64_t pixel, int64_t pixels, int64_t channels, const Rounder* round, float* out,
                int64_t block) {
   constexpr int64_t kLanes = mpq::kWidest;
   const int64_t whole = channels / kLanes * kLanes;
@@ -80,20 +77,20 @@ bool spread_as(const float* x, int64_t pixel, int64_t pixels, int64_t channels, 
   return Isa::sum(strange) == 0;
 }
 
-bool spread(const float* x, int64_t pixel, int64_t pixels, int64_t channels, const float* scale, void* out,
+bool spread(const float* x, int64_t pixel, int64_t pixels, int64_t channels, const float* scale, float* out,
             int64_t block) {
-  if (!scale) return spread_as(x, pixel, pixels, channels, nullptr, static_cast<float*>(out), block);
+  if (!scale) return spread_by(x, pixel, pixels, channels, nullptr, out, block);
   const Rounder round = rounder(*scale);
-  return spread_as(x, pixel, pixels, channels, &round, static_cast<int8_t*>(out), block);
+  return spread_by(x, pixel, pixels, channels, &round, out, block);
 }
 
 // PIXELS results from x0 on, whose taps k0..k1 lie inside the row. COLUMNS: how many these are, STEP: the step between
-// pixels and taps that lie close together, or 0. T: what the pixels are, float or int8_t.
-template <int PIXELS, int COLUMNS, int STEP, class T>
+// pixels and taps that lie close together, or 0.
+template <int PIXELS, int COLUMNS, int STEP>
 inline void row_tile(const mpq::FilterRow& r, int64_t x0, int64_t k0, int64_t k1) {
   const int64_t step = STEP ? STEP * mpq::kWidest : r.step * r.x_pixel;
   const int64_t gap = STEP ? mpq::kWidest : r.dilation * r.x_pixel, columns = COLUMNS ? COLUMNS : k1 - k0;
-  const T* first = static_cast<const T*>(r.x) + (x0 * r.step - r.padding) * r.x_pixel + k0 * gap;
+  const float* first = r.x + (x0 * r.step - r.padding) * r.x_pixel + k0 * gap;
   float* y = r.y + x0 * r.y_pixel;
   const Clamp clamp(r.range);
   for (int64_t c = 0; c < r.channels; c += Isa::kWidth) {
@@ -102,21 +99,11 @@ inline void row_tile(const mpq::FilterRow& r, int64_t x0, int64_t k0, int64_t k1
     typename Isa::Vec acc[PIXELS];
     for (int j = 0; j < PIXELS; ++j) acc[j] = Isa::zero();
     for (int64_t i = 0; i < r.rows; ++i) {
-      const T* x = first + i * r.x_row + block * r.x_block + lane;
+      const float* x = first + i * r.x_row + block * r.x_block + lane;
       const float* w = weights + i * r.columns * mpq::kWidest;
-      if constexpr (STEP && COLUMNS && sizeof(T) == 1) {  // each pixel is converted once, for all its taps
-        typename Isa::Vec weight[COLUMNS];
-        MPQ_UNROLL for (int k = 0; k < COLUMNS; ++k) weight[k] = Isa::load(w + k * mpq::kWidest);
-        MPQ_UNROLL for (int p = 0; p < (PIXELS - 1) * STEP + COLUMNS; ++p) {
-          const typename Isa::Vec v = Isa::load(x + p * mpq::kWidest);
-          MPQ_UNROLL for (int k = p % STEP; k < COLUMNS; k += STEP) if (p >= k && p - k < PIXELS * STEP)
-              acc[(p - k) / STEP] = Isa::fma(weight[k], v, acc[(p - k) / STEP]);
-        }
-      } else {
-        for (int64_t k = 0; k < columns; ++k, x += gap, w += mpq::kWidest) {
-          const typename Isa::Vec weight = Isa::load(w);
-          for (int j = 0; j < PIXELS; ++j) acc[j] = Isa::fma(weight, Isa::load(x + j * step), acc[j]);
-        }
+      for (int64_t k = 0; k < columns; ++k, x += gap, w += mpq::kWidest) {
+        const typename Isa::Vec weight = Isa::load(w);
+        for (int j = 0; j < PIXELS; ++j) acc[j] = Isa::fma(weight, Isa::load(x + j * step), acc[j]);
       }
     }
     const typename Isa::Vec scale = Isa::load(r.scale + c), bias = Isa::load(r.bias + c);
@@ -124,23 +111,22 @@ inline void row_tile(const mpq::FilterRow& r, int64_t x0, int64_t k0, int64_t k1
   }
 }
 
-template <int PIXELS, int COLUMNS, int STEP, class T>
+template <int PIXELS, int COLUMNS, int STEP>
 void row_tiles(const mpq::FilterRow& r, int64_t x, int64_t to) {
-  for (; x + PIXELS <= to; x += PIXELS) row_tile<PIXELS, COLUMNS, STEP, T>(r, x, 0, r.columns);
+  for (; x + PIXELS <= to; x += PIXELS) row_tile<PIXELS, COLUMNS, STEP>(r, x, 0, r.columns);
   if constexpr (PIXELS > 1)
-    if (x < to) row_tiles<PIXELS - 1, COLUMNS, STEP, T>(r, x, to);
+    if (x < to) row_tiles<PIXELS - 1, COLUMNS, STEP>(r, x, to);
 }
 
-template <int COLUMNS, class T>
+template <int COLUMNS>
 void row_middle(const mpq::FilterRow& r, int64_t x, int64_t to) {
   const bool close = r.dilation == 1 && r.x_pixel == mpq::kWidest;
-  if (close && r.step == 1) return row_tiles<8, COLUMNS, 1, T>(r, x, to);
-  if (close && r.step == 2) return row_tiles<8, COLUMNS, 2, T>(r, x, to);
-  row_tiles<8, COLUMNS, 0, T>(r, x, to);
+  if (close && r.step == 1) return row_tiles<8, COLUMNS, 1>(r, x, to);
+  if (close && r.step == 2) return row_tiles<8, COLUMNS, 2>(r, x, to);
+  row_tiles<8, COLUMNS, 0>(r, x, to);
 }
 
-template <class T>
-void filter_row_of(const mpq::FilterRow& r) {
+void filter_row(const mpq::FilterRow& r) {
   // Results from..to meet the input with every tap of the row.
   const int64_t room = r.width - 1 + r.padding - (r.columns - 1) * r.dilation;
   const int64_t from = smaller(r.out_width, mpq::ceil_div(r.padding, r.step));
@@ -149,23 +135,16 @@ void filter_row_of(const mpq::FilterRow& r) {
     const int64_t at = x * r.step - r.padding;  // of the first tap
     const int64_t k0 = at < 0 ? smaller(r.columns, mpq::ceil_div(-at, r.dilation)) : 0;
     const int64_t k1 = at >= r.width ? k0 : smaller(r.columns, (r.width - 1 - at) / r.dilation + 1);
-    row_tile<1, 0, 0, T>(r, x, k0, k1);
+    row_tile<1, 0, 0>(r, x, k0, k1);
   };
   for (int64_t x = 0; x < from; ++x) border(x);
   if (r.columns == 3)
-    row_middle<3, T>(r, from, to);
+    row_middle<3>(r, from, to);
   else if (r.columns == 5)
-    row_middle<5, T>(r, from, to);
+    row_middle<5>(r, from, to);
   else
-    row_tiles<8, 0, 0, T>(r, from, to);
+    row_tiles<8, 0, 0>(r, from, to);
   for (int64_t x = from > to ? from : to; x < r.out_width; ++x) border(x);
-}
-
-void filter_row(const mpq::FilterRow& r) {
-  if (r.bytes)
-    filter_row_of<int8_t>(r);
-  else
-    filter_row_of<float>(r);
 }
 
 }  // namespace

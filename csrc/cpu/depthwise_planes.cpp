@@ -101,7 +101,7 @@ void depthwise_planes(const ConvArgs& a, const Filters& f, const Scales8& scales
                      if (!f.centered)
                        kernels().filter_plane(band.data, band.offsets.data(), ones, f.count, 1, 0, {}, totals, count);
                      for (int64_t n = channel * multiplier; n < (channel + 1) * multiplier; ++n) {
-                       const float* taps = f.taps + n * f.count;
+                       const float* taps = &f.taps[n * f.count];
                        const float scale = act ? f.scale[n] * *act : 1;
                        kernels().filter_plane(band.data, band.offsets.data(), taps, f.count, f.centered ? scale : 1,
                                               f.centered ? f.bias[n] : 0, f.centered ? range_of(a.activation) : Range{},

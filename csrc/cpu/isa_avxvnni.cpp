@@ -21,6 +21,8 @@ struct Isa : Avx2 {
     return _mm256_dpbusd_avx_epi32(sum, c, x);
 #endif
   }
+  static constexpr int64_t kQuadMost = 381;  // in two parts
+  static Ints quad_dot(Ints sum, Bytes x, Bytes w) { return dot<8>(sum, x, w); }
   template <int BITS>
   static Ints added(Ints a, Ints b) {
     return _mm256_add_epi32(a, b);

@@ -67,8 +67,7 @@ struct ProbeOptions {
 // One row of a depthwise convolution's results for channels that lie side by side, at least in blocks of kWidest.
 // Taps outside the row count nothing. Distances are in elements.
 struct FilterRow {
-  bool bytes = false;                             // what pixels are: int8, else floats
-  const void* x = nullptr;                        // the first pixel of the row that the first taps meet
+  const float* x = nullptr;                       // the first pixel of the row that the first taps meet
   int64_t x_row = 0, x_pixel = 0, x_block = 0;    // from tap row to tap row, pixel to pixel, block to block of channels
   int64_t width = 0;                              // of the input
   const float* weights = nullptr;                 // [block][rows * columns][kWidest]
@@ -78,6 +77,34 @@ struct FilterRow {
   Range range;                                    // and that within the range
   float* y = nullptr;
   int64_t y_pixel = 0, out_width = 0, channels = 0;  // channels: a multiple of kWidest
+};
+
+// Taps of a depthwise layer against quads: words of four neighbouring pixels of a channel, from the fourth, eighth, ...
+// of a row that begins with its padding. Where results lie a pixel apart, every other one begins within a half quad, so
+// that weights are there twice, for each; `halved` where w = 2 * weight + rest.
+constexpr int64_t quad_steps(int64_t columns, int64_t step) { return ceil_div(columns + (step == 1), int64_t(4)); }
+struct QuadShape {
+  int64_t rows, columns, step;  // step: from result to result, 1 or 2 pixels
+  bool halved;
+
+  int64_t words() const { return rows * quad_steps(columns, step) * (2 / step) * kWidest; }
+  int64_t sums() const { return (rows + 1) * kWidest; }
+};
+constexpr int64_t kCodesPast = 64;  // bytes behind codes that `quad_weights` may read
+
+// Rows of a depthwise convolution's results for kWidest channels, from quads of bytes q + 128, [kWidest][4], that
+// follow each other without a gap.
+struct QuadTask {
+  const uint8_t* x = nullptr;        // the quad that the first of `steps` meets for the first result
+  const int64_t* offsets = nullptr;  // [steps]: each step's quad from there, in bytes
+  int64_t steps = 0, step = 1;
+  const uint32_t *weights = nullptr, *rest = nullptr;  // as `quad_weights` makes them, or no rest
+  const int32_t *before = nullptr, *upto = nullptr;    // [kWidest]: a channel's weights add up to upto - before
+  const float *scale = nullptr, *bias = nullptr;       // as in FilterRow
+  Range range;
+  float* y = nullptr;
+  int64_t y_row = 0, y_pixel = 0, out_width = 0;
+  int64_t rows = 1, x_row = 0;  // of results, and from row to row of pixels, in bytes
 };
 
 // Columns that one call of `gemm` works on together; its panels are this wide.
@@ -172,10 +199,23 @@ struct Kernels {
   // The same with channels along vectors.
   void (*filter_row)(const FilterRow& row);
   // out[c / kWidest * block + i * kWidest + c % kWidest] = x[i * pixel + c] for i < pixels, c < channels, zeros after
-  // the last channel; with a scale, bytes rounded as in `round_act`, which tells what is not finite, else floats, and
-  // true.
-  bool (*spread)(const float* x, int64_t pixel, int64_t pixels, int64_t channels, const float* scale, void* out,
+  // the last channel; with a scale rounded as in `round_act`, which tells what is not finite, else true.
+  bool (*spread)(const float* x, int64_t pixel, int64_t pixels, int64_t channels, const float* scale, float* out,
                  int64_t block);
+  // The same pixels, rounded as in `round_act`, or bytes already, as quads of a row that begins `padding` zeros before
+  // them: out[c / kWidest * block + quad * 4 * kWidest]. Written is every quad that a pixel falls into; others are to
+  // be of zeros, which is 128 in each byte.
+  bool (*quads_of_floats)(const float* x, int64_t pixel, int64_t pixels, int64_t channels, float scale, int64_t padding,
+                          uint8_t* out, int64_t block);
+  void (*quads_of_bytes)(const int8_t* x, int64_t pixel, int64_t pixels, int64_t channels, int64_t padding,
+                         uint8_t* out, int64_t block);
+  // Weights each * code - offset of kWidest channels, whose codes lie ld bytes apart, as words of four taps,
+  // [row][quad_steps][2 / step][kWidest], and their sums over all rows before each, [row + 1][kWidest].
+  void (*quad_weights)(const QuadShape& shape, const uint8_t* codes, int64_t ld, int each, const int32_t* offsets,
+                       uint32_t* weights, uint32_t* rest, int32_t* sums);
+  // A depthwise convolution of quads, exact in its sums, with weights of a size up to quad_most.
+  void (*filter_quads)(const QuadTask& task);
+  int64_t quad_most;
 
   // max|x|, NaN where an x is not finite.
   float (*largest)(const float* x, int64_t count);

@@ -24,9 +24,6 @@ struct Avx2 {
 
   static Vec zero() { return _mm256_setzero_ps(); }
   static Vec load(const float* p) { return _mm256_loadu_ps(p); }
-  static Vec load(const int8_t* p) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
-  }
   static void store(float* p, Vec a) { _mm256_storeu_ps(p, a); }
   static Vec set1(float x) { return _mm256_set1_ps(x); }
   static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
@@ -48,13 +45,6 @@ struct Avx2 {
   }
   static bool any_above(Vec a, float limit) {
     return _mm256_movemask_ps(_mm256_cmp_ps(a, set1(limit), _CMP_GT_OQ)) != 0;
-  }
-  // A size, or that of b if it is larger, NaN above all numbers; whether a size is beyond the limit, or NaN.
-  static Vec larger_size(Vec a, Vec b) {
-    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(absolute(b))));
-  }
-  static bool any_beyond(Vec a, float limit) {
-    return _mm256_movemask_ps(_mm256_cmp_ps(a, set1(limit), _CMP_NLE_UQ)) != 0;
   }
   static float lowest(Vec a) { return -highest(_mm256_sub_ps(zero(), a)); }
   static float sum(Vec a) {
@@ -191,6 +181,59 @@ struct Avx2 {
   }
   static Ints widened(Ints sum, Ints narrow) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
+  }
+
+  // Four bytes a lane: sums of their products by those of weights, whose size is at most kQuadMost.
+  static constexpr int64_t kQuadMost = 64;  // 255 * 64 * 2 fits 16 bits
+  static Ints quad_dot(Ints sum, Bytes x, Bytes w) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1)));
+  }
+  template <int BITS>
+  static Ints difference(Ints a, Ints b) {  // (a - b) << BITS
+    return _mm256_slli_epi32(_mm256_sub_epi32(a, b), BITS);
+  }
+  static Ints load_ints(const void* p) { return load_bytes(p); }
+  static void store_ints(void* p, Ints a) { store_bytes(p, a); }
+  static Ints as_ints(Vec a) { return _mm256_castps_si256(a); }
+  // Bits in which two of some vectors differ, bits that are set in any, and whether there are some, these within a
+  // mask.
+  static Ints unlike(Ints bits, Vec a, Vec b) { return with_bits(bits, _mm256_xor_ps(a, b)); }
+  static Ints with_bits(Ints bits, Vec a) { return _mm256_or_si256(bits, as_ints(a)); }
+  static bool any_bits(Ints a, Ints b, int32_t mask) {
+    const __m256i all = _mm256_or_si256(a, _mm256_and_si256(b, _mm256_set1_epi32(mask)));
+    return !_mm256_testz_si256(all, all);
+  }
+  static Bytes middle(Bytes a, Bytes b) {  // two last bytes of each word of a, and two first of b
+    return _mm256_or_si256(_mm256_srli_epi32(a, 16), _mm256_slli_epi32(b, 16));
+  }
+  // Bytes of 1.5 * 2^23 + integers of a size below 2^22, kept within -127..127: vector after vector, or as quads of
+  // bytes q + 128, [lane][4].
+  static Bytes packed(const Vec (&v)[4]) {
+    return _mm256_permutevar8x32_epi32(in_halves(v), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  }
+  static Bytes quad(const Vec (&v)[4]) {
+    const __m128i turn = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m256i q = _mm256_shuffle_epi8(in_halves(v), _mm256_broadcastsi128_si256(turn));
+    return _mm256_xor_si256(q, _mm256_set1_epi8(-128));
+  }
+  static __m256i in_halves(const Vec (&v)[4]) {  // in each half of 16 bytes four of every vector
+    __m256i q[4];
+    for (int i = 0; i < 4; ++i) q[i] = _mm256_sub_epi32(_mm256_castps_si256(v[i]), _mm256_set1_epi32(0x4b400000));
+    const __m256i all = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    return _mm256_max_epi8(all, _mm256_set1_epi8(-127));
+  }
+  // The same of 16 bytes each, whose quads are stored.
+  static void store_quad(const int8_t* const (&from)[4], uint8_t* out) {
+    __m128i q[4];
+    for (int i = 0; i < 4; ++i)
+      q[i] = _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from[i])), _mm_set1_epi8(-128));
+    const __m128i pairs[4] = {_mm_unpacklo_epi8(q[0], q[1]), _mm_unpacklo_epi8(q[2], q[3]),
+                              _mm_unpackhi_epi8(q[0], q[1]), _mm_unpackhi_epi8(q[2], q[3])};
+    __m128i* to = reinterpret_cast<__m128i*>(out);
+    for (int i = 0; i < 4; i += 2) {
+      _mm_storeu_si128(to + i, _mm_unpacklo_epi16(pairs[i], pairs[i + 1]));
+      _mm_storeu_si128(to + i + 1, _mm_unpackhi_epi16(pairs[i], pairs[i + 1]));
+    }
   }
 
   using Lanes = __m256i;

@@ -16,9 +16,6 @@ struct Avx512 : Avx2 {
 
   static Vec zero() { return _mm512_setzero_ps(); }
   static Vec load(const float* p) { return _mm512_loadu_ps(p); }
-  static Vec load(const int8_t* p) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-  }
   static void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
   static Vec set1(float x) { return _mm512_set1_ps(x); }
   static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
@@ -50,10 +47,6 @@ struct Avx512 : Avx2 {
   }
   static float highest(Vec a) { return _mm512_cvtss_f32(fold(a, max)); }
   static bool any_above(Vec a, float limit) { return _mm512_cmp_ps_mask(a, set1(limit), _CMP_GT_OQ) != 0; }
-  static Vec larger_size(Vec a, Vec b) {
-    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(absolute(b))));
-  }
-  static bool any_beyond(Vec a, float limit) { return _mm512_cmp_ps_mask(a, set1(limit), _CMP_NLE_UQ) != 0; }
   static float lowest(Vec a) { return _mm512_cvtss_f32(fold(a, min)); }
   static float sum(Vec a) { return _mm512_cvtss_f32(fold(a, add)); }
   static Vec sums(const Vec* a) {  // lane i: the sum of a[i]
@@ -166,6 +159,38 @@ struct Avx512 : Avx2 {
     return a + b;
   }
   static Ints widened(Ints sum, Ints) { return sum; }  // nothing is narrow here
+  static constexpr int64_t kQuadMost = 381;            // in two parts
+  static Ints quad_dot(Ints sum, Bytes x, Bytes w) { return dot<8>(sum, x, w); }
+  template <int BITS>
+  static Ints difference(Ints a, Ints b) {
+    return (a - b) * (1 << BITS);
+  }
+  static Ints load_ints(const void* p) { return (Ints)load_bytes(p); }
+  static void store_ints(void* p, Ints a) { store_bytes(p, (__m512i)a); }
+  static Ints as_ints(Vec a) { return (Ints)_mm512_castps_si512(a); }
+  static Ints unlike(Ints bits, Vec a, Vec b) { return bits | (as_ints(a) ^ as_ints(b)); }
+  static Ints with_bits(Ints bits, Vec a) { return bits | as_ints(a); }
+  static bool any_bits(Ints a, Ints b, int32_t mask) {
+    const __m512i all = (__m512i)(a | (b & mask));
+    return _mm512_test_epi32_mask(all, all) != 0;
+  }
+  static Bytes middle(Bytes a, Bytes b) { return _mm512_rol_epi32(_mm512_mask_blend_epi16(0x55555555, a, b), 16); }
+  static Bytes packed(const Vec (&v)[4]) {
+    const __m512i turn = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(turn, in_quarters(v));
+  }
+  static Bytes quad(const Vec (&v)[4]) {
+    const __m128i turn = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i q = _mm512_shuffle_epi8(in_quarters(v), _mm512_broadcast_i32x4(turn));
+    return _mm512_xor_si512(q, _mm512_set1_epi8(-128));
+  }
+  static __m512i in_quarters(const Vec (&v)[4]) {  // in each of 16 bytes four of every vector
+    __m512i q[4];
+    for (int i = 0; i < 4; ++i) q[i] = _mm512_sub_epi32(_mm512_castps_si512(v[i]), _mm512_set1_epi32(0x4b400000));
+    const __m512i all = _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
+    return _mm512_max_epi8(all, _mm512_set1_epi8(-127));
+  }
+
   using Lanes = __m512i;
   static Lanes load_lanes(const int32_t* p) { return _mm512_loadu_si512(p); }
   static Vec picked(const float* p, Lanes from) { return _mm512_permutexvar_ps(from, load(p)); }

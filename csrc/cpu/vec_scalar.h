@@ -22,11 +22,6 @@ struct Isa {
     std::memcpy(r.v, p, sizeof r.v);
     return r;
   }
-  static Vec load(const int8_t* p) {
-    Vec r;
-    for (int i = 0; i < kWidth; ++i) r.v[i] = p[i];
-    return r;
-  }
   static void store(float* p, Vec a) { std::memcpy(p, a.v, sizeof a.v); }
   static Vec set1(float x) {
     Vec r;
@@ -78,14 +73,6 @@ struct Isa {
       std::memcpy(&e, &n, 4);
     }
     return a;
-  }
-  static Vec larger_size(Vec a, Vec b) {  // a is a size; NaN above all numbers
-    return each(a, absolute(b), [](float x, float y) { return x > y || x != x ? x : y; });
-  }
-  static bool any_beyond(Vec a, float limit) {
-    bool any = false;
-    for (float e : a.v) any |= !(e <= limit);
-    return any;
   }
   static float highest(Vec a) {
     for (int i = 1; i < kWidth; ++i) a.v[0] = a.v[i] > a.v[0] ? a.v[i] : a.v[0];
@@ -200,12 +187,70 @@ struct Isa {
     return r;
   }
   static Ints widened(const Ints& sum, const Ints&) { return sum; }  // nothing is narrow here
-  using Lanes = Ints;
-  static Lanes load_lanes(const int32_t* p) {
-    Lanes r;
+
+  // Four bytes a lane: sums of their products by those of weights, whose size is at most kQuadMost.
+  static constexpr int64_t kQuadMost = 381;  // in two parts
+  static Ints quad_dot(Ints sum, const Bytes& x, const Bytes& w) { return dot<8>(sum, x, w); }
+  template <int BITS>
+  static Ints difference(Ints a, const Ints& b) {  // (a - b) << BITS
+    for (int i = 0; i < kWidth; ++i) a.v[i] = (a.v[i] - b.v[i]) * (1 << BITS);
+    return a;
+  }
+  static Ints load_ints(const void* p) {
+    Ints r;
     std::memcpy(r.v, p, sizeof r.v);
     return r;
   }
+  static void store_ints(void* p, const Ints& a) { std::memcpy(p, a.v, sizeof a.v); }
+  static Ints as_ints(const Vec& a) { return load_ints(a.v); }
+  // Bits in which two of some vectors differ, bits that are set in any, and whether there are some, these within a
+  // mask.
+  static Ints unlike(Ints bits, const Vec& a, const Vec& b) {
+    const Ints x = as_ints(a), y = as_ints(b);
+    for (int i = 0; i < kWidth; ++i) bits.v[i] |= x.v[i] ^ y.v[i];
+    return bits;
+  }
+  static Ints with_bits(Ints bits, const Vec& a) {
+    const Ints x = as_ints(a);
+    for (int i = 0; i < kWidth; ++i) bits.v[i] |= x.v[i];
+    return bits;
+  }
+  static bool any_bits(const Ints& a, const Ints& b, int32_t mask) {
+    int32_t any = 0;
+    for (int i = 0; i < kWidth; ++i) any |= a.v[i] | (b.v[i] & mask);
+    return any != 0;
+  }
+  static Bytes middle(const Bytes& a, const Bytes& b) {  // two last bytes of each word of a, and two first of b
+    Bytes r;
+    for (int i = 0; i < kWidth; ++i) {
+      std::memcpy(r.v + 4 * i, a.v + 4 * i + 2, 2);
+      std::memcpy(r.v + 4 * i + 2, b.v + 4 * i, 2);
+    }
+    return r;
+  }
+  // Bytes of 1.5 * 2^23 + integers of a size below 2^22, kept within -127..127: vector after vector, or as quads of
+  // bytes q + 128, [lane][4].
+  static int8_t low_byte(float v) {
+    const float q = v - 12582912.0f;
+    return int8_t(q > 127 ? 127 : q < -127 ? -127 : q);
+  }
+  static Bytes packed(const Vec (&v)[4]) {
+    Bytes r;
+    for (int j = 0; j < 4 * kWidth; ++j) r.v[j] = uint8_t(low_byte(v[j / kWidth].v[j % kWidth]));
+    return r;
+  }
+  static Bytes quad(const Vec (&v)[4]) {
+    Bytes r;
+    for (int j = 0; j < 4 * kWidth; ++j) r.v[j] = uint8_t(low_byte(v[j % 4].v[j / 4]) + 128);
+    return r;
+  }
+  // The same of 16 bytes each, whose quads are stored.
+  static void store_quad(const int8_t* const (&from)[4], uint8_t* out) {
+    for (int j = 0; j < 64; ++j) out[j] = uint8_t(from[j % 4][j / 4] + 128);
+  }
+
+  using Lanes = Ints;
+  static Lanes load_lanes(const int32_t* p) { return load_ints(p); }
   static Vec picked(const float* p, const Lanes& from) {
     Vec r;
     for (int i = 0; i < kWidth; ++i) r.v[i] = p[from.v[i]];

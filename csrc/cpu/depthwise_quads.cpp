@@ -1,0 +1,127 @@
+// Depthwise convolution of 8-bit activations with vectors along channels: over a copy of some rows as bytes, four taps
+// of a channel to each product.
+#include "depthwise_rows.h"
+
+namespace mpq {
+namespace {
+
+constexpr int64_t kQuad = 4 * kLanes;  // bytes: four pixels of each channel
+
+// Weights of `count` channels from c0 on as `filter_quads` takes them.
+struct QuadFilters {
+  const QuadShape shape;
+  const int64_t blocks;
+  Buffer<uint32_t> weights, rest;  // as `quad_weights` makes them, block after block
+  Buffer<int32_t> sums;
+  Buffer<float> scale, bias;
+
+  QuadFilters(const ConvArgs& a, const Filters& f, int64_t c0, int64_t count)
+      : shape{a.kernel[0], a.kernel[1], a.stride[1], f.most > 127},
+        blocks(lane_blocks(count)),
+        weights(blocks * shape.words()),
+        rest(shape.halved ? blocks * shape.words() : 0),
+        sums(blocks * shape.sums()),
+        scale(blocks * kLanes),
+        bias(blocks * kLanes) {
+    for (Buffer<float>* b : {&scale, &bias}) std::memset(*b, 0, blocks * kLanes * sizeof(float));
+    std::memcpy(scale, f.scale + c0, count * sizeof(float));
+    std::memcpy(bias, f.bias + c0, count * sizeof(float));
+    const Packed& w = a.weight;
+    Buffer<uint8_t> codes(kLanes * w.kp + kCodesPast);
+    std::memset(codes, 0, kLanes * w.kp + kCodesPast);
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t used = std::min(kLanes, count - i * kLanes), n = c0 + i * kLanes;
+      int32_t offsets[kLanes] = {};
+      for (int64_t j = 0; j < used; ++j) offsets[j] = f.offset(n + j);
+      kernels().unpack(w.row(n), w.bits, codes, used * w.kp);
+      std::memset(codes + used * w.kp, 0, (kLanes - used) * w.kp);
+      kernels().quad_weights(shape, codes, w.kp, f.each(), offsets, weights + i * shape.words(),
+                             shape.halved ? rest + i * shape.words() : nullptr, sums + i * shape.sums());
+    }
+  }
+};
+
+// Rows of results from a copy of rows of pixels, in blocks [row][quad][kLanes][4] of channels.
+struct QuadRows {
+  using Weights = QuadFilters;
+
+  const ConvArgs& a;
+  const int64_t steps, row, block;  // steps: quads that a row of taps meets; row, block: bytes
+  Buffer<uint8_t> data;
+  std::vector<int64_t> offsets;
+  Buffer<float> scale;
+  Landing landing;
+
+  static int64_t row_bytes(const ConvArgs& a) { return quads(a) * kQuad * lane_blocks(a.groups); }
+
+  QuadRows(const ConvArgs& args, int64_t channels, int64_t out_rows, bool)
+      : a(args),
+        steps(quad_steps(a.kernel[1], a.stride[1])),
+        row(quads(a) * kQuad),
+        block(RowsIn::most(a, out_rows) * row),
+        data(lane_blocks(channels) * block),
+        scale(lane_blocks(channels) * kLanes),
+        landing(a) {
+    std::memset(data, 128, lane_blocks(channels) * block);
+    for (int64_t k = 0; k < a.kernel[0]; ++k)
+      for (int64_t i = 0; i < steps; ++i) offsets.push_back(k * a.dilation[0] * row + i * kQuad);
+  }
+
+  // As FloatRows::filter.
+  bool filter(const Filters&, const QuadFilters& w, int64_t channels, const Input& x, int64_t first, int64_t last,
+              const float* act, const Output& y) {
+    const RowsIn in(a, first, last);
+    bool finite = true;
+    for (int64_t i = in.y0; i < in.y1; ++i) {
+      uint8_t* out = data + (i - in.y0) * row;
+      if (x.bytes)
+        kernels().quads_of_bytes(x.bytes + i * x.row, x.pixel, a.width, channels, a.padding[1], out, block);
+      else
+        finite &=
+            kernels().quads_of_floats(x.floats + i * x.row, x.pixel, a.width, channels, *act, a.padding[1], out, block);
+    }
+    for (int64_t i = 0; i < lane_blocks(channels) * kLanes; ++i) scale[i] = w.scale[i] * *act;
+    QuadTask r;
+    r.offsets = offsets.data(), r.step = a.stride[1], r.out_width = a.out_width;
+    r.x_row = a.stride[0] * row, r.range = range_of(a.activation);
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      const int64_t i8 = c / kLanes;
+      const int32_t* sums = w.sums + i8 * w.shape.sums();
+      r.scale = scale + c, r.bias = w.bias + c;
+      for (int64_t i = first; i < last; i += r.rows) {
+        const TapRows taps(a, i);
+        int64_t same = i + 1;  // rows that meet the same rows of taps
+        while (same < last && TapRows(a, same).k0 == taps.k0 && TapRows(a, same).k1 == taps.k1) ++same;
+        r.rows = landing.aim(y, i, same - i, c, kLanes, std::min(kLanes, channels - c));
+        r.x = data + i8 * block + (taps.y - in.y0) * row, r.steps = (taps.k1 - taps.k0) * steps;
+        const int64_t at = i8 * w.shape.words() + taps.k0 * steps * (2 / a.stride[1]) * kLanes;
+        r.weights = w.weights + at, r.rest = w.shape.halved ? w.rest + at : nullptr;
+        r.before = sums + taps.k0 * kLanes, r.upto = sums + taps.k1 * kLanes;
+        r.y = landing.data, r.y_row = landing.row, r.y_pixel = landing.pixel;
+        kernels().filter_quads(r);
+        finite &= landing.land(true);
+      }
+    }
+    return finite;
+  }
+
+ private:
+  // In a padded row: those that its pixels touch, and those that results do.
+  static int64_t quads(const ConvArgs& a) {
+    return std::max(ceil_div(a.padding[1] + a.width, int64_t(4)),
+                    ceil_div(a.out_width * a.stride[1], int64_t(4)) + quad_steps(a.kernel[1], a.stride[1]));
+  }
+};
+
+}  // namespace
+
+bool takes_quads(const ConvArgs& a, const Filters& f) {
+  return a.act8 && f.centered && f.most <= float(kernels().quad_most) && (a.dilation[1] == 1 || a.kernel[1] == 1) &&
+         a.stride[1] <= 2;
+}
+
+void depthwise_quads(const ConvArgs& a, const Filters& f, bool turn, const Scales8& scales, Spoiled& spoiled) {
+  (turn ? turned<QuadRows> : in_bands<QuadRows>)(a, f, scales, spoiled);
+}
+
+}  // namespace mpq

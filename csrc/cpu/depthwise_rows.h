@@ -1,0 +1,141 @@
+// Depthwise convolution by rows of results with channels along vectors: what its two ways, over floats and over quads
+// of bytes, share.
+#pragma once
+#include <algorithm>
+#include <cstring>
+
+#include "depthwise.h"
+#include "parallel.h"
+
+namespace mpq {
+
+constexpr int64_t kLanes = kWidest;         // channels side by side
+constexpr int64_t kCopyBytes = 384 * 1024;  // of copied rows: within a level 2 cache
+constexpr int64_t kLineFloats = 4 * 1024;   // of results on their way elsewhere: half a level 1 cache
+constexpr int64_t lane_blocks(int64_t channels) { return ceil_div(channels, kLanes); }
+
+// Images with channels side by side, floats or bytes: distances from row to row and from pixel to pixel.
+struct Input {
+  const float* floats;
+  const int8_t* bytes;  // or null
+  int64_t row, pixel;
+};
+struct Output {
+  float* floats;
+  int8_t* bytes;  // or null; without gaps
+  int64_t row, pixel;
+};
+
+// Rows of the input, y0..y1, that rows first..last of the results meet.
+struct RowsIn {
+  int64_t y0, y1;
+
+  RowsIn(const ConvArgs& a, int64_t first, int64_t last) {
+    const int64_t reach = (a.kernel[0] - 1) * a.dilation[0] + 1;
+    y0 = std::clamp<int64_t>(first * a.stride[0] - a.padding[0], 0, a.height);
+    y1 = std::clamp<int64_t>((last - 1) * a.stride[0] - a.padding[0] + reach, y0, a.height);
+  }
+  // Of so many rows of results, at the most.
+  static int64_t most(const ConvArgs& a, int64_t rows) {
+    return std::min(a.height, (rows - 1) * a.stride[0] + (a.kernel[0] - 1) * a.dilation[0] + 1);
+  }
+};
+
+// Rows of taps, k0..k1, that meet the input at row i of the results; k0 meets row y of it.
+struct TapRows {
+  int64_t k0, k1, y;
+
+  TapRows(const ConvArgs& a, int64_t i) {
+    const int64_t top = i * a.stride[0] - a.padding[0], gap = a.dilation[0];
+    k0 = top < 0 ? std::min(a.kernel[0], ceil_div(-top, gap)) : 0;
+    k1 = top >= a.height ? k0 : std::clamp((a.height - 1 - top) / gap + 1, k0, a.kernel[0]);
+    y = top + k0 * gap;
+  }
+};
+
+// Where rows of results are computed: in place, or in lines of their own that are then rounded, or cut to the channels
+// that there are.
+class Landing {
+ public:
+  explicit Landing(const ConvArgs& a)
+      : a_(a),
+        most_(std::clamp<int64_t>(kLineFloats / (a.out_width * kLanes), 1, a.out_height)),
+        lines_(most_ * a.out_width * kLanes) {}
+
+  float* data = nullptr;
+  int64_t row = 0, pixel = 0;
+
+  // `rows` rows from i on, `count` channels from c on, of which `used` are there. Returns how many rows it will be.
+  int64_t aim(const Output& y, int64_t i, int64_t rows, int64_t c, int64_t count, int64_t used) {
+    y_ = y, at_ = i * y.row + c, count_ = count, used_ = used;
+    direct_ = used == count && !y.bytes;
+    data = direct_ ? y.floats + at_ : lines_, pixel = direct_ ? y.pixel : kLanes;
+    row = direct_ ? y.row : a_.out_width * kLanes;
+    return rows_ = direct_ ? rows : std::min(rows, most_);
+  }
+  // The activation, unless the results have been kept within its range; false where one to be rounded is not finite.
+  bool land(bool ranged) {
+    for (int64_t i = 0; (!ranged || bends(a_.activation)) && i < rows_; ++i)
+      kernels().activate(a_.activation, data + i * row, a_.out_width, count_, pixel);
+    if (y_.bytes)
+      return kernels().round_bytes(lines_, kLanes, rows_ * a_.out_width, used_, a_.y8_scale, y_.bytes + at_, y_.pixel);
+    for (int64_t i = 0; !direct_ && i < rows_; ++i)
+      for (int64_t p = 0; p < a_.out_width; ++p)
+        std::memcpy(y_.floats + at_ + i * y_.row + p * y_.pixel, lines_ + i * row + p * kLanes, used_ * sizeof(float));
+    return true;
+  }
+
+ private:
+  const ConvArgs& a_;
+  const int64_t most_;  // rows in lines of their own
+  Buffer<float> lines_;
+  Output y_{};
+  int64_t at_ = 0, rows_ = 0, count_ = 0, used_ = 0;
+  bool direct_ = false;
+};
+
+// Channels that lie side by side, in bands of rows.
+template <class Rows>
+void in_bands(const ConvArgs& a, const Filters& f, const Scales8& scales, Spoiled& spoiled) {
+  const typename Rows::Weights weights(a, f, 0, a.groups);
+  const int64_t copied = Rows::row_bytes(a), reach = (a.kernel[0] - 1) * a.dilation[0];
+  const int64_t most = copied ? (kCopyBytes / copied - reach) / a.stride[0] : 1;
+  const int64_t bands = ceil_div(a.out_height, std::clamp<int64_t>(most, 1, a.out_height));
+  const int64_t rows = ceil_div(a.out_height, bands), work = rows * a.width * a.groups * f.count;
+  parallel_for(a.batch * bands, ceil_div(kConvGrain, work), [&](int64_t begin, int64_t end) {
+    Rows way(a, a.groups, rows, false);
+    Scales8::Cursor cursor;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / bands, first = i % bands * rows, last = std::min(a.out_height, first + rows);
+      const int64_t in = b * a.x_stride[0], out = b * a.y_stride[0];
+      const Input x{a.x8 ? nullptr : a.x + in, a.x8 ? a.x8 + in : nullptr, a.x_stride[2], a.x_stride[3]};
+      const Output y{a.y8 ? nullptr : a.y + out, a.y8 ? a.y8 + out : nullptr, a.y_stride[2], a.y_stride[3]};
+      if (!way.filter(f, weights, a.groups, x, first, last, scales.of(b, cursor), y)) spoiled.mark(b);
+    }
+  });
+}
+
+// Small planes: those of kLanes channels are turned, so that the channels lie side by side.
+template <class Rows>
+void turned(const ConvArgs& a, const Filters& f, const Scales8& scales, Spoiled& spoiled) {
+  const int64_t blocks = lane_blocks(a.groups), in = a.height * a.width, out = a.out_height * a.out_width;
+  parallel_for(blocks, ceil_div(kConvGrain, kLanes * a.batch * out * f.count), [&](int64_t begin, int64_t end) {
+    Buffer<float> pixels(in * kLanes), results(out * kLanes);
+    Rows way(a, kLanes, a.out_height, true);
+    Scales8::Cursor cursor;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t c0 = i * kLanes, channels = std::min(kLanes, a.groups - c0);
+      const typename Rows::Weights weights(a, f, c0, channels);
+      for (int64_t b = 0; b < a.batch; ++b) {
+        kernels().transpose(a.x + b * a.x_stride[0] + c0 * a.x_stride[1], a.x_stride[1], channels, in, pixels, kLanes);
+        if (!way.filter(f, weights, channels, {pixels, nullptr, a.width * kLanes, kLanes}, 0, a.out_height,
+                        scales.of(b, cursor), {results, nullptr, a.out_width * kLanes, kLanes}))
+          spoiled.mark(b);
+        kernels().transpose(results, kLanes, out, channels, a.y + b * a.y_stride[0] + c0 * a.y_stride[1],
+                            a.y_stride[1]);
+      }
+    }
+  });
+}
+
+}  // namespace mpq

@@ -1,0 +1,190 @@
+// Depthwise convolutions of bytes, channels along vectors: four neighbouring pixels of a channel lie in one word, so
+// that one product of bytes takes four taps. Included by kernels.inl.
+
+namespace {
+
+constexpr int64_t kQuad = 4 * mpq::kWidest;  // bytes
+
+// ---- pixels -> quads --------------------------------------------------------------------------------
+
+// One quad of as many channels as a pixel's vector has floats, or of kWidest.
+inline void put_quad(const float* const (&x)[4], const Rounder* round, typename Isa::Vec& strange, uint8_t* out) {
+  typename Isa::Vec v[4];
+  MPQ_UNROLL for (int i = 0; i < 4; ++i) v[i] = Isa::load(x[i]);
+  round->integers(v, strange);
+  Isa::store_bytes(out, Isa::quad(v));
+}
+inline void put_quad(const int8_t* const (&x)[4], const Rounder*, typename Isa::Vec&, uint8_t* out) {
+  Isa::store_quad(x, out);
+}
+
+// One quad of every channel, from the pixel at x on; pixels that are not `there` are zeros.
+template <bool WHOLE, class T>
+inline void quad_of(const T* x, int64_t pixel, const bool (&there)[4], int64_t channels, const Rounder* round,
+                    uint8_t* out, int64_t block, typename Isa::Vec& strange) {
+  constexpr int64_t kOnce = sizeof(T) == 1 ? mpq::kWidest : Isa::kWidth;
+  static const T nothing[kOnce] = {};
+  for (int64_t c = 0; c < channels; c += kOnce, x += kOnce) {
+    const T* from[4];
+    T rest[4][kOnce];
+    if (WHOLE)  // a line after the other, as if pixels had no more channels
+      for (int i = 0; i < int(4 * kOnce * sizeof(T)); i += mpq::kLine)
+        __builtin_prefetch(reinterpret_cast<const char*>(x + 3 * c + kSpreadAhead) + i);
+    MPQ_UNROLL for (int i = 0; i < 4; ++i) from[i] = WHOLE || there[i] ? x + i * pixel : nothing;
+    if (__builtin_expect(c + kOnce > channels, 0))
+      for (int i = 0; i < 4; ++i) {
+        std::memset(rest[i], 0, sizeof rest[i]);
+        if (from[i] != nothing) std::memcpy(rest[i], from[i], (channels - c) * sizeof(T));
+        from[i] = rest[i];
+      }
+    put_quad(from, round, strange, out + c / mpq::kWidest * block + c % mpq::kWidest * 4);
+  }
+}
+
+template <class T>
+bool quads_of(const T* x, int64_t pixel, int64_t pixels, int64_t channels, const Rounder* round, int64_t padding,
+              uint8_t* out, int64_t block) {
+  typename Isa::Vec strange = Isa::zero();
+  for (int64_t at = padding / 4 * 4 - padding; at < pixels; at += 4) {
+    bool there[4];
+    for (int i = 0; i < 4; ++i) there[i] = at + i >= 0 && at + i < pixels;
+    uint8_t* to = out + (at + padding) / 4 * kQuad;
+    if (there[0] && there[3])
+      quad_of<true>(x + at * pixel, pixel, there, channels, round, to, block, strange);
+    else
+      quad_of<false>(x + at * pixel, pixel, there, channels, round, to, block, strange);
+  }
+  return Isa::sum(strange) == 0;
+}
+
+bool quads_of_floats(const float* x, int64_t pixel, int64_t pixels, int64_t channels, float scale, int64_t padding,
+                     uint8_t* out, int64_t block) {
+  const Rounder round = rounder(scale);
+  return quads_of(x, pixel, pixels, channels, &round, padding, out, block);
+}
+void quads_of_bytes(const int8_t* x, int64_t pixel, int64_t pixels, int64_t channels, int64_t padding, uint8_t* out,
+                    int64_t block) {
+  quads_of(x, pixel, pixels, channels, nullptr, padding, out, block);
+}
+
+// ---- codes -> weights -------------------------------------------------------------------------------
+
+// A word of each of kWidest channels; elements of arrays that need not be aligned.
+using Words = int32_t __attribute__((vector_size(4 * mpq::kWidest), aligned(4), may_alias));
+
+void quad_weights(const mpq::QuadShape& shape, const uint8_t* codes, int64_t ld, int each, const int32_t* offsets,
+                  uint32_t* weights, uint32_t* rest, int32_t* sums) {
+  constexpr int64_t kLanes = mpq::kWidest, kTurned = Isa::kWidth;
+  const int64_t steps = mpq::quad_steps(shape.columns, shape.step), many = 2 / shape.step;
+  std::memset(weights, 0, shape.words() * sizeof(uint32_t));
+  if (rest) std::memset(rest, 0, shape.words() * sizeof(uint32_t));
+  uint32_t turned[kTurned][kLanes];  // four codes a word, channels side by side
+  const Words offset = *reinterpret_cast<const Words*>(offsets);
+  Words sum = {};
+  for (int64_t row = 0, t = 0; row < shape.rows; ++row) {
+    reinterpret_cast<Words*>(sums)[row] = sum;
+    for (int64_t column = 0; column < shape.columns; ++column, ++t) {
+      if (t % (4 * kTurned) == 0)
+        for (int64_t lane = 0; lane < kLanes; lane += kTurned) {
+          typename Isa::Bytes words[kTurned];
+          Isa::transpose_words(codes + lane * ld + t, ld, words);
+          for (int i = 0; i < kTurned; ++i) Isa::store_bytes(turned[i] + lane, words[i]);
+        }
+      const Words code = *reinterpret_cast<const Words*>(turned[t / 4 % kTurned]) >> int(t % 4 * 8) & 255;
+      const Words w = each * code - offset;
+      sum += w;
+      Words high = w;
+      if (rest) {
+        high = w >> 1;
+        high = high < -128 ? Words{} - 128 : high;
+        high = high > 127 ? Words{} + 127 : high;
+      }
+      for (int64_t e = 0; e < many; ++e) {
+        const int64_t at = (row * steps + (column + e) / 4) * many + e;
+        const int shift = int((column + e) % 4 * 8);
+        reinterpret_cast<Words*>(weights)[at] |= (high & 255) << shift;
+        if (rest) reinterpret_cast<Words*>(rest)[at] |= ((w - 2 * high) & 255) << shift;
+      }
+    }
+  }
+  reinterpret_cast<Words*>(sums)[shape.rows] = sum;
+}
+
+// ---- quads -> results -------------------------------------------------------------------------------
+
+// STEP: from result to result in pixels, 1 or 2. A quad is the first of 4 / STEP results: those that begin with its
+// first pixels meet it, the others the one that begins in its middle.
+template <int QUADS, int STEP>
+inline void quad_sums(const mpq::QuadTask& r, const uint8_t* x, const uint32_t* weights,
+                      typename Isa::Ints (&acc)[QUADS][4 / STEP]) {
+  constexpr int kEach = 2 / STEP;
+  for (int64_t s = 0; s < r.steps; ++s, weights += kEach * mpq::kWidest) {
+    typename Isa::Bytes w[kEach];
+    MPQ_UNROLL for (int e = 0; e < kEach; ++e) w[e] = Isa::load_bytes(weights + e * mpq::kWidest);
+    const uint8_t* at = x + r.offsets[s];
+    typename Isa::Bytes q = Isa::load_bytes(at);
+    MPQ_UNROLL for (int i = 0; i < QUADS; ++i) {
+      const typename Isa::Bytes next = Isa::load_bytes(at + (i + 1) * kQuad), middle = Isa::middle(q, next);
+      MPQ_UNROLL for (int e = 0; e < kEach; ++e) {
+        acc[i][e] = Isa::quad_dot(acc[i][e], q, w[e]);
+        acc[i][kEach + e] = Isa::quad_dot(acc[i][kEach + e], middle, w[e]);
+      }
+      q = next;
+    }
+  }
+}
+
+// Results of QUADS quads from the `first` on, of one row.
+template <int QUADS, int STEP>
+inline void quad_tile(const mpq::QuadTask& r, int64_t row, int64_t first) {
+  constexpr int kMany = 4 / STEP;
+  const Clamp clamp(r.range);
+  for (int lane = 0; lane < mpq::kWidest; lane += Isa::kWidth) {
+    const uint8_t* x = r.x + row * r.x_row + first * kQuad + 4 * lane;
+    typename Isa::Ints acc[QUADS][kMany];
+    const typename Isa::Ints start =  // each pixel is 128 too large
+        Isa::template difference<7>(Isa::load_ints(r.before + lane), Isa::load_ints(r.upto + lane));
+    MPQ_UNROLL for (int i = 0; i < QUADS * kMany; ++i) acc[i / kMany][i % kMany] = r.rest ? Isa::no_ints() : start;
+    quad_sums<QUADS, STEP>(r, x, r.weights + lane, acc);
+    if (r.rest) {
+      MPQ_UNROLL for (int i = 0; i < QUADS * kMany; ++i) {
+        typename Isa::Ints& sum = acc[i / kMany][i % kMany];
+        sum = Isa::template added<8>(start, Isa::template added<8>(sum, sum));
+      }
+      quad_sums<QUADS, STEP>(r, x, r.rest + lane, acc);
+    }
+    const typename Isa::Vec scale = Isa::load(r.scale + lane), bias = Isa::load(r.bias + lane);
+    float* y = r.y + row * r.y_row + first * kMany * r.y_pixel + lane;
+    const int64_t left = r.out_width - first * kMany;
+    MPQ_UNROLL for (int i = 0; i < QUADS * kMany; ++i) if (i < left)
+        Isa::store(y + i * r.y_pixel, clamp(Isa::fused(scale, Isa::to_floats(acc[i / kMany][i % kMany]), bias)));
+  }
+}
+
+// The same of all rows.
+template <int QUADS, int STEP>
+void quad_column(const mpq::QuadTask& r, int64_t first, int64_t quads) {
+  if constexpr (QUADS > 1)
+    if (quads < QUADS) return quad_column<QUADS - 1, STEP>(r, first, quads);
+  for (int64_t row = 0; row < r.rows; ++row) quad_tile<QUADS, STEP>(r, row, first);
+}
+
+template <int STEP>
+void quad_columns(const mpq::QuadTask& r) {
+  constexpr int kMost = (Isa::kWidth == mpq::kWidest ? 4 : 2) * STEP;
+  const int64_t quads = mpq::ceil_div(r.out_width, 4 / STEP);
+  int64_t columns = mpq::ceil_div(quads, kMost);
+  for (int64_t first = 0, many; first < quads; first += many, --columns) {
+    many = mpq::ceil_div(quads - first, columns);  // columns are about equal
+    quad_column<kMost, STEP>(r, first, many);
+  }
+}
+
+void filter_quads(const mpq::QuadTask& r) {
+  if (r.step == 1)
+    quad_columns<1>(r);
+  else
+    quad_columns<2>(r);
+}
+
+}  // namespace
