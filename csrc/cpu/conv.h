@@ -51,9 +51,8 @@ class Scales8 {
     float scale = 0;
   };
 
-  // `beforehand`: first in any case, for those who come back to samples. A fixed scale needs no look at the input if
-  // rounding meets all of it and tells what is not finite.
-  Scales8(const ConvArgs& a, bool beforehand, bool rounds_all = true);
+  // A fixed scale needs no look at the input if rounding meets all of it and tells what is not finite.
+  explicit Scales8(const ConvArgs& a, bool rounds_all = true);
   // Null without 8-bit activations; else of use until the cursor's next sample.
   const float* of(int64_t b, Cursor& at) const;
 

@@ -10,7 +10,7 @@
 namespace mpq {
 namespace {
 
-constexpr int64_t kSmallPlane = 256;  // planes of fewer pixels are turned
+constexpr int64_t kSmallPlane = 256;  // planes of fewer pixels are turned for floats, too
 constexpr int64_t kRowsAtOnce = 64;   // of the weight
 
 // Scales and zeros of all weight rows, which are one group each.
@@ -75,19 +75,22 @@ bool depthwise_takes_bytes(const ConvArgs& a) { return is_last(a); }
 
 void conv_depthwise(const ConvArgs& a) {
   Filters filters(a);
-  const bool plain = is_plain(a);
+  const bool plain = is_plain(a), last = is_last(a), quads = plain && takes_quads(a, filters);
   const bool whole = a.x_stride[3] == 1 && a.x_stride[2] == a.width && a.y_stride[3] == 1;  // planes in one piece
-  const bool last = is_last(a);
-  const bool turned = !last && plain && whole && a.height * a.width < kSmallPlane;
+  const bool turned = !last && plain && whole && (quads || a.height * a.width < kSmallPlane);
   const int64_t reach = (a.kernel[0] - 1) * a.dilation[0] + 1;
   const int64_t last_row = (a.out_height - 1) * a.stride[0] - a.padding[0] + reach;
-  const bool channels = last || turned, quads = channels && takes_quads(a, filters);
-  if (!quads) filters.decode(a);
+  const Scales8 scales(a, a.stride[0] <= reach && last_row >= a.height);
   Spoiled spoiled(a.act8 ? a.batch : 0);
-  // Turned ones go through all samples, channels after channels.
-  const Scales8 scales(a, turned, a.stride[0] <= reach && last_row >= a.height);
-  if (!channels) depthwise_planes(a, filters, scales, spoiled);
-  if (channels) (quads ? depthwise_quads : depthwise_floats)(a, filters, turned, scales, spoiled);
+  if (quads && (last || turned)) {
+    depthwise_quads(a, filters, turned, scales, spoiled);
+  } else {
+    filters.decode(a);
+    if (last || turned)
+      depthwise_floats(a, filters, turned, scales, spoiled);
+    else
+      depthwise_planes(a, filters, scales, spoiled);
+  }
   spoiled.fill(a);
 }
 

@@ -8,26 +8,25 @@ namespace {
 constexpr int64_t kManyTaps = 25;
 constexpr int64_t kNarrow = 16;  // results of a narrow row
 
-// Weights, scales and biases of `count` channels from c0 on, kLanes at a time, as `filter_row` takes them.
+// Weights, scales and biases, kLanes channels at a time, as `filter_row` takes them.
 struct FloatFilters {
   const int64_t taps, blocks;
   Buffer<float> weights, scale, bias, zero;  // weights [block][tap][kLanes]
 
-  FloatFilters(const ConvArgs&, const Filters& f, int64_t c0, int64_t count)
+  FloatFilters(const ConvArgs& a, const Filters& f)
       : taps(f.count),
-        blocks(lane_blocks(count)),
+        blocks(lane_blocks(a.groups)),
         weights(blocks * taps * kLanes),
         scale(blocks * kLanes),
         bias(blocks * kLanes),
         zero(blocks * kLanes) {
     for (Buffer<float>* b : {&scale, &bias, &zero}) std::memset(*b, 0, blocks * kLanes * sizeof(float));
     std::memset(weights, 0, blocks * taps * kLanes * sizeof(float));
-    std::memcpy(scale, f.scale + c0, count * sizeof(float));
-    std::memcpy(bias, f.bias + c0, count * sizeof(float));
-    if (!f.centered) std::memcpy(zero, f.zero + c0, count * sizeof(float));
-    for (int64_t c = 0; c < count; c += kLanes)
-      kernels().transpose(&f.taps[(c0 + c) * taps], taps, std::min(kLanes, count - c), taps, weights + c * taps,
-                          kLanes);
+    std::memcpy(scale, f.scale, a.groups * sizeof(float));
+    std::memcpy(bias, f.bias, a.groups * sizeof(float));
+    if (!f.centered) std::memcpy(zero, f.zero, a.groups * sizeof(float));
+    for (int64_t c = 0; c < a.groups; c += kLanes)
+      kernels().transpose(&f.taps[c * taps], taps, std::min(kLanes, a.groups - c), taps, weights + c * taps, kLanes);
   }
 };
 
@@ -47,9 +46,9 @@ struct FloatRows {
     const int64_t taps = a.weight.k, strides = a.stride[0] * a.stride[1];  // a pixel meets taps / strides of them
     return a.act8 || a.groups % kLanes || (taps >= 6 * strides && (taps >= kManyTaps || a.out_width <= kNarrow));
   }
-  // Bytes of a copied row of all channels, 0 if there is none.
-  static int64_t row_bytes(const ConvArgs& a) {
-    return copies(a) ? (a.width + 2 * a.padding[1]) * lane_blocks(a.groups) * kLanes * int64_t(sizeof(float)) : 0;
+  // Bytes of a copied row of so many channels, 0 if there is none.
+  static int64_t row_bytes(const ConvArgs& a, int64_t channels) {
+    return copies(a) ? (a.width + 2 * a.padding[1]) * lane_blocks(channels) * kLanes * int64_t(sizeof(float)) : 0;
   }
 
   // turned: x is a copy already, of a block of channels.
@@ -71,8 +70,8 @@ struct FloatRows {
 
   // Results' rows first..last of one sample's `channels` from x -> y; `act` is the scale of 8-bit activations. False
   // where one that is rounded is not finite.
-  bool filter(const Filters& f, const FloatFilters& w, int64_t channels, const Input& x, int64_t first, int64_t last,
-              const float* act, const Output& y) {
+  bool filter(const Filters& f, const FloatFilters& w, int64_t c0, int64_t channels, const Input& x, int64_t first,
+              int64_t last, const float* act, const Output& y) {
     const RowsIn in(a, first, last);
     bool finite = true;
     for (int64_t i = in.y0; copied && i < in.y1; ++i) {
@@ -82,7 +81,8 @@ struct FloatRows {
       else
         finite &= kernels().spread(x.floats + i * x.row, x.pixel, a.width, channels, act, out, block);
     }
-    for (int64_t i = 0; i < lane_blocks(channels) * kLanes; ++i) scale[i] = act ? w.scale[i] * *act : w.scale[i];
+    for (int64_t i = 0; i < lane_blocks(channels) * kLanes; ++i)
+      scale[i] = act ? w.scale[c0 + i] * *act : w.scale[c0 + i];
     FilterRow r;
     r.x_row = a.dilation[0] * (copied ? row : x.row), r.x_pixel = copied ? kLanes : x.pixel, r.x_block = kLanes;
     r.width = a.width + (copied ? 2 * a.padding[1] : 0), r.padding = copied ? 0 : a.padding[1];
@@ -94,12 +94,12 @@ struct FloatRows {
         const TapRows taps(a, i);
         landing.aim(y, i, 1, c, r.channels, std::min(r.channels, channels - c));
         r.x = pixels + taps.y * (copied ? row : x.row), r.rows = taps.k1 - taps.k0;
-        r.weights = w.weights + (c * w.taps + taps.k0 * a.kernel[1] * kLanes);
-        r.scale = f.centered ? scale + c : ones, r.bias = f.centered ? w.bias + c : zeros;
+        r.weights = w.weights + ((c0 + c) * w.taps + taps.k0 * a.kernel[1] * kLanes);
+        r.scale = f.centered ? scale + c : ones, r.bias = f.centered ? w.bias + c0 + c : zeros;
         r.range = f.centered ? range_of(a.activation) : Range{};
         r.y = landing.data, r.y_pixel = landing.pixel;
         kernels().filter_row(r);
-        if (!f.centered) settle_row(w, r, c);
+        if (!f.centered) settle_row(w, r, c0, c);
         finite &= landing.land(f.centered);
       }
     }
@@ -114,21 +114,21 @@ struct FloatRows {
   }
 
   // The sums of code * q in r.y -> results, with the sums of q that the ones give.
-  void settle_row(const FloatFilters& w, FilterRow r, int64_t c) {
+  void settle_row(const FloatFilters& w, FilterRow r, int64_t c0, int64_t c) {
     float* sums = r.y;
     const int64_t pixel = r.y_pixel;
     r.weights = ones, r.y = totals, r.y_pixel = kLanes;
     kernels().filter_row(r);
     for (int64_t p = 0; p < a.out_width; ++p)
       for (int64_t j = 0; j < kLanes; ++j)
-        settle(sums + p * pixel + j, totals + p * kLanes + j, 1, scale[c + j], w.zero[c + j], w.bias[c + j]);
+        settle(sums + p * pixel + j, totals + p * kLanes + j, 1, scale[c + j], w.zero[c0 + c + j], w.bias[c0 + c + j]);
   }
 };
 
 }  // namespace
 
 void depthwise_floats(const ConvArgs& a, const Filters& f, bool turn, const Scales8& scales, Spoiled& spoiled) {
-  (turn ? turned<FloatRows> : in_bands<FloatRows>)(a, f, scales, spoiled);
+  by_rows<FloatRows>(a, f, turn, scales, spoiled);
 }
 
 }  // namespace mpq

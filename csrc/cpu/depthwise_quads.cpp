@@ -7,7 +7,7 @@ namespace {
 
 constexpr int64_t kQuad = 4 * kLanes;  // bytes: four pixels of each channel
 
-// Weights of `count` channels from c0 on as `filter_quads` takes them.
+// Weights as `filter_quads` takes them.
 struct QuadFilters {
   const QuadShape shape;
   const int64_t blocks;
@@ -15,22 +15,22 @@ struct QuadFilters {
   Buffer<int32_t> sums;
   Buffer<float> scale, bias;
 
-  QuadFilters(const ConvArgs& a, const Filters& f, int64_t c0, int64_t count)
+  QuadFilters(const ConvArgs& a, const Filters& f)
       : shape{a.kernel[0], a.kernel[1], a.stride[1], f.most > 127},
-        blocks(lane_blocks(count)),
+        blocks(lane_blocks(a.groups)),
         weights(blocks * shape.words()),
         rest(shape.halved ? blocks * shape.words() : 0),
         sums(blocks * shape.sums()),
         scale(blocks * kLanes),
         bias(blocks * kLanes) {
     for (Buffer<float>* b : {&scale, &bias}) std::memset(*b, 0, blocks * kLanes * sizeof(float));
-    std::memcpy(scale, f.scale + c0, count * sizeof(float));
-    std::memcpy(bias, f.bias + c0, count * sizeof(float));
+    std::memcpy(scale, f.scale, a.groups * sizeof(float));
+    std::memcpy(bias, f.bias, a.groups * sizeof(float));
     const Packed& w = a.weight;
     Buffer<uint8_t> codes(kLanes * w.kp + kCodesPast);
     std::memset(codes, 0, kLanes * w.kp + kCodesPast);
     for (int64_t i = 0; i < blocks; ++i) {
-      const int64_t used = std::min(kLanes, count - i * kLanes), n = c0 + i * kLanes;
+      const int64_t used = std::min(kLanes, a.groups - i * kLanes), n = i * kLanes;
       int32_t offsets[kLanes] = {};
       for (int64_t j = 0; j < used; ++j) offsets[j] = f.offset(n + j);
       kernels().unpack(w.row(n), w.bits, codes, used * w.kp);
@@ -52,7 +52,8 @@ struct QuadRows {
   Buffer<float> scale;
   Landing landing;
 
-  static int64_t row_bytes(const ConvArgs& a) { return quads(a) * kQuad * lane_blocks(a.groups); }
+  // Bytes of a copied row of so many channels.
+  static int64_t row_bytes(const ConvArgs& a, int64_t channels) { return quads(a) * kQuad * lane_blocks(channels); }
 
   QuadRows(const ConvArgs& args, int64_t channels, int64_t out_rows, bool)
       : a(args),
@@ -68,8 +69,8 @@ struct QuadRows {
   }
 
   // As FloatRows::filter.
-  bool filter(const Filters&, const QuadFilters& w, int64_t channels, const Input& x, int64_t first, int64_t last,
-              const float* act, const Output& y) {
+  bool filter(const Filters&, const QuadFilters& w, int64_t c0, int64_t channels, const Input& x, int64_t first,
+              int64_t last, const float* act, const Output& y) {
     const RowsIn in(a, first, last);
     bool finite = true;
     for (int64_t i = in.y0; i < in.y1; ++i) {
@@ -80,21 +81,21 @@ struct QuadRows {
         finite &=
             kernels().quads_of_floats(x.floats + i * x.row, x.pixel, a.width, channels, *act, a.padding[1], out, block);
     }
-    for (int64_t i = 0; i < lane_blocks(channels) * kLanes; ++i) scale[i] = w.scale[i] * *act;
+    for (int64_t i = 0; i < lane_blocks(channels) * kLanes; ++i) scale[i] = w.scale[c0 + i] * *act;
     QuadTask r;
     r.offsets = offsets.data(), r.step = a.stride[1], r.out_width = a.out_width;
     r.x_row = a.stride[0] * row, r.range = range_of(a.activation);
     for (int64_t c = 0; c < channels; c += kLanes) {
-      const int64_t i8 = c / kLanes;
-      const int32_t* sums = w.sums + i8 * w.shape.sums();
-      r.scale = scale + c, r.bias = w.bias + c;
+      const int64_t filters = (c0 + c) / kLanes;
+      const int32_t* sums = w.sums + filters * w.shape.sums();
+      r.scale = scale + c, r.bias = w.bias + c0 + c;
       for (int64_t i = first; i < last; i += r.rows) {
         const TapRows taps(a, i);
         int64_t same = i + 1;  // rows that meet the same rows of taps
         while (same < last && TapRows(a, same).k0 == taps.k0 && TapRows(a, same).k1 == taps.k1) ++same;
         r.rows = landing.aim(y, i, same - i, c, kLanes, std::min(kLanes, channels - c));
-        r.x = data + i8 * block + (taps.y - in.y0) * row, r.steps = (taps.k1 - taps.k0) * steps;
-        const int64_t at = i8 * w.shape.words() + taps.k0 * steps * (2 / a.stride[1]) * kLanes;
+        r.x = data + c / kLanes * block + (taps.y - in.y0) * row, r.steps = (taps.k1 - taps.k0) * steps;
+        const int64_t at = filters * w.shape.words() + taps.k0 * steps * (2 / a.stride[1]) * kLanes;
         r.weights = w.weights + at, r.rest = w.shape.halved ? w.rest + at : nullptr;
         r.before = sums + taps.k0 * kLanes, r.upto = sums + taps.k1 * kLanes;
         r.y = landing.data, r.y_row = landing.row, r.y_pixel = landing.pixel;
@@ -121,7 +122,7 @@ bool takes_quads(const ConvArgs& a, const Filters& f) {
 }
 
 void depthwise_quads(const ConvArgs& a, const Filters& f, bool turn, const Scales8& scales, Spoiled& spoiled) {
-  (turn ? turned<QuadRows> : in_bands<QuadRows>)(a, f, scales, spoiled);
+  by_rows<QuadRows>(a, f, turn, scales, spoiled);
 }
 
 }  // namespace mpq

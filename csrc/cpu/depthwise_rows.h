@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "depthwise.h"
 #include "parallel.h"
@@ -94,46 +95,66 @@ class Landing {
   bool direct_ = false;
 };
 
-// Channels that lie side by side, in bands of rows.
-template <class Rows>
-void in_bands(const ConvArgs& a, const Filters& f, const Scales8& scales, Spoiled& spoiled) {
-  const typename Rows::Weights weights(a, f, 0, a.groups);
-  const int64_t copied = Rows::row_bytes(a), reach = (a.kernel[0] - 1) * a.dilation[0];
-  const int64_t most = copied ? (kCopyBytes / copied - reach) / a.stride[0] : 1;
-  const int64_t bands = ceil_div(a.out_height, std::clamp<int64_t>(most, 1, a.out_height));
-  const int64_t rows = ceil_div(a.out_height, bands), work = rows * a.width * a.groups * f.count;
-  parallel_for(a.batch * bands, ceil_div(kConvGrain, work), [&](int64_t begin, int64_t end) {
-    Rows way(a, a.groups, rows, false);
-    Scales8::Cursor cursor;
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / bands, first = i % bands * rows, last = std::min(a.out_height, first + rows);
-      const int64_t in = b * a.x_stride[0], out = b * a.y_stride[0];
-      const Input x{a.x8 ? nullptr : a.x + in, a.x8 ? a.x8 + in : nullptr, a.x_stride[2], a.x_stride[3]};
-      const Output y{a.y8 ? nullptr : a.y + out, a.y8 ? a.y8 + out : nullptr, a.y_stride[2], a.y_stride[3]};
-      if (!way.filter(f, weights, a.groups, x, first, last, scales.of(b, cursor), y)) spoiled.mark(b);
-    }
-  });
-}
+// kLanes planes brought side by side, pixel after pixel, and results brought back.
+class Turned {
+ public:
+  Turned(const ConvArgs& a, int64_t rows)
+      : a_(a), pixels_(RowsIn::most(a, rows) * a.width * kLanes), results_(rows * a.out_width * kLanes) {}
 
-// Small planes: those of kLanes channels are turned, so that the channels lie side by side.
+  // Bytes for each row of results.
+  static int64_t row_bytes(const ConvArgs& a) {
+    return (a.stride[0] * a.width + a.out_width) * kLanes * int64_t(sizeof(float));
+  }
+  // What rows first..last of the results meet, of planes from x on.
+  Input in(const float* x, int64_t channels, int64_t first, int64_t last) {
+    const RowsIn in(a_, first, last);
+    kernels().transpose(x + in.y0 * a_.width, a_.x_stride[1], channels, (in.y1 - in.y0) * a_.width, pixels_, kLanes);
+    return {pixels_ - in.y0 * a_.width * kLanes, nullptr, a_.width * kLanes, kLanes};
+  }
+  // Where they go first, and from there into planes from y on.
+  Output out(int64_t first) {
+    return {results_ - first * a_.out_width * kLanes, nullptr, a_.out_width * kLanes, kLanes};
+  }
+  void put(float* y, int64_t channels, int64_t first, int64_t last) const {
+    kernels().transpose(results_, kLanes, (last - first) * a_.out_width, channels, y + first * a_.out_width,
+                        a_.y_stride[1]);
+  }
+
+ private:
+  const ConvArgs& a_;
+  Buffer<float> pixels_, results_;
+};
+
+// In bands of rows, of all channels where they lie side by side, else of kLanes that are turned to do so.
 template <class Rows>
-void turned(const ConvArgs& a, const Filters& f, const Scales8& scales, Spoiled& spoiled) {
-  const int64_t blocks = lane_blocks(a.groups), in = a.height * a.width, out = a.out_height * a.out_width;
-  parallel_for(blocks, ceil_div(kConvGrain, kLanes * a.batch * out * f.count), [&](int64_t begin, int64_t end) {
-    Buffer<float> pixels(in * kLanes), results(out * kLanes);
-    Rows way(a, kLanes, a.out_height, true);
+void by_rows(const ConvArgs& a, const Filters& f, bool turn, const Scales8& scales, Spoiled& spoiled) {
+  const typename Rows::Weights weights(a, f);
+  const int64_t many = turn ? kLanes : a.groups, blocks = ceil_div(a.groups, many);
+  const int64_t copied = Rows::row_bytes(a, many) * a.stride[0] + (turn ? Turned::row_bytes(a) : 0);
+  const int64_t most = copied ? kCopyBytes / copied - (a.kernel[0] - 1) * a.dilation[0] / a.stride[0] : 1;
+  const int64_t bands = ceil_div(a.out_height, std::clamp<int64_t>(most, 1, a.out_height));
+  const int64_t rows = ceil_div(a.out_height, bands), work = rows * a.width * many * f.count;
+  parallel_for(a.batch * blocks * bands, ceil_div(kConvGrain, work), [&](int64_t begin, int64_t end) {
+    Rows way(a, many, rows, turn);
+    std::optional<Turned> turned;
+    if (turn) turned.emplace(a, rows);
     Scales8::Cursor cursor;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t c0 = i * kLanes, channels = std::min(kLanes, a.groups - c0);
-      const typename Rows::Weights weights(a, f, c0, channels);
-      for (int64_t b = 0; b < a.batch; ++b) {
-        kernels().transpose(a.x + b * a.x_stride[0] + c0 * a.x_stride[1], a.x_stride[1], channels, in, pixels, kLanes);
-        if (!way.filter(f, weights, channels, {pixels, nullptr, a.width * kLanes, kLanes}, 0, a.out_height,
-                        scales.of(b, cursor), {results, nullptr, a.out_width * kLanes, kLanes}))
-          spoiled.mark(b);
-        kernels().transpose(results, kLanes, out, channels, a.y + b * a.y_stride[0] + c0 * a.y_stride[1],
-                            a.y_stride[1]);
+      const int64_t b = i / (blocks * bands), c = i / bands % blocks * many, channels = std::min(many, a.groups - c);
+      const int64_t first = i % bands * rows, last = std::min(a.out_height, first + rows);
+      const int64_t from = b * a.x_stride[0] + c * a.x_stride[1], to = b * a.y_stride[0] + c * a.y_stride[1];
+      const float* act = scales.of(b, cursor);
+      bool finite;
+      if (turn) {
+        finite = way.filter(f, weights, c, channels, turned->in(a.x + from, channels, first, last), first, last, act,
+                            turned->out(first));
+        turned->put(a.y + to, channels, first, last);
+      } else {
+        const Input x{a.x8 ? nullptr : a.x + from, a.x8 ? a.x8 + from : nullptr, a.x_stride[2], a.x_stride[3]};
+        const Output y{a.y8 ? nullptr : a.y + to, a.y8 ? a.y8 + to : nullptr, a.y_stride[2], a.y_stride[3]};
+        finite = way.filter(f, weights, c, channels, x, first, last, act, y);
       }
+      if (!finite) spoiled.mark(b);
     }
   });
 }

@@ -46,7 +46,7 @@ struct Image8 {
     const int64_t bytes = padded(a.batch * sample());
     if (height * width > a.height * a.width || pixel > a.in_channels) std::memset(data, 0, bytes);
     std::memset(data + bytes - kBlock, 0, kBlock + kSlack);
-    const Scales8 found(a, false);
+    const Scales8 found(a);
     Spoiled spoiled(a.batch);
     const bool last = a.x8 || (a.x_stride[1] == 1 && a.in_channels > 1);
     // Pixels that lie in one piece: a whole plane, or a row.

@@ -35,8 +35,8 @@ bool each_by_one(int64_t samples) {
 
 }  // namespace
 
-Scales8::Scales8(const ConvArgs& a, bool beforehand, bool rounds_all)
-    : a_(a), rounds_all_(rounds_all), known_(a.act8 && !a.x8 && (beforehand || !each_by_one(a.batch)) ? a.batch : 0) {
+Scales8::Scales8(const ConvArgs& a, bool rounds_all)
+    : a_(a), rounds_all_(rounds_all), known_(a.act8 && !a.x8 && !each_by_one(a.batch) ? a.batch : 0) {
   if (!known_) return;
   const bool fixed = a.act_scale.values && rounds_all;
   Buffer<float> tops(fixed ? 0 : a.batch * a.height);
