@@ -95,6 +95,7 @@ def test_kernels_under_sanitizers_and_emulation(sanitized: Path, tmp_path: Path)
         "tests/test_conv_paths.py",
         "tests/test_activated.py",
         "tests/test_conv_bytes.py",
+        "tests/test_depthwise_bytes.py",
         "tests/test_static_activations.py",
         "tests/test_gram.py",
         "tests/test_probe_errors.py",

@@ -20,7 +20,7 @@ DEPTHWISE = [
     (33, 33, 33, (5, 5), (1, 1), (2, 2), (1, 1), 6, 9),  # a tail of one channel
     (40, 40, 40, (3, 3), (2, 2), (1, 1), (1, 1), 33, 35),  # rows in place when channels run fastest
     (32, 32, 32, (5, 5), (2, 2), (2, 2), (1, 1), 20, 41),  # rows copied
-    (17, 17, 17, (3, 3), (1, 1), (0, 1), (1, 1), 16, 16),  # planes too large to be turned
+    (17, 17, 17, (3, 3), (1, 1), (0, 1), (1, 1), 16, 16),  # planes too large to be turned as floats
     (16, 16, 16, (7, 3), (3, 2), (3, 4), (1, 3), 19, 23),  # no kernel of its own
     (16, 16, 16, (2, 4), (1, 1), (5, 6), (2, 1), 3, 4),  # results that meet nothing but padding
     (3, 3, 3, (3, 3), (1, 1), (1, 1), (1, 1), 90, 110),  # several bands of a plane

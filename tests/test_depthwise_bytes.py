@@ -30,8 +30,8 @@ STEPS = [  # stride, padding, dilation
 ]
 ZEROS = {
     2: (1.5, 0.0, 2.0, 70.0),
-    4: (7.5, 0.0, 15.0, 3.25, 50.0, 100.0),
-    8: (127.5, 128.0, 64.0, 191.5, 0.0, 255.0, 40.25),
+    4: (7.5, 0.0, 15.0, 3.25, 32.0, 50.0, 100.0),
+    8: (127.5, 128.0, 64.5, 190.5, 64.0, 191.5, 0.0, 255.0, 40.25),
 }
 
 
@@ -67,6 +67,21 @@ def test_sums_are_exact(path: SimpleNamespace, kernel: tuple, stride: tuple, pad
                 assert torch.equal(small, (want / 64).round().clamp(-127, 127).to(torch.int8)), (bits, zero)
 
 
+@pytest.mark.parametrize("stride,width", [((2, 1), 400), ((1, 2), 401), ((1, 1), 900)])
+def test_bands_of_rows(path: SimpleNamespace, stride: tuple[int, int], width: int) -> None:
+    """So large that rows are worked on in several bands, planes and channels side by side."""
+    channels, kernel, padding, dilation = 35, (5, 3), (3, 1), (2, 1)
+    x, codes = integers(1, channels, 60, width), torch.randint(16, (channels, 15), dtype=torch.uint8)
+    want = F.conv2d(x.double(), (codes - 7.5).double().view(-1, 1, *kernel), None, stride, padding, dilation, channels)
+    packed = (path.pack(codes, 4), torch.ones(channels, 1), torch.tensor([7.5]), None)
+    how = (4, 0, kernel, stride, padding, dilation, channels)
+    last = x.contiguous(memory_format=LAST)
+    for images in (x, last):
+        assert torch.equal(path.conv2d(images, *packed, *how, 8, ONE), want.float())
+    small = path.conv2d_bytes(last.to(torch.int8), *packed, *how, ONE, None, None, torch.tensor([32.0]))
+    assert torch.equal(small, (want / 32).round().clamp(-127, 127).to(torch.int8))
+
+
 @pytest.mark.parametrize("zeros", [[7.5, 0.0], [0.0, 200.0], [3.0, 7.25]])
 def test_each_channel_has_its_zero(path: SimpleNamespace, zeros: list[float]) -> None:
     codes, x = torch.randint(16, (32, 9), dtype=torch.uint8), integers(2, 32, 12, 13)
@@ -83,7 +98,7 @@ def test_halves_are_rounded_to_even(path: SimpleNamespace, scale: float) -> None
     codes, s = torch.full((16, 1), 3, dtype=torch.uint8), torch.tensor([scale])
     halves = (torch.arange(-140, 140) + 0.5) * s
     beside = torch.cat([halves.nextafter(torch.tensor(torch.inf)), halves, halves.nextafter(torch.tensor(-torch.inf))])
-    far = torch.tensor([127.49, 1e3, 5e6, 2e7, 1e20, 3e38 * min(scale, 1)]) * s
+    far = torch.tensor([127.49, 1e3, 5e6, 9e6, 1.2e7, 12582912.0, 2e7, 1e20, 3e38 * min(scale, 1)]) * s
     x = torch.cat([beside, far, -far, torch.zeros(30)])
     x = x[: len(x) // 32 * 32].view(-1, 1, 4, 8).expand(-1, 16, -1, -1)
     want = (x / s).round().clamp(-127, 127)

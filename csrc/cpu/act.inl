@@ -31,11 +31,13 @@ struct Rounder {
         magic(Isa::set1(kRound)),
         safe(s > 0x1p-100f && s < 0x1p100f) {}
 
-  // N vectors of x -> magic + q, of a size below 2^22: a test serves them all. `strange` turns NaN where one holds an
+  // N vectors of x -> magic + q, of a size up to 2^22: a test serves them all. `strange` turns NaN where one holds an
   // infinity or NaN.
   template <int N>
   void integers(typename Isa::Vec (&x)[N], typename Isa::Vec& strange) const {
-    constexpr int32_t kHuge = int32_t(0xb4800000);  // bits that magic + q has from 2^22 on, and infinities and NaN
+    // Of these bits magic + q has none below 2^22, infinities and NaN have some. So have most larger numbers; of the
+    // others the two products are at least 2 apart.
+    constexpr int32_t kHuge = int32_t(0xb4800000);
     typename Isa::Vec q[N];
     typename Isa::Ints unlike = Isa::no_ints(), bits = Isa::no_ints();
     for (int i = 0; i < N; ++i) {

@@ -1,5 +1,5 @@
-// conv2d: which way a convolution takes. The choice depends on shapes alone, so a result never depends on the number
-// of threads.
+// conv2d: which way a convolution takes. The choice depends on shapes, the weight and the instruction set, so a result
+// never depends on the number of threads.
 #include <algorithm>
 #include <cstring>
 #include <limits>

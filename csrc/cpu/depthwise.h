@@ -1,6 +1,7 @@
-// What the two ways of a depthwise convolution share: its weights, and how integer sums become results.
+// What the ways of a depthwise convolution share: its weights, and how integer sums become results.
 //
-// 8-bit activations take the same ways as others: with codes and activations as integers every fp32 sum is exact.
+// Bytes have a way of their own, through quads. Where that does not serve, 8-bit activations go the ways of floats:
+// with codes and activations as integers every fp32 sum is exact.
 #pragma once
 #include <vector>
 

@@ -109,8 +109,12 @@ struct FloatRows {
  private:
   // As `Kernels::spread`, of what is rounded already. Past the last channel nothing is written.
   void widen(const int8_t* x, int64_t pixel, int64_t channels, float* out) const {
-    for (int64_t i = 0; i < a.width; ++i, x += pixel, out += kLanes)
-      for (int64_t c = 0; c < channels; ++c) out[c / kLanes * block + c % kLanes] = x[c];
+    for (int64_t c = 0; c < channels; c += kLanes, out += block)
+      for (int64_t i = 0; i < a.width; ++i)
+        if (const int8_t* from = x + i * pixel + c; c + kLanes <= channels)
+          for (int64_t j = 0; j < kLanes; ++j) out[i * kLanes + j] = from[j];
+        else
+          for (int64_t j = 0; j < channels - c; ++j) out[i * kLanes + j] = from[j];
   }
 
   // The sums of code * q in r.y -> results, with the sums of q that the ones give.

@@ -5,8 +5,6 @@
 namespace mpq {
 namespace {
 
-constexpr int64_t kQuad = 4 * kLanes;  // bytes: four pixels of each channel
-
 // Weights as `filter_quads` takes them.
 struct QuadFilters {
   const QuadShape shape;
@@ -16,7 +14,7 @@ struct QuadFilters {
   Buffer<float> scale, bias;
 
   QuadFilters(const ConvArgs& a, const Filters& f)
-      : shape{a.kernel[0], a.kernel[1], a.stride[1], f.most > 127},
+      : shape{a.kernel[0], a.kernel[1], a.stride[1], f.most > float(kByteMost)},
         blocks(lane_blocks(a.groups)),
         weights(blocks * shape.words()),
         rest(shape.halved ? blocks * shape.words() : 0),
@@ -27,17 +25,19 @@ struct QuadFilters {
     std::memcpy(scale, f.scale, a.groups * sizeof(float));
     std::memcpy(bias, f.bias, a.groups * sizeof(float));
     const Packed& w = a.weight;
-    Buffer<uint8_t> codes(kLanes * w.kp + kCodesPast);
-    std::memset(codes, 0, kLanes * w.kp + kCodesPast);
-    for (int64_t i = 0; i < blocks; ++i) {
-      const int64_t used = std::min(kLanes, a.groups - i * kLanes), n = i * kLanes;
-      int32_t offsets[kLanes] = {};
-      for (int64_t j = 0; j < used; ++j) offsets[j] = f.offset(n + j);
-      kernels().unpack(w.row(n), w.bits, codes, used * w.kp);
-      std::memset(codes + used * w.kp, 0, (kLanes - used) * w.kp);
-      kernels().quad_weights(shape, codes, w.kp, f.each(), offsets, weights + i * shape.words(),
-                             shape.halved ? rest + i * shape.words() : nullptr, sums + i * shape.sums());
-    }
+    parallel_for(blocks, ceil_div(kConvGrain, 2 * kLanes * w.kp), [&](int64_t begin, int64_t end) {
+      Buffer<uint8_t> codes(kLanes * w.kp + kCodesPast);
+      std::memset(codes, 0, kLanes * w.kp + kCodesPast);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t n = i * kLanes, used = std::min(kLanes, a.groups - n);
+        int32_t offsets[kLanes] = {};
+        for (int64_t j = 0; j < used; ++j) offsets[j] = f.offset(n + j);
+        kernels().unpack(w.row(n), w.bits, codes, used * w.kp);
+        std::memset(codes + used * w.kp, 0, (kLanes - used) * w.kp);
+        kernels().quad_weights(shape, codes, w.kp, f.each(), offsets, weights + i * shape.words(),
+                               shape.halved ? rest + i * shape.words() : nullptr, sums + i * shape.sums());
+      }
+    });
   }
 };
 
@@ -45,10 +45,16 @@ struct QuadFilters {
 struct QuadRows {
   using Weights = QuadFilters;
 
+  struct Run {  // of rows of results that meet the same rows of taps
+    int64_t first, rows;
+    TapRows taps;  // of the first one
+  };
+
   const ConvArgs& a;
   const int64_t steps, row, block;  // steps: quads that a row of taps meets; row, block: bytes
   Buffer<uint8_t> data;
   std::vector<int64_t> offsets;
+  std::vector<Run> runs;
   Buffer<float> scale;
   Landing landing;
 
@@ -85,22 +91,27 @@ struct QuadRows {
     QuadTask r;
     r.offsets = offsets.data(), r.step = a.stride[1], r.out_width = a.out_width;
     r.x_row = a.stride[0] * row, r.range = range_of(a.activation);
+    runs.clear();
+    for (int64_t i = first; i < last; ++i)
+      if (const TapRows taps(a, i); runs.empty() || taps.k0 != runs.back().taps.k0 || taps.k1 != runs.back().taps.k1)
+        runs.push_back({i, 1, taps});
+      else
+        ++runs.back().rows;
     for (int64_t c = 0; c < channels; c += kLanes) {
       const int64_t filters = (c0 + c) / kLanes;
       const int32_t* sums = w.sums + filters * w.shape.sums();
       r.scale = scale + c, r.bias = w.bias + c0 + c;
-      for (int64_t i = first; i < last; i += r.rows) {
-        const TapRows taps(a, i);
-        int64_t same = i + 1;  // rows that meet the same rows of taps
-        while (same < last && TapRows(a, same).k0 == taps.k0 && TapRows(a, same).k1 == taps.k1) ++same;
-        r.rows = landing.aim(y, i, same - i, c, kLanes, std::min(kLanes, channels - c));
-        r.x = data + c / kLanes * block + (taps.y - in.y0) * row, r.steps = (taps.k1 - taps.k0) * steps;
-        const int64_t at = filters * w.shape.words() + taps.k0 * steps * (2 / a.stride[1]) * kLanes;
+      for (const Run& run : runs) {
+        const int64_t at = filters * w.shape.words() + run.taps.k0 * steps * (2 / a.stride[1]) * kLanes;
+        r.x = data + c / kLanes * block + (run.taps.y - in.y0) * row, r.steps = (run.taps.k1 - run.taps.k0) * steps;
         r.weights = w.weights + at, r.rest = w.shape.halved ? w.rest + at : nullptr;
-        r.before = sums + taps.k0 * kLanes, r.upto = sums + taps.k1 * kLanes;
-        r.y = landing.data, r.y_row = landing.row, r.y_pixel = landing.pixel;
-        kernels().filter_quads(r);
-        finite &= landing.land(true);
+        r.before = sums + run.taps.k0 * kLanes, r.upto = sums + run.taps.k1 * kLanes;
+        for (int64_t i = 0; i < run.rows; i += r.rows, r.x += r.rows * r.x_row) {
+          r.rows = landing.aim(y, run.first + i, run.rows - i, c, kLanes, std::min(kLanes, channels - c));
+          r.y = landing.data, r.y_row = landing.row, r.y_pixel = landing.pixel;
+          kernels().filter_quads(r);
+          finite &= landing.land(true);
+        }
       }
     }
     return finite;

@@ -126,16 +126,18 @@ class Turned {
 };
 
 // In bands of rows, of all channels where they lie side by side, else of kLanes that are turned to do so.
-template <class Rows>
+template <class Way>
 void by_rows(const ConvArgs& a, const Filters& f, bool turn, const Scales8& scales, Spoiled& spoiled) {
-  const typename Rows::Weights weights(a, f);
+  const typename Way::Weights weights(a, f);
   const int64_t many = turn ? kLanes : a.groups, blocks = ceil_div(a.groups, many);
-  const int64_t copied = Rows::row_bytes(a, many) * a.stride[0] + (turn ? Turned::row_bytes(a) : 0);
-  const int64_t most = copied ? kCopyBytes / copied - (a.kernel[0] - 1) * a.dilation[0] / a.stride[0] : 1;
+  const int64_t copied = Way::row_bytes(a, many) * a.stride[0] + (turn ? Turned::row_bytes(a) : 0);
+  // Rows of the input that bands share are worked on for each: a fourth of all, at the most.
+  const int64_t shared = (a.kernel[0] - 1) * a.dilation[0] / a.stride[0];
+  const int64_t most = copied ? std::max(kCopyBytes / copied - shared, 3 * shared) : 1;
   const int64_t bands = ceil_div(a.out_height, std::clamp<int64_t>(most, 1, a.out_height));
   const int64_t rows = ceil_div(a.out_height, bands), work = rows * a.width * many * f.count;
   parallel_for(a.batch * blocks * bands, ceil_div(kConvGrain, work), [&](int64_t begin, int64_t end) {
-    Rows way(a, many, rows, turn);
+    Way way(a, many, rows, turn);
     std::optional<Turned> turned;
     if (turn) turned.emplace(a, rows);
     Scales8::Cursor cursor;

@@ -79,9 +79,12 @@ struct FilterRow {
   int64_t y_pixel = 0, out_width = 0, channels = 0;  // channels: a multiple of kWidest
 };
 
-// Taps of a depthwise layer against quads: words of four neighbouring pixels of a channel, from the fourth, eighth, ...
-// of a row that begins with its padding. Where results lie a pixel apart, every other one begins within a half quad, so
-// that weights are there twice, for each; `halved` where w = 2 * weight + rest.
+// A quad is four neighbouring pixels of each of kWidest channels, bytes q + 128 as [kWidest][4], in a row of pixels
+// that begins with its padding and is cut into quads from there. A result begins with a quad's first or second pixel,
+// or with those of the quad between two; where results lie a pixel apart weights are there twice, for either pixel.
+// `halved`: w = 2 * weight + rest, as sizes above kByteMost need.
+constexpr int64_t kQuad = 4 * kWidest;  // bytes
+constexpr int64_t kByteMost = 127;
 constexpr int64_t quad_steps(int64_t columns, int64_t step) { return ceil_div(columns + (step == 1), int64_t(4)); }
 struct QuadShape {
   int64_t rows, columns, step;  // step: from result to result, 1 or 2 pixels

@@ -127,8 +127,8 @@ void fetch_grids(const Packed& w, int64_t n0, int64_t n1) {
       __builtin_prefetch(static_cast<const char*>(grids) + i);
 }
 
-// Bytes of panels that memory is asked for ahead: measured. Few rows against 8 bits leave a processor the time to ask by
-// itself, and are slower if asked for it, too.
+// Bytes of panels that memory is asked for ahead: measured. Few rows against 8 bits leave the processor time to ask by
+// itself, which is faster.
 constexpr int64_t far_ahead(int bits, int64_t rows) { return bits < 8 ? 16384 : rows > 5 ? 8192 : 0; }
 
 // Rows of activations rounded to 8 bits.

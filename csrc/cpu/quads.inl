@@ -3,7 +3,8 @@
 
 namespace {
 
-constexpr int64_t kQuad = 4 * mpq::kWidest;  // bytes
+using mpq::kQuad;
+static_assert(Isa::kQuadMost <= 2 * 127 + mpq::kByteMost);  // of 2 * weight + rest, both bytes
 
 // ---- pixels -> quads --------------------------------------------------------------------------------
 
@@ -29,7 +30,7 @@ inline void quad_of(const T* x, int64_t pixel, const bool (&there)[4], int64_t c
     T rest[4][kOnce];
     if (WHOLE)  // a line after the other, as if pixels had no more channels
       for (int i = 0; i < int(4 * kOnce * sizeof(T)); i += mpq::kLine)
-        __builtin_prefetch(reinterpret_cast<const char*>(x + 3 * c + kSpreadAhead) + i);
+        __builtin_prefetch(reinterpret_cast<const char*>(x + 3 * c) + kSpreadAhead * sizeof(float) + i);
     MPQ_UNROLL for (int i = 0; i < 4; ++i) from[i] = WHOLE || there[i] ? x + i * pixel : nothing;
     if (__builtin_expect(c + kOnce > channels, 0))
       for (int i = 0; i < 4; ++i) {
@@ -96,7 +97,7 @@ void quad_weights(const mpq::QuadShape& shape, const uint8_t* codes, int64_t ld,
       Words high = w;
       if (rest) {
         high = w >> 1;
-        high = high < -128 ? Words{} - 128 : high;
+        high = high < -128 ? Words{} - 128 : high;  // what is too much is left to the rest
         high = high > 127 ? Words{} + 127 : high;
       }
       for (int64_t e = 0; e < many; ++e) {

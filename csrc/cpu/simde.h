@@ -22,13 +22,6 @@ static inline __m512i mpq_cvtepu8_epi32(__m128i a) {
   for (int i = 0; i < 16; ++i) out[i] = in[i];
   return _mm512_load_si512(out);
 }
-static inline __m512i mpq_cvtepi8_epi32(__m128i a) {
-  alignas(16) int8_t in[16];
-  alignas(64) int32_t out[16];
-  _mm_store_si128(reinterpret_cast<__m128i*>(in), a);
-  for (int i = 0; i < 16; ++i) out[i] = in[i];
-  return _mm512_load_si512(out);
-}
 static inline __m512i mpq_cvtepu8_epi16(__m256i a) {
   alignas(32) uint8_t in[32];
   alignas(64) int16_t out[32];
@@ -57,7 +50,6 @@ static inline __m128i mpq_cvtepi32_epi8(__m512i a) {
   for (int i = 0; i < 16; ++i) out[i] = int8_t(in[i]);
   return _mm_load_si128(reinterpret_cast<const __m128i*>(out));
 }
-#define _mm512_cvtepi8_epi32 mpq_cvtepi8_epi32
 #define _mm512_cvtepi32_epi8 mpq_cvtepi32_epi8
 #define _mm512_cvtepi32_ps mpq_cvtepi32_ps
 #define _mm512_cvtepu8_epi16 mpq_cvtepu8_epi16

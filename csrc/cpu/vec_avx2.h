@@ -183,7 +183,8 @@ struct Avx2 {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
   }
 
-  // Four bytes a lane: sums of their products by those of weights, whose size is at most kQuadMost.
+  // Four bytes a lane, each q + 128: sums of their products by signed ones. Weights of a size up to kQuadMost are one
+  // such byte, or two where that is above 127.
   static constexpr int64_t kQuadMost = 64;  // 255 * 64 * 2 fits 16 bits
   static Ints quad_dot(Ints sum, Bytes x, Bytes w) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1)));
@@ -193,7 +194,6 @@ struct Avx2 {
     return _mm256_slli_epi32(_mm256_sub_epi32(a, b), BITS);
   }
   static Ints load_ints(const void* p) { return load_bytes(p); }
-  static void store_ints(void* p, Ints a) { store_bytes(p, a); }
   static Ints as_ints(Vec a) { return _mm256_castps_si256(a); }
   // Bits in which two of some vectors differ, bits that are set in any, and whether there are some, these within a
   // mask.

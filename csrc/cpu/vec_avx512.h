@@ -166,7 +166,6 @@ struct Avx512 : Avx2 {
     return (a - b) * (1 << BITS);
   }
   static Ints load_ints(const void* p) { return (Ints)load_bytes(p); }
-  static void store_ints(void* p, Ints a) { store_bytes(p, (__m512i)a); }
   static Ints as_ints(Vec a) { return (Ints)_mm512_castps_si512(a); }
   static Ints unlike(Ints bits, Vec a, Vec b) { return bits | (as_ints(a) ^ as_ints(b)); }
   static Ints with_bits(Ints bits, Vec a) { return bits | as_ints(a); }

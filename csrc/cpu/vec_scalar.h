@@ -188,7 +188,8 @@ struct Isa {
   }
   static Ints widened(const Ints& sum, const Ints&) { return sum; }  // nothing is narrow here
 
-  // Four bytes a lane: sums of their products by those of weights, whose size is at most kQuadMost.
+  // Four bytes a lane, each q + 128: sums of their products by signed ones. Weights of a size up to kQuadMost are one
+  // such byte, or two where that is above 127.
   static constexpr int64_t kQuadMost = 381;  // in two parts
   static Ints quad_dot(Ints sum, const Bytes& x, const Bytes& w) { return dot<8>(sum, x, w); }
   template <int BITS>
@@ -201,7 +202,6 @@ struct Isa {
     std::memcpy(r.v, p, sizeof r.v);
     return r;
   }
-  static void store_ints(void* p, const Ints& a) { std::memcpy(p, a.v, sizeof a.v); }
   static Ints as_ints(const Vec& a) { return load_ints(a.v); }
   // Bits in which two of some vectors differ, bits that are set in any, and whether there are some, these within a
   // mask.
