@@ -27,7 +27,8 @@ void load_grids(const Packed& w, float* scales, float* zeros) {
 
 Filters::Filters(const ConvArgs& a) : count(a.weight.k), scale(a.weight.n), bias(a.weight.n), zero(a.weight.n) {
   const Packed& w = a.weight;
-  for (int64_t n = 0; n < w.n; ++n) bias[n] = Target(a, n).bias(a);
+  for (int64_t n = 0; n < w.n; ++n)  // of one variant, rows are channels: no division for each
+    bias[n] = a.variants > 1 ? Target(a, n).bias(a) : a.bias ? a.bias[n] : 0;
   if (a.act8) load_grids(w, scale, zero);
   // A zero of whole halves leaves integers of twice the size, and one sum serves.
   for (int64_t n = 0; a.act8 && n < (w.zero_each ? w.n : 1); ++n)

@@ -8,7 +8,7 @@ static_assert(Isa::kQuadMost <= 2 * 127 + mpq::kByteMost);  // of 2 * weight + r
 
 // ---- pixels -> quads --------------------------------------------------------------------------------
 
-// One quad of as many channels as a pixel's vector has floats, or of kWidest.
+// One quad: of kWidth channels from floats, of kWidest from bytes.
 inline void put_quad(const float* const (&x)[4], const Rounder* round, typename Isa::Vec& strange, uint8_t* out) {
   typename Isa::Vec v[4];
   MPQ_UNROLL for (int i = 0; i < 4; ++i) v[i] = Isa::load(x[i]);
@@ -113,8 +113,8 @@ void quad_weights(const mpq::QuadShape& shape, const uint8_t* codes, int64_t ld,
 
 // ---- quads -> results -------------------------------------------------------------------------------
 
-// STEP: from result to result in pixels, 1 or 2. A quad is the first of 4 / STEP results: those that begin with its
-// first pixels meet it, the others the one that begins in its middle.
+// STEP: from result to result in pixels, 1 or 2. In each quad begin 4 / STEP results: the first half of them meet the
+// quad itself, the others the one that begins in its middle.
 template <int QUADS, int STEP>
 inline void quad_sums(const mpq::QuadTask& r, const uint8_t* x, const uint32_t* weights,
                       typename Isa::Ints (&acc)[QUADS][4 / STEP]) {
