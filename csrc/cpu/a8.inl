@@ -56,8 +56,6 @@ void grid_a8(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zero
 
 // C rows of activations by kTileVecs vectors of weight rows, all sums in registers. Where these are few, quads of codes
 // take turns between several sums, so that none waits for its last product.
-constexpr int kTileVecs = 2;
-
 template <int C>
 struct Sums8 {
   typename Isa::Ints v[C][kTileVecs];
@@ -169,32 +167,30 @@ template <int C, class Take>
 
 // The panel's columns from j on, rows of activations from m on. By reference: a copy is read again by vectors that wait
 // until its words have reached the cache, behind all results of the tile before. `ahead`: as in Panel8.
-template <int BITS, int C>
-void a8_tile(const Packed& w, const Spans& spans, const Panel8& panel, int64_t j, const Acts8& a, int64_t m,
-             int64_t ahead, float* y, int64_t ldy) {
+template <int BITS, int C, class Landing>
+bool a8_tile(const Packed& w, const Spans& spans, const Panel8& panel, int64_t j, const Acts8& a, int64_t m,
+             int64_t ahead, const Landing& landing) {
   using Vec = typename Isa::Vec;
+  const Landing y = landing;
+  typename Landing::Held held;
   const int64_t zero_step = w.zero_each ? kPanel : 0, end = (w.k + 15) / 16 * 16;
-  // Where results go, lines far apart. Unrolled, their addresses would be kept in registers of vectors.
-#pragma GCC unroll 1
-  for (int c = 0; c < C; ++c)
-    for (int v = 0; v < kTileVecs; ++v) __builtin_prefetch(y + c * ldy + v * Isa::kWidth, 1);
+  y.template fetch<C>();
   const uint8_t* codes = panel.codes + 4 * j;
   Grids8 grid{panel.scales + j, panel.zeros + j, a.scales + m * w.groups, a.sums + m * spans.count};
   Place at{a.q + m * a.ld, a.piece, a.jumps, ahead};
-  const Clamp clamp(panel.range);
   const float* bias = panel.bias + j;
   Vec shift[kTileVecs];
   MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) shift[v] = Isa::load(bias + v * Isa::kWidth);
-  const auto put = [&](int c, int v, Vec sum) __attribute__((always_inline)) {
-    Isa::store(y + c * ldy + v * Isa::kWidth, clamp(Isa::add(sum, shift[v])));
-  };
-  if (spans.count == 1)  // straight from sums to results
-    return a8_scaled(a8_span<BITS, C>(codes, a, at, end), grid, 1, 1,
-                     [&](int c, int v, Vec value, Vec scale)
-                         __attribute__((always_inline)) { put(c, v, Isa::mul(value, scale)); });
+  if (spans.count == 1) {  // straight from sums to results
+    a8_scaled(a8_span<BITS, C>(codes, a, at, end), grid, 1, 1,
+              [&](int c, int v, Vec value, Vec scale) __attribute__((always_inline)) {
+                y.template put<C>(held, c, v, Isa::fused(value, scale, shift[v]));
+              });
+    return y.done(held);
+  }
   // Results fill no registers, but are read and written nowhere else than in their places on the stack.
   Vec tile[C][kTileVecs];
-  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) tile[c][v] = Isa::zero();
+  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) tile[c][v] = shift[v];
   int64_t k = 0, left = smaller(spans.group, end);
   for (int64_t s = 0; s < spans.count; ++s) {  // without a division, which would hold up what follows
     const int64_t length = smaller(spans.length, left), bytes = mpq::packed_bytes(length, BITS) * kPanel;
@@ -206,35 +202,92 @@ void a8_tile(const Packed& w, const Spans& spans, const Panel8& panel, int64_t j
     grid.scales += kPanel, grid.zeros += zero_step, ++grid.act_scales;
     left = smaller(spans.group, end - k);
   }
-  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) put(c, v, tile[c][v]);
+  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v)
+      y.template put<C>(held, c, v, tile[c][v]);
+  return y.done(held);
 }
 
-template <int BITS, int C>
-void a8_rows(const Packed& w, const Spans& spans, const Panel8& panel, const Acts8& a, int64_t m, int64_t rows,
-             float* y, int64_t ldy) {
+template <int C>
+struct Constant {
+  constexpr operator int() const { return C; }
+};
+
+// tile(m, j, C) takes C rows of activations from m on, and the panel's columns from j on.
+template <int C, class Tile>
+void a8_rows(const Panel8& panel, int64_t m, int64_t rows, const Tile& tile) {
   if (rows == C) {
-    for (int64_t j = 0; j < kPanel; j += kTileVecs * Isa::kWidth)
-      a8_tile<BITS, C>(w, spans, panel, j, a, m, m + j ? 0 : panel.ahead, y + m * ldy + j, ldy);
+    for (int64_t j = 0; j < panel.columns; j += kTileVecs * Isa::kWidth) tile(m, j, Constant<C>());
   } else if constexpr (C > 1) {
-    a8_rows<BITS, C - 1>(w, spans, panel, a, m, rows, y, ldy);
+    a8_rows<C - 1>(panel, m, rows, tile);
   }
 }
 
 template <int BITS>
-void a8_panel(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float* y, int64_t ldy) {
-  constexpr int kMost = Isa::template act_rows<BITS>();
-  const Spans spans(w);
-  const int64_t tiles = mpq::ceil_div(rows, kMost);  // as even as can be
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t m = rows * t / tiles, m1 = rows * (t + 1) / tiles;
-    a8_rows<BITS, kMost>(w, spans, panel, a, m, m1 - m, y, ldy);
+struct Tiles8 {
+  const Packed& w;
+  const Panel8& panel;
+  const Acts8& acts;
+  const Spans spans;
+
+  template <class Tile>
+  void each(int64_t rows, const Tile& tile) const {
+    constexpr int kMost = Isa::template act_rows<BITS>();
+    const int64_t tiles = mpq::ceil_div(rows, kMost);  // as even as can be
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t m = rows * t / tiles, m1 = rows * (t + 1) / tiles;
+      a8_rows<kMost>(panel, m, m1 - m, tile);
+    }
   }
-}
+  template <int C, class To>
+  bool tile(int64_t m, int64_t j, const To& to) const {
+    return a8_tile<BITS, C>(w, spans, panel, j, acts, m, m + j ? 0 : panel.ahead, to);
+  }
+
+  void floats(int64_t rows, float* y, int64_t ld) const {
+    const Clamp clamp(panel.range);
+    each(rows, [&](int64_t m, int64_t j, auto c) { tile<c>(m, j, ToFloats{y + m * ld + j, ld, clamp}); });
+  }
+  bool bytes(int64_t rows, float scale, int8_t* y, int64_t ld) const {
+    const Rounding8 rounding(scale, panel.range);
+    bool finite = true;
+    each(rows, [&](int64_t m, int64_t j, auto c) {
+      constexpr int64_t kWide = kTileVecs * Isa::kWidth;
+      const int64_t count = smaller(kWide, panel.columns - j);
+      int8_t room[c * kWide], *const out = y + m * ld + j;
+      int8_t* const to = count == kWide ? out : room;
+      const int64_t step = count == kWide ? ld : kWide;
+      if (!tile<c>(m, j, ToBytes{to, step, rounding})) {
+        float sums[c * kWide];
+        tile<c>(m, j, ToFloats{sums, kWide, Clamp(panel.range)});
+        finite &= round_bytes(sums, kWide, c, count, scale, to, step);
+      }
+      if (count == kWide) return;
+      for (int i = 0; i < c; ++i) copy_some(room + i * kWide, count, out + i * ld);
+    });
+    return finite;
+  }
+  // Fewer than kWide bytes.
+  static void copy_some(const int8_t* from, int64_t count, int8_t* to) {
+    MPQ_UNROLL for (int64_t n = Isa::kWidth; n > 0; n /= 2) if (count & n) {
+      std::memcpy(to, from, n);
+      to += n, from += n;
+    }
+  }
+};
 
 void gemm_a8(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float* y, int64_t ldy) {
-  if (w.bits == 2) a8_panel<2>(w, panel, a, rows, y, ldy);
-  if (w.bits == 4) a8_panel<4>(w, panel, a, rows, y, ldy);
-  if (w.bits == 8) a8_panel<8>(w, panel, a, rows, y, ldy);
+  const Spans spans(w);
+  if (w.bits == 2) Tiles8<2>{w, panel, a, spans}.floats(rows, y, ldy);
+  if (w.bits == 4) Tiles8<4>{w, panel, a, spans}.floats(rows, y, ldy);
+  if (w.bits == 8) Tiles8<8>{w, panel, a, spans}.floats(rows, y, ldy);
+}
+
+bool gemm_a8_bytes(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float scale, int8_t* y,
+                   int64_t ldy) {
+  const Spans spans(w);
+  if (w.bits == 2) return Tiles8<2>{w, panel, a, spans}.bytes(rows, scale, y, ldy);
+  if (w.bits == 4) return Tiles8<4>{w, panel, a, spans}.bytes(rows, scale, y, ldy);
+  return Tiles8<8>{w, panel, a, spans}.bytes(rows, scale, y, ldy);
 }
 
 }  // namespace

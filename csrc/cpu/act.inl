@@ -20,37 +20,44 @@ float largest(const float* x, int64_t count) {
 // divided after all. Integers stay in the low bits of magic + q.
 struct Rounder {
   typename Isa::Vec scale, above, below, low, high, magic;
-  bool safe;  // 1 / scale is a normal number
 
   explicit Rounder(float s)
       : scale(Isa::set1(s)),
-        above(Isa::set1(1 / s * (1 + 0x1p-22f))),
+        above(Isa::set1(s > 0x1p-100f && s < 0x1p100f ? 1 / s * (1 + 0x1p-22f) : __builtin_nanf(""))),
         below(Isa::set1(1 / s * (1 - 0x1p-22f))),
         low(Isa::set1(kRound - 127)),
         high(Isa::set1(kRound + 127)),
-        magic(Isa::set1(kRound)),
-        safe(s > 0x1p-100f && s < 0x1p100f) {}
+        magic(Isa::set1(kRound)) {}
 
   // N vectors of x -> magic + q, of a size up to 2^22: a test serves them all. `strange` turns NaN where one holds an
   // infinity or NaN.
   template <int N>
   void integers(typename Isa::Vec (&x)[N], typename Isa::Vec& strange) const {
-    // Of these bits magic + q has none below 2^22, infinities and NaN have some. So have most larger numbers; of the
-    // others the two products are at least 2 apart.
-    constexpr int32_t kHuge = int32_t(0xb4800000);
     typename Isa::Vec q[N];
     typename Isa::Ints unlike = Isa::no_ints(), bits = Isa::no_ints();
-    for (int i = 0; i < N; ++i) {
-      q[i] = Isa::fma(x[i], above, magic);
-      unlike = Isa::unlike(unlike, q[i], Isa::fma(x[i], below, magic));
-      bits = Isa::with_bits(bits, q[i]);
-    }
-    if (__builtin_expect(!safe || Isa::any_bits(unlike, bits, kHuge), 0))
+    multiply(x, q, unlike, bits);
+    if (__builtin_expect(!told(unlike, bits), 0))
       for (int i = 0; i < N; ++i) {
         q[i] = within(Isa::add(Isa::div(x[i], scale), magic));
         strange = Isa::multiply_add(x[i], Isa::zero(), strange);
       }
     for (int i = 0; i < N; ++i) x[i] = q[i];
+  }
+  // By products, and whether these have told them all.
+  template <int N>
+  void multiply(const typename Isa::Vec (&x)[N], typename Isa::Vec (&q)[N], typename Isa::Ints& unlike,
+                typename Isa::Ints& bits) const {
+    for (int i = 0; i < N; ++i) {
+      q[i] = Isa::fma(x[i], above, magic);
+      unlike = Isa::unlike(unlike, q[i], Isa::fma(x[i], below, magic));
+      bits = Isa::with_bits(bits, q[i]);
+    }
+  }
+  static bool told(const typename Isa::Ints& unlike, const typename Isa::Ints& bits) {
+    // Of these bits magic + q has none below 2^22, infinities and NaN have some. So have most larger numbers; of the
+    // others the two products are at least 2 apart.
+    constexpr int32_t kHuge = int32_t(0xb4800000);
+    return !Isa::any_bits(unlike, bits, kHuge);
   }
   typename Isa::Vec within(typename Isa::Vec q) const { return Isa::min(Isa::max(q, low), high); }  // 127 in size
   // From x to out, where vectors lie `x_step` and `step` elements apart.

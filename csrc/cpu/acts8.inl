@@ -34,40 +34,83 @@ void quantize_act(const float* x, int64_t kp, int64_t group, mpq::FixedScale fix
 template <int BITS>
 constexpr int kFields = 8 / BITS;
 
+constexpr int64_t kStep = 4 * Isa::kWidth;  // bytes of a vector
+
 template <int BITS>
-void put_in_order(int8_t* q, int64_t count) {
-  if (BITS == 8) return;
-  uint8_t from[16];  // a word or two
-  for (int j = 0; j < 16; ++j) {
-    const int word = j / (4 * kFields<BITS>), quad = j / 4 % kFields<BITS>;
-    from[j] = uint8_t(word * 4 * kFields<BITS> + j % 4 * kFields<BITS> + quad);
+struct ByteOrder {
+  alignas(64) uint8_t from[kStep] = {};  // within each 16, a word or two
+
+  constexpr ByteOrder() {
+    for (int j = 0; j < kStep; ++j) {
+      const int at = j % 16, word = at / (4 * kFields<BITS>), quad = at / 4 % kFields<BITS>;
+      from[j] = uint8_t(word * 4 * kFields<BITS> + at % 4 * kFields<BITS> + quad);
+    }
   }
-  for (int64_t k = 0; k < count; k += kBlock) Isa::shuffle16(q + k, from);
+};
+
+// Sums of up to kWidth rows, each found by sum(r) as a vector of parts, exact: below 2^24.
+template <class Sum>
+inline typename Isa::Vec sums_of(int64_t rows, const Sum& sum) {
+  typename Isa::Vec sums[Isa::kWidth];
+  for (typename Isa::Vec& s : sums) s = Isa::zero();
+  for (int64_t r = 0; r < rows; ++r) sums[r] = Isa::to_floats(sum(r));
+  return Isa::sums(sums);
 }
 
-void order_a8(int bits, int8_t* q, int64_t count) {
-  if (bits == 2) put_in_order<2>(q, count);
-  if (bits == 4) put_in_order<4>(q, count);
+template <int BITS>
+void order_rows(const int8_t* in, int64_t in_ld, int64_t rows, int64_t count, int8_t* out, int64_t ld, int64_t width,
+                float* sums) {
+  static constexpr ByteOrder<BITS> kOrder;
+  const typename Isa::Bytes order = Isa::load_bytes(kOrder.from);
+  uint8_t bytes[kStep];
+  std::memset(bytes, 1, kStep);
+  const typename Isa::Bytes ones = Isa::load_bytes(bytes);
+  const int64_t whole = count / kStep * kStep;
+  const auto put = [&](int64_t r) {
+    const int8_t* from = in + r * in_ld;
+    int8_t* to = out + r * ld;
+    typename Isa::Ints sum = Isa::no_ints();
+    for (int64_t k = 0; k < whole; k += kStep) {
+      const typename Isa::Bytes b = Isa::load_bytes(from + k);
+      sum = Isa::template dot<8>(sum, ones, b);
+      Isa::store_bytes(to + k, BITS == 8 ? b : Isa::shuffled(b, order));
+    }
+    if (whole < width) {
+      const typename Isa::Bytes b = Isa::load_some(from + whole, count - whole);
+      sum = Isa::template dot<8>(sum, ones, b);
+      Isa::store_some(to + whole, BITS == 8 ? b : Isa::shuffled(b, order), width - whole);
+    }
+    return sum;
+  };
+  for (int64_t r = 0; r < rows; r += Isa::kWidth) {
+    const int64_t used = smaller(Isa::kWidth, rows - r);
+    float found[Isa::kWidth];
+    Isa::store(found, sums_of(used, [&](int64_t i) { return put(r + i); }));
+    if (sums) std::memcpy(sums + r, found, used * sizeof(float));
+  }
 }
 
-// The sums of up to kWidth rows over count bytes; up to a vector is read in any case.
+void order_a8(int bits, const int8_t* in, int64_t in_ld, int64_t rows, int64_t count, int8_t* out, int64_t ld,
+              int64_t width, float* sums) {
+  if (bits == 2) order_rows<2>(in, in_ld, rows, count, out, ld, width, sums);
+  if (bits == 4) order_rows<4>(in, in_ld, rows, count, out, ld, width, sums);
+  if (bits == 8) order_rows<8>(in, in_ld, rows, count, out, ld, width, sums);
+}
+
+// Over count bytes; up to a vector is read in any case.
 inline typename Isa::Vec byte_sums(const int8_t* q, int64_t ld, int64_t rows, int64_t count) {
-  constexpr int64_t kStep = 4 * Isa::kWidth;
   alignas(64) uint8_t bytes[2 * kStep];
   std::memset(bytes, 1, kStep);
   std::memset(bytes + kStep, 0, kStep);
   const int64_t whole = count / kStep * kStep;
   const typename Isa::Bytes ones = Isa::load_bytes(bytes), rest = Isa::load_bytes(bytes + kStep - (count - whole));
-  typename Isa::Vec sums[Isa::kWidth];
-  for (typename Isa::Vec& sum : sums) sum = Isa::zero();
-  for (int64_t r = 0; r < rows; ++r) {
+  return sums_of(rows, [&](int64_t r) {
     const int8_t* row = q + r * ld;
     typename Isa::Ints sum = Isa::no_ints();
     for (int64_t k = 0; k < whole; k += kStep) sum = Isa::template dot<8>(sum, ones, Isa::load_bytes(row + k));
     if (whole < count) sum = Isa::template dot<8>(sum, rest, Isa::load_bytes(row + whole));
-    sums[r] = Isa::to_floats(sum);
-  }
-  return Isa::sums(sums);  // exact: below 2^24
+    return sum;
+  });
 }
 
 void sum_a8(const int8_t* q, int64_t ld, int64_t rows, int64_t count, float* sums, int64_t step) {

@@ -1,4 +1,5 @@
 // conv2d with 8-bit activations: the input is rounded once, channels last, and patches of it meet panels of codes.
+#include <cstring>
 #include <optional>
 
 #include "panels8.h"
@@ -28,7 +29,12 @@ void store_bytes(const ConvArgs& a, int64_t n0, int64_t n1, int64_t p0, int64_t 
 void store(const ConvArgs& a, int64_t n0, int64_t n1, int64_t p0, int64_t p1, const float* results) {
   const int64_t plane = a.out_height * a.out_width, columns = n1 - n0;
   if (a.y_stride[1] == 1) {
-    for (int64_t p = p0; p < p1; ++p) std::copy_n(results + (p - p0) * kPanel, columns, a.y + p * a.weight.n + n0);
+    for (int64_t p = p0; p < p1; ++p, results += kPanel) {
+      float* y = a.y + p * a.weight.n + n0;
+      int64_t i = 0;
+      for (; i + 8 <= columns; i += 8) std::memcpy(y + i, results + i, 8 * sizeof(float));
+      for (; i < columns; ++i) y[i] = results[i];
+    }
     return;
   }
   for (int64_t p = p0, stop; p < p1; p = stop) {  // sample by sample
@@ -47,7 +53,8 @@ void conv_a8(const ConvArgs& a) {
   const Image8 image(a, kind);
   std::optional<Atoms> atoms;
   if (kind == Patch::in_image) atoms.emplace(a, image);
-  const int64_t rows = w.n / a.groups, pixels = a.pixels();
+  const int64_t rows = w.n / a.groups, pixels = a.pixels(), plane = a.out_height * a.out_width;
+  const bool rounds = a.y8 && !bends(a.activation);  // products do
   const int64_t wanted = std::min(pixels, std::clamp(kTileBytes / w.kp, kMinPixels, kMaxPixels));
   // As even as can be, of whole output rows, or even parts of them, where these are multiplied by themselves.
   const int64_t unit = kind == Patch::in_image ? ceil_div(a.out_width, ceil_div(a.out_width, kMaxPixels)) : 8;
@@ -69,11 +76,24 @@ void conv_a8(const ConvArgs& a) {
       for (int64_t panel = panels * part / parts; panel < panels * (part + 1) / parts; ++panel) {
         const int64_t n0 = first + panel * kPanel, n1 = std::min(first + rows, n0 + kPanel);
         const Panel8 here = all.at(n0, n1);
+        if (rounds) {
+          auto multiply = [&](const Acts8& acts, int64_t p, int64_t length) {
+            if (!kernels().gemm_a8_bytes(w, here, acts, length, a.y8_scale, a.y8 + p * w.n + n0, w.n))
+              spoiled.mark(p / plane);
+          };
+          for (const Run* run = runs; kind == Patch::in_image && run < runs + count; ++run)
+            multiply(patches.rows(a, image, group, *run), p0 + run->lane, run->length);
+          for (int64_t p = p0, stop; kind != Patch::in_image && p < p1; p = stop) {  // sample by sample
+            stop = std::min(p1, (p / plane + 1) * plane);
+            multiply(patches.rows(a, image, p0, p), p, stop - p);
+          }
+          continue;
+        }
         const bool in_place = !a.y8 && a.y_stride[1] == 1 && n1 - n0 == kPanel;
         float* y = in_place ? a.y + p0 * w.n + n0 : results;
         const int64_t ldy = in_place ? w.n : kPanel;
         if (kind != Patch::in_image) {
-          kernels().gemm_a8(w, here, patches.rows(a, image, p0), p1 - p0, y, ldy);
+          kernels().gemm_a8(w, here, patches.rows(a, image, p0, p0), p1 - p0, y, ldy);
         } else {
           for (const Run* run = runs; run < runs + count; ++run)
             kernels().gemm_a8(w, here, patches.rows(a, image, group, *run), run->length, y + run->lane * ldy, ldy);

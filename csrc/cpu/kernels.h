@@ -120,6 +120,7 @@ struct Panel8 {
   const float* zeros;    // like scales, or [kPanel] for a weight with one zero
   const float* bias;     // [kPanel]
   Range range;           // of results
+  int64_t columns;       // rows of the weight that it holds
   int64_t ahead;         // from each code to one that memory is asked for meanwhile, in bytes; or 0
 };
 
@@ -149,6 +150,9 @@ struct Kernels {
   void (*to_float)(const void* src, Float type, float* dst, int64_t count);
   void (*from_float)(const float* src, Float type, void* dst, int64_t count);
 
+  // y = f(y) for rows that are ld apart; off by at most 4 * 2^-24 |y| where f is no range.
+  void (*activate)(Activation f, float* y, int64_t rows, int64_t count, int64_t ld);
+
   // out[count] = the codes of one row from k = 0.
   void (*unpack)(const uint8_t* row, int bits, uint8_t* out, int64_t count);
 
@@ -177,9 +181,6 @@ struct Kernels {
   // The same with x[taps[k] + j] in place of panel[k * kPanel + j]; whole vectors are read.
   void (*gemm_at)(const float* a, int64_t lda, int64_t rows, const float* x, const int64_t* taps, int64_t columns,
                   int64_t depth, float* c, int64_t ldc, bool first);
-
-  // y = f(y) for rows that are ld apart; off by at most 4 * 2^-24 |y| where f is no range.
-  void (*activate)(Activation f, float* y, int64_t rows, int64_t count, int64_t ld);
 
   // out[i] = in[i] + value; out may be in.
   void (*add)(const float* in, float value, int64_t count, float* out);
@@ -232,9 +233,11 @@ struct Kernels {
   // x is not finite. A scale that is not above 0 makes every q 0. kp is a multiple of kWidest.
   void (*quantize_act)(const float* x, int64_t kp, int64_t group, FixedScale fixed, int8_t* q, float* scale);
 
-  // Bytes of activations from the order of k into that of a panel's codes, one within each 16; count is a multiple of
-  // 32.
-  void (*order_a8)(int bits, int8_t* q, int64_t count);
+  // Rows of `count` bytes of activations from the order of k into that of a panel's codes, one within each 16, with
+  // zeros up to `width`, a multiple of 16 and less than 32 more. `out` may be `in` where rows are as far apart. Their
+  // sums, too, unless null: exact below 2^24.
+  void (*order_a8)(int bits, const int8_t* in, int64_t in_ld, int64_t rows, int64_t count, int8_t* out, int64_t ld,
+                   int64_t width, float* sums);
   // sums[r * step] = the sum of `count` bytes, exact below 2^24, of rows ld bytes apart; up to kLine bytes are read in
   // any case.
   void (*sum_a8)(const int8_t* q, int64_t ld, int64_t rows, int64_t count, float* sums, int64_t step);
@@ -247,6 +250,9 @@ struct Kernels {
   // y[m * ldy + j] = sum over spans of scale * a_scale * (sum of code * q - zero * sum of q), plus the bias, within
   // the range, for m < rows, j < kPanel. Sums of a span are exact; then fp32, in order.
   void (*gemm_a8)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float* y, int64_t ldy);
+  // The same rounded as in `round_act`, and only for columns that the panel holds; false where one is not finite.
+  bool (*gemm_a8_bytes)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float scale, int8_t* y,
+                        int64_t ldy);
 
   // x[i] . x[j] over `depth` (a multiple of kWidest) for j <= i < n, a multiple of gram_tile, are added to tiles of
   // so many rows and columns, gram_sums numbers each. Meanwhile the same piece of the rows `next` is fetched.

@@ -147,7 +147,8 @@ struct Rounded {
         const int64_t k0 = spans.begin(s), k1 = spans.end(s);
         kernels().sum_a8(q + begin * ld + k0, ld, end - begin, k1 - k0, sums + begin * spans.count + s, spans.count);
       }
-      for (int64_t m = begin; m < end; ++m) kernels().order_a8(w.bits, q + m * ld, w.kp);
+      for (int64_t m = begin; m < end; ++m)
+        kernels().order_a8(w.bits, q + m * ld, ld, 1, w.kp, q + m * ld, ld, w.kp, nullptr);
     });
   }
 };

@@ -21,14 +21,17 @@ class Panels8 {
         codes_(made ? 0 : bytes_),
         scales_(kPanel * w.groups),
         zeros_(kPanel * w.groups),
-        scratch_(kPanel * w.groups) {}
+        scratch_(kPanel * w.groups) {
+    // Columns without a row hold numbers, so that no result of theirs is strange.
+    for (float* grid : {&scales_[0], &zeros_[0]}) std::fill_n(grid, kPanel * w.groups, 0.0f);
+  }
 
   // Weight rows n0..n1, at most kPanel, until the next ones; with `made`, n0 is a multiple of kPanel.
   Panel8 at(int64_t n0, int64_t n1) {
     kernels().grid_a8(w_, n0, n1, scales_, zeros_, scratch_);
     if (!made_) kernels().panel_a8(w_, n0, n1, codes_);
     if (bias_) std::copy(bias_ + n0, bias_ + n1, its_bias_);
-    return {made_ ? made_ + n0 / kPanel * bytes_ : codes_, scales_, zeros_, its_bias_, range_, 0};
+    return {made_ ? made_ + n0 / kPanel * bytes_ : codes_, scales_, zeros_, its_bias_, range_, n1 - n0, 0};
   }
 
  private:

@@ -32,8 +32,9 @@ inline Patch kind_of_patch(const ConvArgs& a) {
 // channels, and zeros up to the packed length of a row where a patch is just one pixel.
 struct Image8 {
   const int64_t height, width, pixel;
-  const bool ordered;  // as `order_a8` does, so that patches need not be
-  Buffer<float> scales;
+  const bool ordered;          // as `order_a8` does, so that patches need not be
+  const bool summed;           // where the sum of a patch is that of whole pixels
+  Buffer<float> scales, sums;  // of samples; of pixels
   Buffer<int8_t> data;
 
   Image8(const ConvArgs& a, Patch patch)
@@ -41,10 +42,15 @@ struct Image8 {
         width(a.width + 2 * a.padding[1]),
         pixel(patch == Patch::pixel ? a.weight.kp : a.in_channels),
         ordered(a.in_channels / a.groups % kTaken == 0 || patch == Patch::pixel),
+        summed(ordered && a.groups == 1 && Spans(a.weight).count == 1),
         scales(a.batch),
+        sums(summed ? a.batch * height * width : 0),
         data(padded(a.batch * sample()) + kSlack) {
     const int64_t bytes = padded(a.batch * sample());
-    if (height * width > a.height * a.width || pixel > a.in_channels) std::memset(data, 0, bytes);
+    if (height * width > a.height * a.width) {
+      std::memset(data, 0, bytes);
+      if (summed) std::memset(sums, 0, a.batch * height * width * sizeof(float));
+    }
     std::memset(data + bytes - kBlock, 0, kBlock + kSlack);
     const Scales8 found(a);
     Spoiled spoiled(a.batch);
@@ -78,26 +84,29 @@ struct Image8 {
     });
     for (int64_t b = 0; b < a.batch; ++b)
       if (spoiled.at(b)) scales[b] = std::numeric_limits<float>::quiet_NaN();
-    if (ordered && a.weight.bits < 8)
-      parallel_for(bytes / kBlock, kConvGrain, [&](int64_t begin, int64_t end) {
-        kernels().order_a8(a.weight.bits, data + begin * kBlock, (end - begin) * kBlock);
-      });
   }
 
   int64_t sample() const { return height * width * pixel; }
-  int64_t at(int64_t b, int64_t y, int64_t x) const { return ((b * height + y) * width + x) * pixel; }
+  int64_t index(int64_t b, int64_t y, int64_t x) const { return (b * height + y) * width + x; }
+  int64_t at(int64_t b, int64_t y, int64_t x) const { return index(b, y, x) * pixel; }
 
   // Pixels p0..p1 of sample b, rounded already.
   void copy(const ConvArgs& a, int64_t b, int64_t p0, int64_t p1) {
     const int8_t* x = a.x8 + b * a.x_stride[0] + p0 * a.in_channels;
     for (int64_t p = p0, stop; p < p1; x += (stop - p) * a.in_channels, p = stop) {
       stop = std::min(p1, (p / a.width + 1) * a.width);
-      int8_t* out = data + at(b, p / a.width + a.padding[0], p % a.width + a.padding[1]);
-      if (pixel == a.in_channels)
-        std::memcpy(out, x, (stop - p) * pixel);
+      const int64_t to = index(b, p / a.width + a.padding[0], p % a.width + a.padding[1]);
+      if (ordered)
+        order(a, x, a.in_channels, stop - p, to);
       else
-        for (int64_t i = 0; i < stop - p; ++i) std::memcpy(out + i * pixel, x + i * a.in_channels, a.in_channels);
+        std::memcpy(data + to * pixel, x, (stop - p) * pixel);
     }
+  }
+
+  // So many pixels from x on, `gap` bytes apart, where they belong.
+  void order(const ConvArgs& a, const int8_t* x, int64_t gap, int64_t pixels, int64_t to) {
+    kernels().order_a8(a.weight.bits, x, gap, pixels, a.in_channels, data + to * pixel, pixel, pixel,
+                       summed ? sums + to : nullptr);
   }
 
   // Pixels p0..p1 of sample b from x, `gap` floats apart. False where one is not finite.
@@ -105,8 +114,9 @@ struct Image8 {
     bool finite = true;
     for (int64_t p = p0, stop; p < p1; x += (stop - p) * gap, p = stop) {
       stop = std::min(p1, (p / a.width + 1) * a.width);
-      finite &= kernels().round_bytes(x, gap, stop - p, a.in_channels, scale,
-                                      data + at(b, p / a.width + a.padding[0], p % a.width + a.padding[1]), pixel);
+      const int64_t to = index(b, p / a.width + a.padding[0], p % a.width + a.padding[1]);
+      finite &= kernels().round_bytes(x, gap, stop - p, a.in_channels, scale, data + to * pixel, pixel);
+      if (ordered) order(a, data + to * pixel, pixel, stop - p, to);
     }
     return finite;
   }
@@ -115,15 +125,20 @@ struct Image8 {
 // Sums of an image's bytes over so many channels that those over each span of a patch are made of them: exact.
 struct Atoms {
   const int64_t size, row;  // channels of one; atoms of a pixel
-  Buffer<float> sums;       // [pixel][row]
+  Buffer<float> found;
+  const float* sums;  // [pixel][row]
 
   Atoms(const ConvArgs& a, const Image8& image)
-      : size(size_for(a)), row(a.in_channels / size), sums(a.batch * image.height * image.width * row) {
+      : size(size_for(a)),
+        row(a.in_channels / size),
+        found(image.summed ? 0 : a.batch * image.height * image.width * row),
+        sums(image.summed ? image.sums : found) {
+    if (image.summed) return;
     const int64_t pixels = a.batch * image.height * image.width;
     parallel_for(pixels, ceil_div(kConvGrain, a.in_channels), [&](int64_t begin, int64_t end) {
       for (int64_t i = 0; i < row; ++i)
         kernels().sum_a8(image.data + begin * image.pixel + i * size, image.pixel, end - begin, size,
-                         sums + begin * row + i, row);
+                         found + begin * row + i, row);
     });
   }
 
@@ -172,20 +187,24 @@ struct Patches {
       if (kind == Patch::copied) copy(a, image, group, runs[i]);
       if (kind == Patch::in_image) sum_atoms(a, image, *atoms, group, runs[i]);
     }
-    if (kind == Patch::in_image) return;
-    if (!image.ordered) kernels().order_a8(w.bits, room, (p1 - p0) * ld);
+    if (kind == Patch::in_image || (kind == Patch::pixel && image.summed)) return;
+    const bool one = !image.ordered && spans.count == 1;
+    if (!image.ordered) kernels().order_a8(w.bits, room, ld, p1 - p0, w.kp, room, ld, w.kp, one ? &sums[0] : nullptr);
+    if (one) return;
     const int8_t* rows = kind == Patch::pixel ? image.data + p0 * ld : room;
     for (int64_t s = 0; s < spans.count; ++s)
       kernels().sum_a8(rows + spans.begin(s), ld, p1 - p0, spans.end(s) - spans.begin(s), sums + s, spans.count);
   }
 
-  // Of a run where it lies in the image; and of all pixels from p0 on.
+  // Of a run where it lies in the image; and of the pixels from p on, which p0 begins.
   Acts8 rows(const ConvArgs& a, const Image8& image, int64_t group, const Run& run) const {
     const int64_t lane = run.lane;
     return {first(a, image, group, run), ld, scales + lane * a.weight.groups, sums + lane * spans.count, piece, jumps};
   }
-  Acts8 rows(const ConvArgs& a, const Image8& image, int64_t p0) const {
-    return {kind == Patch::pixel ? image.data + p0 * ld : room, ld, scales, sums, a.weight.kp, kNoJump};
+  Acts8 rows(const ConvArgs& a, const Image8& image, int64_t p0, int64_t p) const {
+    const int8_t* q = kind == Patch::pixel ? image.data + p * ld : room + (p - p0) * ld;
+    const float* its_sums = kind == Patch::pixel && image.summed ? image.sums + p : sums + (p - p0) * spans.count;
+    return {q, ld, scales + (p - p0) * a.weight.groups, its_sums, a.weight.kp, kNoJump};
   }
 
   const int8_t* first(const ConvArgs& a, const Image8& image, int64_t group, const Run& run) const {

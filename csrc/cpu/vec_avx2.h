@@ -211,6 +211,11 @@ struct Avx2 {
   static Bytes packed(const Vec (&v)[4]) {
     return _mm256_permutevar8x32_epi32(in_halves(v), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   }
+  static Bytes within(Bytes b, Bytes low, Bytes high) { return _mm256_min_epi8(_mm256_max_epi8(b, low), high); }
+  static void store_halves(Bytes b, void* low, void* high) {  // the high half unless its place is null
+    _mm_storeu_si128(static_cast<__m128i*>(low), _mm256_castsi256_si128(b));
+    if (high) _mm_storeu_si128(static_cast<__m128i*>(high), _mm256_extracti128_si256(b, 1));
+  }
   static Bytes quad(const Vec (&v)[4]) {
     const __m128i turn = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m256i q = _mm256_shuffle_epi8(in_halves(v), _mm256_broadcastsi128_si256(turn));
@@ -245,9 +250,16 @@ struct Avx2 {
     transpose8(reinterpret_cast<const float*>(in), ld / 4, reinterpret_cast<float*>(out), 8);
   }
   // Of each half of 32 bytes: byte j becomes what byte from[j] was.
-  static void shuffle16(int8_t* p, const uint8_t* from) {
-    const __m256i order = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-    store_bytes(p, _mm256_shuffle_epi8(load_bytes(p), order));
+  static Bytes shuffled(Bytes b, Bytes from) { return _mm256_shuffle_epi8(b, from); }  // within each 16
+  static Bytes load_some(const void* p, int64_t count) {                               // then zeros
+    if (count == 16) return _mm256_zextsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+    alignas(32) int8_t bytes[32] = {};
+    std::memcpy(bytes, p, count);
+    return load_bytes(bytes);
+  }
+  static void store_some(void* p, Bytes b, int64_t count) {  // 16 or all
+    if (count > 16) return store_bytes(p, b);
+    _mm_storeu_si128(static_cast<__m128i*>(p), _mm256_castsi256_si128(b));
   }
   static void store_rounded(int8_t* p, Vec v) {  // to nearest even; within -127..127
     const __m256i i = _mm256_cvtps_epi32(v);

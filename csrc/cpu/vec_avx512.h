@@ -178,6 +178,22 @@ struct Avx512 : Avx2 {
     const __m512i turn = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     return _mm512_permutexvar_epi32(turn, in_quarters(v));
   }
+  static Bytes shuffled(Bytes b, Bytes from) { return _mm512_shuffle_epi8(b, from); }  // within each 16
+  static Bytes load_some(const void* p, int64_t count) {                               // then zeros
+    return _mm512_maskz_loadu_epi8(count < 64 ? (uint64_t(1) << count) - 1 : ~uint64_t(0), p);
+  }
+  static void store_some(void* p, Bytes b, int64_t count) {  // a multiple of 16
+    __m128i* to = static_cast<__m128i*>(p);
+    if (count >= 64) return store_bytes(p, b);
+    if (count >= 32) _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_castsi512_si256(b));
+    if (count == 16) _mm_storeu_si128(to, _mm512_castsi512_si128(b));
+    if (count == 48) _mm_storeu_si128(to + 2, _mm512_extracti32x4_epi32(b, 2));
+  }
+  static Bytes within(Bytes b, Bytes low, Bytes high) { return _mm512_min_epi8(_mm512_max_epi8(b, low), high); }
+  static void store_halves(Bytes b, void* low, void* high) {  // the high half unless its place is null
+    _mm256_storeu_si256(static_cast<__m256i*>(low), _mm512_castsi512_si256(b));
+    if (high) _mm256_storeu_si256(static_cast<__m256i*>(high), _mm512_extracti64x4_epi64(b, 1));
+  }
   static Bytes quad(const Vec (&v)[4]) {
     const __m128i turn = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i q = _mm512_shuffle_epi8(in_quarters(v), _mm512_broadcast_i32x4(turn));

@@ -239,6 +239,17 @@ struct Isa {
     for (int j = 0; j < 4 * kWidth; ++j) r.v[j] = uint8_t(low_byte(v[j / kWidth].v[j % kWidth]));
     return r;
   }
+  static Bytes within(Bytes b, const Bytes& low, const Bytes& high) {  // of bytes with signs
+    for (int j = 0; j < 4 * kWidth; ++j) {
+      const int8_t v = int8_t(b.v[j]), l = int8_t(low.v[j]), h = int8_t(high.v[j]);
+      b.v[j] = uint8_t(v < l ? l : v > h ? h : v);
+    }
+    return b;
+  }
+  static void store_halves(const Bytes& b, void* low, void* high) {  // the high half unless its place is null
+    std::memcpy(low, b.v, 2 * kWidth);
+    if (high) std::memcpy(high, b.v + 2 * kWidth, 2 * kWidth);
+  }
   static Bytes quad(const Vec (&v)[4]) {
     Bytes r;
     for (int j = 0; j < 4 * kWidth; ++j) r.v[j] = uint8_t(low_byte(v[j % 4].v[j / 4]) + 128);
@@ -260,11 +271,17 @@ struct Isa {
     for (int i = 0; i < kWidth; ++i)
       for (int j = 0; j < kWidth; ++j) std::memcpy(out[j].v + 4 * i, in + i * ld + 4 * j, 4);
   }
-  static void shuffle16(int8_t* p, const uint8_t* from) {
-    int8_t old[32];
-    std::memcpy(old, p, 32);
-    for (int j = 0; j < 32; ++j) p[j] = old[j / 16 * 16 + from[j % 16]];
+  static Bytes shuffled(const Bytes& b, const Bytes& from) {  // within each 16
+    Bytes r;
+    for (int j = 0; j < 4 * kWidth; ++j) r.v[j] = b.v[j / 16 * 16 + from.v[j]];
+    return r;
   }
+  static Bytes load_some(const void* p, int64_t count) {  // then zeros
+    Bytes r = {};
+    std::memcpy(r.v, p, count);
+    return r;
+  }
+  static void store_some(void* p, const Bytes& b, int64_t count) { std::memcpy(p, b.v, count); }  // a multiple of 16
   static void store_rounded(int8_t* p, const Vec& a) {  // to nearest even; adding 1.5 * 2^23 leaves no fraction
     for (int i = 0; i < kWidth; ++i) p[i] = int8_t((a.v[i] + 12582912.0f) - 12582912.0f);
   }
