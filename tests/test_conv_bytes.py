@@ -72,21 +72,21 @@ def test_samples_that_are_not_finite(path: SimpleNamespace, cin: int, cout: int,
 @pytest.mark.parametrize("cin", [8, 16, 24, 80])
 @pytest.mark.parametrize("cout,groups", [(1, 1), (7, 1), (16, 1), (24, 1), (40, 1), (48, 2)])
 def test_ties_and_far_values(path: SimpleNamespace, cin: int, cout: int, groups: int) -> None:
-    """Steps that are powers of two: half of all results lie between two integers. Others are far off, or of a sample
+    """Steps that are powers of two: an eighth of all results lies between two integers. Others are far off, or of a sample
     that is not finite, beside others in a tile."""
     scale, out = torch.tensor([0.25]), torch.tensor([0.5])
     for kernel in (1, 3):
-        w = 0.5 * torch.randint(-7, 8, (cout, cin // groups, kernel, kernel))
-        w[:, 0, 0, 0] = -4  # the lowest code
+        w = 0.5 * torch.randint(-7, 9, (cout, cin // groups, kernel, kernel)) - 0.25
+        w[:, 0, 0, 0] = -3.75  # the lowest code
         weight = path.quantize(packed.weight_rows(w).contiguous(), 4, 0, True)[:3]
-        bias = 0.125 * torch.randint(-9, 9, (cout,))
+        bias = 0.0625 * torch.randint(-9, 9, (cout,))
         bias[cout // 2], bias[-1] = 3e37, -3e37
         x = (0.25 * torch.randint(-20, 20, (4, cin, 3, 5))).contiguous(memory_format=LAST)
         x[1, 0, 0, 0] = torch.nan
         how = (4, 0, (kernel, kernel), (1, 1), (0, 0), (1, 1), groups)
         y = torch.ops.mpqkern.conv2d(x, *weight, bias, *how, 8, scale)
         ties = ((y[0] / out).frac().abs() == 0.5).float().mean()
-        assert cout < 16 or ties > 0.1
+        assert cout < 16 or ties > 0.03
         for activation in (None, "relu", "relu6"):
             if activation:
                 y = torch.ops.mpqkern.conv2d_activated(x, *weight, bias, *how, 8, scale, None, activation)
