@@ -72,8 +72,8 @@ def test_samples_that_are_not_finite(path: SimpleNamespace, cin: int, cout: int,
 @pytest.mark.parametrize("cin", [8, 16, 24, 80])
 @pytest.mark.parametrize("cout,groups", [(1, 1), (7, 1), (16, 1), (24, 1), (40, 1), (48, 2)])
 def test_ties_and_far_values(path: SimpleNamespace, cin: int, cout: int, groups: int) -> None:
-    """Steps that are powers of two: an eighth of all results lies between two integers. Others are far off, or of a sample
-    that is not finite, beside others in a tile."""
+    """Steps that are powers of two: an eighth of all results lies between two integers. Others are far off, or of a
+    sample that is not finite, beside others in a tile."""
     scale, out = torch.tensor([0.25]), torch.tensor([0.5])
     for kernel in (1, 3):
         w = 0.5 * torch.randint(-7, 9, (cout, cin // groups, kernel, kernel)) - 0.25
