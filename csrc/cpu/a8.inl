@@ -247,8 +247,8 @@ struct Tiles8 {
     const Clamp clamp(panel.range);
     each(rows, [&](int64_t m, int64_t j, auto c) { tile<c>(m, j, ToFloats{y + m * ld + j, ld, clamp}); });
   }
-  bool bytes(int64_t rows, float scale, int8_t* y, int64_t ld) const {
-    const Rounding8 rounding(scale, panel.range);
+  bool bytes(int64_t rows, const mpq::ByteGrid& grid, int8_t* y, int64_t ld) const {
+    const Rounding8 rounding(grid);
     bool finite = true;
     each(rows, [&](int64_t m, int64_t j, auto c) {
       constexpr int64_t kWide = kTileVecs * Isa::kWidth;
@@ -259,7 +259,7 @@ struct Tiles8 {
       if (!tile<c>(m, j, ToBytes{to, step, rounding})) {
         float sums[c * kWide];
         tile<c>(m, j, ToFloats{sums, kWide, Clamp(panel.range)});
-        finite &= round_bytes(sums, kWide, c, count, scale, to, step);
+        finite &= round_bytes(sums, kWide, c, count, grid.scale, to, step);
       }
       if (count == kWide) return;
       for (int i = 0; i < c; ++i) copy_some(room + i * kWide, count, out + i * ld);
@@ -282,12 +282,12 @@ void gemm_a8(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows,
   if (w.bits == 8) Tiles8<8>{w, panel, a, spans}.floats(rows, y, ldy);
 }
 
-bool gemm_a8_bytes(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float scale, int8_t* y,
-                   int64_t ldy) {
+bool gemm_a8_bytes(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, const mpq::ByteGrid& grid,
+                   int8_t* y, int64_t ldy) {
   const Spans spans(w);
-  if (w.bits == 2) return Tiles8<2>{w, panel, a, spans}.bytes(rows, scale, y, ldy);
-  if (w.bits == 4) return Tiles8<4>{w, panel, a, spans}.bytes(rows, scale, y, ldy);
-  return Tiles8<8>{w, panel, a, spans}.bytes(rows, scale, y, ldy);
+  if (w.bits == 2) return Tiles8<2>{w, panel, a, spans}.bytes(rows, grid, y, ldy);
+  if (w.bits == 4) return Tiles8<4>{w, panel, a, spans}.bytes(rows, grid, y, ldy);
+  return Tiles8<8>{w, panel, a, spans}.bytes(rows, grid, y, ldy);
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 // What the ways to convolve share: where results go, and how an input is rounded to 8 bits.
 #pragma once
+#include <algorithm>
 #include <atomic>
+#include <cfloat>
 #include <vector>
 
 #include "buffer.h"
@@ -63,6 +65,15 @@ class Scales8 {
   const bool rounds_all_;
   Buffer<float> known_;
 };
+
+// What results that are handed on become.
+inline ByteGrid byte_grid(const ConvArgs& a) {
+  const Range range = range_of(a.activation);
+  const float ends[2] = {std::max(range.low, -FLT_MAX), std::min(range.high, FLT_MAX)};
+  int8_t rounded[2];
+  kernels().round_bytes(ends, 2, 1, 2, a.y8_scale, rounded, 2);
+  return {a.y8_scale, rounded[0], rounded[1]};
+}
 
 // Samples that rounding has found to be not finite.
 class Spoiled {

@@ -55,6 +55,7 @@ void conv_a8(const ConvArgs& a) {
   if (kind == Patch::in_image) atoms.emplace(a, image);
   const int64_t rows = w.n / a.groups, pixels = a.pixels(), plane = a.out_height * a.out_width;
   const bool rounds = a.y8 && !bends(a.activation);  // products do
+  const ByteGrid grid = byte_grid(a);
   const int64_t wanted = std::min(pixels, std::clamp(kTileBytes / w.kp, kMinPixels, kMaxPixels));
   // As even as can be, of whole output rows, or even parts of them, where these are multiplied by themselves.
   const int64_t unit = kind == Patch::in_image ? ceil_div(a.out_width, ceil_div(a.out_width, kMaxPixels)) : 8;
@@ -78,7 +79,7 @@ void conv_a8(const ConvArgs& a) {
         const Panel8 here = all.at(n0, n1);
         if (rounds) {
           auto multiply = [&](const Acts8& acts, int64_t p, int64_t length) {
-            if (!kernels().gemm_a8_bytes(w, here, acts, length, a.y8_scale, a.y8 + p * w.n + n0, w.n))
+            if (!kernels().gemm_a8_bytes(w, here, acts, length, grid, a.y8 + p * w.n + n0, w.n))
               spoiled.mark(p / plane);
           };
           for (const Run* run = runs; kind == Patch::in_image && run < runs + count; ++run)

@@ -62,7 +62,7 @@ struct FloatRows {
         totals(a.out_width * kLanes),
         ones(a.weight.k * kLanes),
         zeros(kLanes),
-        landing(a) {
+        landing(a, false) {
     if (copied) std::memset(data, 0, lane_blocks(channels) * block * sizeof(float));
     std::memset(zeros, 0, kLanes * sizeof(float));
     std::fill_n(static_cast<float*>(ones), a.weight.k * kLanes, 1.0f);

@@ -68,7 +68,7 @@ struct QuadRows {
         block(RowsIn::most(a, out_rows) * row),
         data(lane_blocks(channels) * block),
         scale(lane_blocks(channels) * kLanes),
-        landing(a) {
+        landing(a, true) {
     std::memset(data, 128, lane_blocks(channels) * block);
     for (int64_t k = 0; k < a.kernel[0]; ++k)
       for (int64_t i = 0; i < steps; ++i) offsets.push_back(k * a.dilation[0] * row + i * kQuad);
@@ -91,6 +91,7 @@ struct QuadRows {
     QuadTask r;
     r.offsets = offsets.data(), r.step = a.stride[1], r.out_width = a.out_width;
     r.x_row = a.stride[0] * row, r.range = range_of(a.activation);
+    if (y.bytes) r.grid = byte_grid(a);
     runs.clear();
     for (int64_t i = first; i < last; ++i)
       if (const TapRows taps(a, i); runs.empty() || taps.k0 != runs.back().taps.k0 || taps.k1 != runs.back().taps.k1)
@@ -108,8 +109,8 @@ struct QuadRows {
         r.before = sums + run.taps.k0 * kLanes, r.upto = sums + run.taps.k1 * kLanes;
         for (int64_t i = 0; i < run.rows; i += r.rows, r.x += r.rows * r.x_row) {
           r.rows = landing.aim(y, run.first + i, run.rows - i, c, kLanes, std::min(kLanes, channels - c));
-          r.y = landing.data, r.y_row = landing.row, r.y_pixel = landing.pixel;
-          kernels().filter_quads(r);
+          r.y = landing.data, r.y8 = landing.bytes, r.y_row = landing.row, r.y_pixel = landing.pixel;
+          finite &= kernels().filter_quads(r);
           finite &= landing.land(true);
         }
       }

@@ -58,24 +58,30 @@ struct TapRows {
 // that there are.
 class Landing {
  public:
-  explicit Landing(const ConvArgs& a)
+  // `rounds`: who computes them can round them, too.
+  Landing(const ConvArgs& a, bool rounds)
       : a_(a),
+        rounds_(rounds && !bends(a.activation)),
         most_(std::clamp<int64_t>(kLineFloats / (a.out_width * kLanes), 1, a.out_height)),
         lines_(most_ * a.out_width * kLanes) {}
 
   float* data = nullptr;
+  int8_t* bytes = nullptr;  // in place of data, or null
   int64_t row = 0, pixel = 0;
 
   // `rows` rows from i on, `count` channels from c on, of which `used` are there. Returns how many rows it will be.
   int64_t aim(const Output& y, int64_t i, int64_t rows, int64_t c, int64_t count, int64_t used) {
     y_ = y, at_ = i * y.row + c, count_ = count, used_ = used;
-    direct_ = used == count && !y.bytes;
-    data = direct_ ? y.floats + at_ : lines_, pixel = direct_ ? y.pixel : kLanes;
+    direct_ = used == count && (!y.bytes || rounds_);
+    bytes = direct_ && y.bytes ? y.bytes + at_ : nullptr;
+    data = bytes ? nullptr : direct_ ? y.floats + at_ : lines_;
+    pixel = direct_ ? y.pixel : kLanes;
     row = direct_ ? y.row : a_.out_width * kLanes;
     return rows_ = direct_ ? rows : std::min(rows, most_);
   }
   // The activation, unless the results have been kept within its range; false where one to be rounded is not finite.
   bool land(bool ranged) {
+    if (bytes) return true;
     for (int64_t i = 0; (!ranged || bends(a_.activation)) && i < rows_; ++i)
       kernels().activate(a_.activation, data + i * row, a_.out_width, count_, pixel);
     if (y_.bytes)
@@ -88,6 +94,7 @@ class Landing {
 
  private:
   const ConvArgs& a_;
+  const bool rounds_;
   const int64_t most_;  // rows in lines of their own
   Buffer<float> lines_;
   Output y_{};

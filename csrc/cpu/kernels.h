@@ -95,6 +95,12 @@ struct QuadShape {
 };
 constexpr int64_t kCodesPast = 64;  // bytes behind codes that `quad_weights` may read
 
+// Results as bytes: rounded by the scale as in `round_act`, within low..high.
+struct ByteGrid {
+  float scale = 0;
+  int8_t low = -127, high = 127;
+};
+
 // Rows of a depthwise convolution's results for kWidest channels, from quads of bytes q + 128, [kWidest][4], that
 // follow each other without a gap.
 struct QuadTask {
@@ -106,6 +112,8 @@ struct QuadTask {
   const float *scale = nullptr, *bias = nullptr;       // as in FilterRow
   Range range;
   float* y = nullptr;
+  int8_t* y8 = nullptr;  // in place of y: rounded
+  ByteGrid grid;
   int64_t y_row = 0, y_pixel = 0, out_width = 0;
   int64_t rows = 1, x_row = 0;  // of results, and from row to row of pixels, in bytes
 };
@@ -217,8 +225,9 @@ struct Kernels {
   // [row][quad_steps][2 / step][kWidest], and their sums over all rows before each, [row + 1][kWidest].
   void (*quad_weights)(const QuadShape& shape, const uint8_t* codes, int64_t ld, int each, const int32_t* offsets,
                        uint32_t* weights, uint32_t* rest, int32_t* sums);
-  // A depthwise convolution of quads, exact in its sums, with weights of a size up to quad_most.
-  void (*filter_quads)(const QuadTask& task);
+  // A depthwise convolution of quads, exact in its sums, with weights of a size up to quad_most. False where a result
+  // to be rounded is not finite.
+  bool (*filter_quads)(const QuadTask& task);
   int64_t quad_most;
 
   // max|x|, NaN where an x is not finite.
@@ -250,9 +259,9 @@ struct Kernels {
   // y[m * ldy + j] = sum over spans of scale * a_scale * (sum of code * q - zero * sum of q), plus the bias, within
   // the range, for m < rows, j < kPanel. Sums of a span are exact; then fp32, in order.
   void (*gemm_a8)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float* y, int64_t ldy);
-  // The same rounded as in `round_act`, and only for columns that the panel holds; false where one is not finite.
-  bool (*gemm_a8_bytes)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float scale, int8_t* y,
-                        int64_t ldy);
+  // The same as bytes, and only for columns that the panel holds; false where one is not finite.
+  bool (*gemm_a8_bytes)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, const ByteGrid& grid,
+                        int8_t* y, int64_t ldy);
 
   // x[i] . x[j] over `depth` (a multiple of kWidest) for j <= i < n, a multiple of gram_tile, are added to tiles of
   // so many rows and columns, gram_sums numbers each. Meanwhile the same piece of the rows `next` is fetched.

@@ -30,18 +30,23 @@ struct ToFloats {
   bool done(const Held&) const { return true; }
 };
 
-// Bytes, rounded as in `round_act` by products alone: what these cannot tell is left to who asks whether it is done.
-// Calls in between would have all sums kept in memory.
+// Bytes, by products alone: what these cannot tell is left to who asks whether it is done. Calls in between would have
+// all sums kept in memory. The range may as well be kept after rounding.
 struct Rounding8 {
   const Rounder round;
-  typename Isa::Bytes low, high;  // the range, which may as well be kept after rounding
+  const typename Isa::Bytes low, high;
+  struct Held {
+    typename Isa::Ints unlike = Isa::no_ints(), bits = Isa::no_ints();
+    bool told() const { return Rounder::told(unlike, bits); }
+  };
 
-  Rounding8(float scale, const Range& range) : round(rounder(scale)) {
-    const float ends[2] = {range.low < -FLT_MAX ? -FLT_MAX : range.low, range.high > FLT_MAX ? FLT_MAX : range.high};
-    int8_t rounded[2], both[2][4 * Isa::kWidth];
-    round_bytes(ends, 2, 1, 2, scale, rounded, 2);
-    for (int i = 0; i < 2; ++i) std::memset(both[i], rounded[i], sizeof both[i]);
-    low = Isa::load_bytes(both[0]), high = Isa::load_bytes(both[1]);
+  explicit Rounding8(const mpq::ByteGrid& grid)
+      : round(rounder(grid.scale)), low(Isa::same_bytes(grid.low)), high(Isa::same_bytes(grid.high)) {}
+
+  [[gnu::always_inline]] inline typename Isa::Bytes operator()(const typename Isa::Vec (&sums)[4], Held& held) const {
+    typename Isa::Vec q[4];
+    round.multiply(sums, q, held.unlike, held.bits);
+    return Isa::within(Isa::packed(q), low, high);
   }
 };
 
@@ -49,9 +54,8 @@ struct ToBytes {
   int8_t* y;
   int64_t ld;
   const Rounding8& rounding;
-  struct Held {
+  struct Held : Rounding8::Held {
     typename Isa::Vec sums[4];  // of two rows
-    typename Isa::Ints unlike = Isa::no_ints(), bits = Isa::no_ints();
   };
 
   template <int C>
@@ -62,12 +66,10 @@ struct ToBytes {
     held.sums[c % 2 * 2 + v] = sum;
     if (v == 0 || (c % 2 == 0 && c + 1 < C)) return;
     if (c % 2 == 0) held.sums[2] = held.sums[0], held.sums[3] = held.sums[1];
-    typename Isa::Vec q[4];
-    rounding.round.multiply(held.sums, q, held.unlike, held.bits);
     int8_t* const first = y + (c - c % 2) * ld;
-    Isa::store_halves(Isa::within(Isa::packed(q), rounding.low, rounding.high), first, c % 2 ? first + ld : nullptr);
+    Isa::store_halves(rounding(held.sums, held), first, c % 2 ? first + ld : nullptr);
   }
-  bool done(const Held& held) const { return Rounder::told(held.unlike, held.bits); }
+  bool done(const Held& held) const { return held.told(); }
 };
 
 }  // namespace

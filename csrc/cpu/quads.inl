@@ -135,57 +135,108 @@ inline void quad_sums(const mpq::QuadTask& r, const uint8_t* x, const uint32_t* 
   }
 }
 
-// Results of QUADS quads from the `first` on, of one row.
-template <int QUADS, int STEP>
-inline void quad_tile(const mpq::QuadTask& r, int64_t row, int64_t first) {
-  constexpr int kMany = 4 / STEP;
-  const Clamp clamp(r.range);
+// Where they go: floats, or bytes, of which some may be left to who asks whether it is done.
+struct QuadFloats {
+  float* y;
+  int64_t pixel;
+  const Clamp clamp;
+  struct Held {};
+
+  // Results i..i + 3 of a tile in which `left` are wanted, for channels from a lane on.
+  [[gnu::always_inline]] inline void put(Held&, int i, int64_t left, int lane,
+                                         const typename Isa::Vec (&sums)[4]) const {
+    MPQ_UNROLL for (int j = 0; j < 4; ++j) if (i + j < left) Isa::store(y + (i + j) * pixel + lane, clamp(sums[j]));
+  }
+  bool done(const Held&) const { return true; }
+};
+
+struct QuadBytes {
+  int8_t* y;
+  int64_t pixel;
+  const Rounding8& rounding;
+  using Held = Rounding8::Held;
+
+  [[gnu::always_inline]] inline void put(Held& held, int i, int64_t left, int lane,
+                                         const typename Isa::Vec (&sums)[4]) const {
+    const typename Isa::Bytes bytes = rounding(sums, held);
+    int8_t* const at = y + i * pixel + lane;
+    if (i + 4 <= left)
+      Isa::store_quarters(bytes, at, pixel, 4);
+    else
+      Isa::store_quarters(bytes, at, pixel, int(left - i));
+  }
+  bool done(const Held& held) const { return held.told(); }
+};
+
+// Results of QUADS quads from x on.
+template <int QUADS, int STEP, class To>
+inline bool quad_tile(const mpq::QuadTask& r, const uint8_t* from, int64_t left, const To& to) {
+  constexpr int kMany = 4 / STEP, kAll = QUADS * kMany;
+  typename To::Held held;
   for (int lane = 0; lane < mpq::kWidest; lane += Isa::kWidth) {
-    const uint8_t* x = r.x + row * r.x_row + first * kQuad + 4 * lane;
+    const uint8_t* x = from + 4 * lane;
     typename Isa::Ints acc[QUADS][kMany];
     const typename Isa::Ints start =  // each pixel is 128 too large
         Isa::template difference<7>(Isa::load_ints(r.before + lane), Isa::load_ints(r.upto + lane));
-    MPQ_UNROLL for (int i = 0; i < QUADS * kMany; ++i) acc[i / kMany][i % kMany] = r.rest ? Isa::no_ints() : start;
+    MPQ_UNROLL for (int i = 0; i < kAll; ++i) acc[i / kMany][i % kMany] = r.rest ? Isa::no_ints() : start;
     quad_sums<QUADS, STEP>(r, x, r.weights + lane, acc);
     if (r.rest) {
-      MPQ_UNROLL for (int i = 0; i < QUADS * kMany; ++i) {
+      MPQ_UNROLL for (int i = 0; i < kAll; ++i) {
         typename Isa::Ints& sum = acc[i / kMany][i % kMany];
         sum = Isa::template added<8>(start, Isa::template added<8>(sum, sum));
       }
       quad_sums<QUADS, STEP>(r, x, r.rest + lane, acc);
     }
     const typename Isa::Vec scale = Isa::load(r.scale + lane), bias = Isa::load(r.bias + lane);
-    float* y = r.y + row * r.y_row + first * kMany * r.y_pixel + lane;
-    const int64_t left = r.out_width - first * kMany;
-    MPQ_UNROLL for (int i = 0; i < QUADS * kMany; ++i) if (i < left)
-        Isa::store(y + i * r.y_pixel, clamp(Isa::fused(scale, Isa::to_floats(acc[i / kMany][i % kMany]), bias)));
+    MPQ_UNROLL for (int i = 0; i < kAll; i += 4) if (i < left) {
+      typename Isa::Vec sums[4];
+      MPQ_UNROLL for (int j = 0; j < 4; ++j) {
+        const int at = i + j < kAll ? i + j : kAll - 1;
+        sums[j] = Isa::fused(scale, Isa::to_floats(acc[at / kMany][at % kMany]), bias);
+      }
+      to.put(held, i, left, lane, sums);
+    }
   }
+  return to.done(held);
 }
 
-// The same of all rows.
+// The same of all rows, from the `first` quad on.
 template <int QUADS, int STEP>
-void quad_column(const mpq::QuadTask& r, int64_t first, int64_t quads) {
+bool quad_column(const mpq::QuadTask& r, int64_t first, int64_t quads) {
   if constexpr (QUADS > 1)
     if (quads < QUADS) return quad_column<QUADS - 1, STEP>(r, first, quads);
-  for (int64_t row = 0; row < r.rows; ++row) quad_tile<QUADS, STEP>(r, row, first);
+  constexpr int64_t kAll = QUADS * 4 / STEP;
+  const int64_t begin = first * 4 / STEP, left = smaller(kAll, r.out_width - begin);
+  const Clamp clamp(r.range);
+  const Rounding8 rounding(r.grid);
+  bool finite = true;
+  for (int64_t row = 0; row < r.rows; ++row) {
+    const uint8_t* x = r.x + row * r.x_row + first * kQuad;
+    const int64_t at = row * r.y_row + begin * r.y_pixel;
+    if (!r.y8) {
+      quad_tile<QUADS, STEP>(r, x, left, QuadFloats{r.y + at, r.y_pixel, clamp});
+    } else if (!quad_tile<QUADS, STEP>(r, x, left, QuadBytes{r.y8 + at, r.y_pixel, rounding})) {
+      float sums[kAll * mpq::kWidest];
+      quad_tile<QUADS, STEP>(r, x, left, QuadFloats{sums, mpq::kWidest, clamp});
+      finite &= round_bytes(sums, mpq::kWidest, left, mpq::kWidest, r.grid.scale, r.y8 + at, r.y_pixel);
+    }
+  }
+  return finite;
 }
 
 template <int STEP>
-void quad_columns(const mpq::QuadTask& r) {
+bool quad_columns(const mpq::QuadTask& r) {
   constexpr int kMost = (Isa::kWidth == mpq::kWidest ? 4 : 2) * STEP;
   const int64_t quads = mpq::ceil_div(r.out_width, 4 / STEP);
   int64_t columns = mpq::ceil_div(quads, kMost);
+  bool finite = true;
   for (int64_t first = 0, many; first < quads; first += many, --columns) {
     many = mpq::ceil_div(quads - first, columns);  // columns are about equal
-    quad_column<kMost, STEP>(r, first, many);
+    finite &= quad_column<kMost, STEP>(r, first, many);
   }
+  return finite;
 }
 
-void filter_quads(const mpq::QuadTask& r) {
-  if (r.step == 1)
-    quad_columns<1>(r);
-  else
-    quad_columns<2>(r);
-}
+bool filter_quads(const mpq::QuadTask& r) { return r.step == 1 ? quad_columns<1>(r) : quad_columns<2>(r); }
 
 }  // namespace

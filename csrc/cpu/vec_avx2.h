@@ -211,10 +211,18 @@ struct Avx2 {
   static Bytes packed(const Vec (&v)[4]) {
     return _mm256_permutevar8x32_epi32(in_halves(v), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   }
+  static Bytes same_bytes(int8_t v) { return _mm256_set1_epi8(v); }
   static Bytes within(Bytes b, Bytes low, Bytes high) { return _mm256_min_epi8(_mm256_max_epi8(b, low), high); }
   static void store_halves(Bytes b, void* low, void* high) {  // the high half unless its place is null
     _mm_storeu_si128(static_cast<__m128i*>(low), _mm256_castsi256_si128(b));
     if (high) _mm_storeu_si128(static_cast<__m128i*>(high), _mm256_extracti128_si256(b, 1));
+  }
+  static void store_quarters(Bytes b, int8_t* p, int64_t step, int count) {  // the first `count`
+    const __m128i halves[2] = {_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1)};
+    for (int i = 0; i < 4; ++i)
+      if (i < count)
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(p + i * step),
+                         i % 2 ? _mm_unpackhi_epi64(halves[i / 2], halves[i / 2]) : halves[i / 2]);
   }
   static Bytes quad(const Vec (&v)[4]) {
     const __m128i turn = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);

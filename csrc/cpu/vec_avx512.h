@@ -189,10 +189,17 @@ struct Avx512 : Avx2 {
     if (count == 16) _mm_storeu_si128(to, _mm512_castsi512_si128(b));
     if (count == 48) _mm_storeu_si128(to + 2, _mm512_extracti32x4_epi32(b, 2));
   }
+  static Bytes same_bytes(int8_t v) { return _mm512_set1_epi8(v); }
   static Bytes within(Bytes b, Bytes low, Bytes high) { return _mm512_min_epi8(_mm512_max_epi8(b, low), high); }
   static void store_halves(Bytes b, void* low, void* high) {  // the high half unless its place is null
     _mm256_storeu_si256(static_cast<__m256i*>(low), _mm512_castsi512_si256(b));
     if (high) _mm256_storeu_si256(static_cast<__m256i*>(high), _mm512_extracti64x4_epi64(b, 1));
+  }
+  static void store_quarters(Bytes b, int8_t* p, int64_t step, int count) {  // the first `count`
+    const __m128i quarters[4] = {_mm512_castsi512_si128(b), _mm512_extracti32x4_epi32(b, 1),
+                                 _mm512_extracti32x4_epi32(b, 2), _mm512_extracti32x4_epi32(b, 3)};
+    for (int i = 0; i < 4; ++i)
+      if (i < count) _mm_storeu_si128(reinterpret_cast<__m128i*>(p + i * step), quarters[i]);
   }
   static Bytes quad(const Vec (&v)[4]) {
     const __m128i turn = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);

@@ -239,6 +239,11 @@ struct Isa {
     for (int j = 0; j < 4 * kWidth; ++j) r.v[j] = uint8_t(low_byte(v[j / kWidth].v[j % kWidth]));
     return r;
   }
+  static Bytes same_bytes(int8_t v) {
+    Bytes r;
+    std::memset(r.v, v, sizeof r.v);
+    return r;
+  }
   static Bytes within(Bytes b, const Bytes& low, const Bytes& high) {  // of bytes with signs
     for (int j = 0; j < 4 * kWidth; ++j) {
       const int8_t v = int8_t(b.v[j]), l = int8_t(low.v[j]), h = int8_t(high.v[j]);
@@ -249,6 +254,9 @@ struct Isa {
   static void store_halves(const Bytes& b, void* low, void* high) {  // the high half unless its place is null
     std::memcpy(low, b.v, 2 * kWidth);
     if (high) std::memcpy(high, b.v + 2 * kWidth, 2 * kWidth);
+  }
+  static void store_quarters(const Bytes& b, int8_t* p, int64_t step, int count) {  // the first `count`
+    for (int i = 0; i < count; ++i) std::memcpy(p + i * step, b.v + i * kWidth, kWidth);
   }
   static Bytes quad(const Vec (&v)[4]) {
     Bytes r;
