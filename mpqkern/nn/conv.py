@@ -148,9 +148,9 @@ def hands_on_bytes(x: Tensor, bias: Tensor | None, act_scale: Tensor | None) -> 
     order of memory that it takes, and where nobody wants gradients, another type or a program for elsewhere."""
     if act_scale is None or x.dtype not in (torch.float32, torch.int8) or x.dim() != 4:
         return False
-    if x.device.type != "cpu" or ops.why_plain is not None or torch.is_autocast_enabled("cpu"):
+    if not x.is_cpu or ops.why_plain is not None or torch.is_autocast_enabled("cpu"):
         return False
-    if torch.jit.is_tracing() or torch.compiler.is_exporting() or _learns(x) or _learns(bias):
+    if torch.jit.is_tracing() or torch.compiler.is_exporting() or _learns(x, bias):
         return False
     try:
         return plain.is_channels_last(x)
@@ -158,8 +158,8 @@ def hands_on_bytes(x: Tensor, bias: Tensor | None, act_scale: Tensor | None) -> 
         return False
 
 
-def _learns(tensor: Tensor | None) -> bool:
-    return tensor is not None and torch.is_grad_enabled() and tensor.requires_grad
+def _learns(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _geometry(layer: nn.Conv2d | PackedConv2d) -> dict[str, Any]:
