@@ -54,16 +54,17 @@ void grid_a8(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zero
 
 // ---- a panel of codes against many rows of activations ----------------------------------------------
 
-// C rows of activations by kTileVecs vectors of weight rows, all sums in registers. Where these are few, quads of codes
+// C rows of activations by V vectors of weight rows, all sums in registers. Where these are few, quads of codes
 // take turns between several sums, so that none waits for its last product.
-template <int C>
+template <int C, int V>
 struct Sums8 {
-  typename Isa::Ints v[C][kTileVecs];
+  typename Isa::Ints v[C][V];
 };
 
 template <int BITS>
-constexpr int turns(int rows) {
-  return 4 * rows <= Isa::template act_rows<BITS>() ? 4 : 2 * rows <= Isa::template act_rows<BITS>() ? 2 : 1;
+constexpr int turns(int sums) {
+  constexpr int kMost = kTileVecs * Isa::template act_rows<BITS>();
+  return 4 * sums <= kMost ? 4 : 2 * sums <= kMost ? 2 : 1;
 }
 
 // Where in rows of activations products go on: in row 0, and bytes of its piece that are left there; and how far ahead
@@ -77,9 +78,9 @@ struct Place {
 
 // Over k codes, above 0 and a multiple of 16. Of each 4 rows the first one's address is kept: with one for each row,
 // addresses would go through vector registers, and wait there for the products.
-template <int BITS, int C>
-inline Sums8<C> a8_steps(const uint8_t* codes, const Acts8& a, Place& at, int64_t k) {
-  constexpr int kFours = (C + 3) / 4, kTurns = turns<BITS>(C);
+template <int BITS, int C, int V>
+inline Sums8<C, V> a8_steps(const uint8_t* codes, const Acts8& a, Place& at, int64_t k) {
+  constexpr int kFours = (C + 3) / 4, kTurns = turns<BITS>(C * V);
   // A sum whose codes are all of one field can leave that where it is in its byte, and be shifted once in the end:
   // below 2^24 as they are (Spans), sums stay below 2^30.
   constexpr int kPlaces = smaller(smaller(kTurns, kFields<BITS>), Isa::kPlaces);
@@ -88,9 +89,9 @@ inline Sums8<C> a8_steps(const uint8_t* codes, const Acts8& a, Place& at, int64_
   const int64_t ld = a.ld;
   const int8_t* four[kFours];
   MPQ_UNROLL for (int j = 0; j < kFours; ++j) four[j] = at.q + 4 * j * ld;
-  Sums8<C> sums[kTurns];
+  Sums8<C, V> sums[kTurns];
   MPQ_UNROLL for (int t = 0; t < kTurns; ++t) MPQ_UNROLL for (int c = 0; c < C; ++c)
-      MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) sums[t]
+      MPQ_UNROLL for (int v = 0; v < V; ++v) sums[t]
           .v[c][v] = Isa::no_ints();
   int64_t left = at.left;
   const uint8_t* end = codes + mpq::packed_bytes(k, BITS) * kPanel;
@@ -98,13 +99,13 @@ inline Sums8<C> a8_steps(const uint8_t* codes, const Acts8& a, Place& at, int64_
     MPQ_UNROLL for (int64_t i = 0; i < kBytes; i += kLine) __builtin_prefetch(codes + at.ahead + i, 0, 2);
     MPQ_UNROLL for (int i = 0; i < kQuads; ++i) {
       const uint8_t* word = codes + i / kFields<BITS> * 4 * kPanel;
-      Sums8<C>& sum = sums[i % kTurns];
-      typename Isa::Bytes b[kTileVecs];
-      MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) b[v] =
+      Sums8<C, V>& sum = sums[i % kTurns];
+      typename Isa::Bytes b[V];
+      MPQ_UNROLL for (int v = 0; v < V; ++v) b[v] =
           Isa::template field<BITS>(Isa::load_bytes(word + 4 * Isa::kWidth * v), i % kFields<BITS>, i % kPlaces);
       MPQ_UNROLL for (int c = 0; c < C; ++c) {
         const typename Isa::Bytes x = Isa::word(four[c / 4] + c % 4 * ld + 4 * i);
-        MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) sum.v[c][v] = Isa::template dot<BITS>(sum.v[c][v], b[v], x);
+        MPQ_UNROLL for (int v = 0; v < V; ++v) sum.v[c][v] = Isa::template dot<BITS>(sum.v[c][v], b[v], x);
       }
     }
     MPQ_UNROLL for (int j = 0; j < kFours; ++j) four[j] += 4 * kQuads;
@@ -118,23 +119,23 @@ inline Sums8<C> a8_steps(const uint8_t* codes, const Acts8& a, Place& at, int64_
   } while (codes < end);
   at.q = four[0], at.left = left;
   MPQ_UNROLL for (int t = 1; t < kTurns; ++t) MPQ_UNROLL for (int c = 0; c < C; ++c)
-      MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) sums[0]
+      MPQ_UNROLL for (int v = 0; v < V; ++v) sums[0]
           .v[c][v] = Isa::template added<BITS>(sums[0].v[c][v], Isa::shifted(sums[t].v[c][v], BITS * (t % kPlaces)));
   return sums[0];
 }
 
 // Of the codes of one span.
-template <int BITS, int C>
-inline Sums8<C> a8_span(const uint8_t* codes, const Acts8& a, Place& at, int64_t k) {
+template <int BITS, int C, int V>
+inline Sums8<C, V> a8_span(const uint8_t* codes, const Acts8& a, Place& at, int64_t k) {
   if constexpr (!Isa::template kNarrow<BITS>) {
-    return a8_steps<BITS, C>(codes, a, at, k);
+    return a8_steps<BITS, C, V>(codes, a, at, k);
   } else {
-    Sums8<C> sum = {};
+    Sums8<C, V> sum = {};
     for (int64_t i = 0; i < k; i += kBlock) {
       const uint8_t* from = codes + mpq::packed_bytes(i, BITS) * kPanel;
-      const Sums8<C> part = a8_steps<BITS, C>(from, a, at, smaller(kBlock, k - i));
+      const Sums8<C, V> part = a8_steps<BITS, C, V>(from, a, at, smaller(kBlock, k - i));
       for (int c = 0; c < C; ++c)
-        for (int v = 0; v < kTileVecs; ++v) sum.v[c][v] = Isa::widened(sum.v[c][v], part.v[c][v]);
+        for (int v = 0; v < V; ++v) sum.v[c][v] = Isa::widened(sum.v[c][v], part.v[c][v]);
     }
     return sum;
   }
@@ -147,18 +148,18 @@ struct Grids8 {
 
 // take(c, v, value, x_scale) for each sum of a span: value * x_scale is what it counts. Inlined in any case: a call
 // would pass its many arguments through memory.
-template <int C, class Take>
-[[gnu::always_inline]] inline void a8_scaled(const Sums8<C>& sum, const Grids8& grid, int64_t groups, int64_t spans,
+template <int C, int V, class Take>
+[[gnu::always_inline]] inline void a8_scaled(const Sums8<C, V>& sum, const Grids8& grid, int64_t groups, int64_t spans,
                                              const Take& take) {
-  typename Isa::Vec scale[kTileVecs], minus[kTileVecs];
-  for (int v = 0; v < kTileVecs; ++v) {
+  typename Isa::Vec scale[V], minus[V];
+  for (int v = 0; v < V; ++v) {
     scale[v] = Isa::load(grid.scales + v * Isa::kWidth);
     minus[v] = Isa::sub(Isa::zero(), Isa::load(grid.zeros + v * Isa::kWidth));
   }
   MPQ_UNROLL for (int c = 0; c < C; ++c) {
     const typename Isa::Vec x_sum = Isa::set1(grid.act_sums[c * spans]);
     const typename Isa::Vec x_scale = Isa::set1(grid.act_scales[c * groups]);
-    MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) {
+    MPQ_UNROLL for (int v = 0; v < V; ++v) {
       const typename Isa::Vec centred = Isa::fused(minus[v], x_sum, Isa::to_floats(sum.v[c][v]));
       take(c, v, Isa::mul(centred, scale[v]), x_scale);
     }
@@ -167,34 +168,34 @@ template <int C, class Take>
 
 // The panel's columns from j on, rows of activations from m on. By reference: a copy is read again by vectors that wait
 // until its words have reached the cache, behind all results of the tile before. `ahead`: as in Panel8.
-template <int BITS, int C, class Landing>
+template <int BITS, int C, int V, class Landing>
 bool a8_tile(const Packed& w, const Spans& spans, const Panel8& panel, int64_t j, const Acts8& a, int64_t m,
              int64_t ahead, const Landing& landing) {
   using Vec = typename Isa::Vec;
   const Landing y = landing;
   typename Landing::Held held;
   const int64_t zero_step = w.zero_each ? kPanel : 0, end = (w.k + 15) / 16 * 16;
-  y.template fetch<C>();
+  y.template fetch<C, V>();
   const uint8_t* codes = panel.codes + 4 * j;
   Grids8 grid{panel.scales + j, panel.zeros + j, a.scales + m * w.groups, a.sums + m * spans.count};
   Place at{a.q + m * a.ld, a.piece, a.jumps, ahead};
   const float* bias = panel.bias + j;
-  Vec shift[kTileVecs];
-  MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) shift[v] = Isa::load(bias + v * Isa::kWidth);
+  Vec shift[V];
+  MPQ_UNROLL for (int v = 0; v < V; ++v) shift[v] = Isa::load(bias + v * Isa::kWidth);
   if (spans.count == 1) {  // straight from sums to results
-    a8_scaled(a8_span<BITS, C>(codes, a, at, end), grid, 1, 1,
+    a8_scaled(a8_span<BITS, C, V>(codes, a, at, end), grid, 1, 1,
               [&](int c, int v, Vec value, Vec scale) __attribute__((always_inline)) {
-                y.template put<C>(held, c, v, Isa::fused(value, scale, shift[v]));
+                y.template put<C, V>(held, c, v, Isa::fused(value, scale, shift[v]));
               });
     return y.done(held);
   }
   // Results fill no registers, but are read and written nowhere else than in their places on the stack.
-  Vec tile[C][kTileVecs];
-  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v) tile[c][v] = shift[v];
+  Vec tile[C][V];
+  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < V; ++v) tile[c][v] = shift[v];
   int64_t k = 0, left = smaller(spans.group, end);
   for (int64_t s = 0; s < spans.count; ++s) {  // without a division, which would hold up what follows
     const int64_t length = smaller(spans.length, left), bytes = mpq::packed_bytes(length, BITS) * kPanel;
-    a8_scaled(a8_span<BITS, C>(codes, a, at, length), grid, w.groups, spans.count,
+    a8_scaled(a8_span<BITS, C, V>(codes, a, at, length), grid, w.groups, spans.count,
               [&](int c, int v, Vec value, Vec scale)
                   __attribute__((always_inline)) { tile[c][v] = Isa::fused(value, scale, tile[c][v]); });
     codes += bytes, ++grid.act_sums, k += length, left -= length;
@@ -202,8 +203,8 @@ bool a8_tile(const Packed& w, const Spans& spans, const Panel8& panel, int64_t j
     grid.scales += kPanel, grid.zeros += zero_step, ++grid.act_scales;
     left = smaller(spans.group, end - k);
   }
-  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < kTileVecs; ++v)
-      y.template put<C>(held, c, v, tile[c][v]);
+  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < V; ++v)
+      y.template put<C, V>(held, c, v, tile[c][v]);
   return y.done(held);
 }
 
@@ -238,9 +239,15 @@ struct Tiles8 {
       a8_rows<kMost>(panel, m, m1 - m, tile);
     }
   }
+  // Panels of a vector at the most take tiles of one where others would meet all columns; elsewhere they take fewer.
+  bool narrow() const { return kTileVecs * Isa::kWidth == kPanel && panel.columns <= Isa::kWidth; }
+
   template <int C, class To>
   bool tile(int64_t m, int64_t j, const To& to) const {
-    return a8_tile<BITS, C>(w, spans, panel, j, acts, m, m + j ? 0 : panel.ahead, to);
+    const int64_t ahead = m + j ? 0 : panel.ahead;
+    if constexpr (kTileVecs * Isa::kWidth == kPanel)
+      if (narrow()) return a8_tile<BITS, C, 1>(w, spans, panel, j, acts, m, ahead, to);
+    return a8_tile<BITS, C, kTileVecs>(w, spans, panel, j, acts, m, ahead, to);
   }
 
   void floats(int64_t rows, float* y, int64_t ld) const {
@@ -249,24 +256,25 @@ struct Tiles8 {
   }
   bool bytes(int64_t rows, const mpq::ByteGrid& grid, int8_t* y, int64_t ld) const {
     const Rounding8 rounding(grid);
+    const int64_t wide = narrow() ? Isa::kWidth : kTileVecs * Isa::kWidth;
     bool finite = true;
     each(rows, [&](int64_t m, int64_t j, auto c) {
-      constexpr int64_t kWide = kTileVecs * Isa::kWidth;
-      const int64_t count = smaller(kWide, panel.columns - j);
-      int8_t room[c * kWide], *const out = y + m * ld + j;
-      int8_t* const to = count == kWide ? out : room;
-      const int64_t step = count == kWide ? ld : kWide;
+      constexpr int64_t kMost = kTileVecs * Isa::kWidth;
+      const int64_t count = smaller(wide, panel.columns - j);
+      int8_t room[c * kMost], *const out = y + m * ld + j;
+      int8_t* const to = count == wide ? out : room;
+      const int64_t step = count == wide ? ld : kMost;
       if (!tile<c>(m, j, ToBytes{to, step, rounding})) {
-        float sums[c * kWide];
-        tile<c>(m, j, ToFloats{sums, kWide, Clamp(panel.range)});
-        finite &= round_bytes(sums, kWide, c, count, grid.scale, to, step);
+        float sums[c * kMost];
+        tile<c>(m, j, ToFloats{sums, kMost, Clamp(panel.range)});
+        finite &= round_bytes(sums, kMost, c, count, grid.scale, to, step);
       }
-      if (count == kWide) return;
-      for (int i = 0; i < c; ++i) copy_some(room + i * kWide, count, out + i * ld);
+      if (count == wide) return;
+      for (int i = 0; i < c; ++i) copy_some(room + i * kMost, count, out + i * ld);
     });
     return finite;
   }
-  // Fewer than kWide bytes.
+  // Fewer bytes than a tile's columns.
   static void copy_some(const int8_t* from, int64_t count, int8_t* to) {
     MPQ_UNROLL for (int64_t n = Isa::kWidth; n > 0; n /= 2) if (count & n) {
       std::memcpy(to, from, n);

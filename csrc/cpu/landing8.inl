@@ -3,7 +3,7 @@
 
 namespace {
 
-// Vectors of weight rows in a tile of results.
+// Vectors of weight rows in a tile of results, at the most.
 constexpr int kTileVecs = 2;
 
 // Floats within the panel's range.
@@ -15,15 +15,15 @@ struct ToFloats {
 
   // Asks for where C rows go. Rows without gaps are on their way elsewhere, and in a cache. Unrolled, addresses would
   // be kept in registers of vectors.
-  template <int C>
+  template <int C, int V>
   void fetch() const {
-    if (ld == kTileVecs * Isa::kWidth) return;
+    if (ld <= kPanel) return;
 #pragma GCC unroll 1
     for (int c = 0; c < C; ++c)
-      for (int v = 0; v < kTileVecs; ++v) __builtin_prefetch(y + c * ld + v * Isa::kWidth, 1);
+      for (int v = 0; v < V; ++v) __builtin_prefetch(y + c * ld + v * Isa::kWidth, 1);
   }
-  // Vector v of row c of C, in order.
-  template <int C>
+  // Vector v of V in row c of C, in order.
+  template <int C, int V>
   [[gnu::always_inline]] inline void put(Held&, int c, int v, typename Isa::Vec sum) const {
     Isa::store(y + c * ld + v * Isa::kWidth, clamp(sum));
   }
@@ -55,19 +55,24 @@ struct ToBytes {
   int64_t ld;
   const Rounding8& rounding;
   struct Held : Rounding8::Held {
-    typename Isa::Vec sums[4];  // of two rows
+    typename Isa::Vec sums[4];  // of some rows
   };
 
-  template <int C>
+  template <int C, int V>
   void fetch() const {}
-  template <int C>
+  template <int C, int V>
   [[gnu::always_inline]] inline void put(Held& held, int c, int v, typename Isa::Vec sum) const {
-    static_assert(kTileVecs == 2);
-    held.sums[c % 2 * 2 + v] = sum;
-    if (v == 0 || (c % 2 == 0 && c + 1 < C)) return;
-    if (c % 2 == 0) held.sums[2] = held.sums[0], held.sums[3] = held.sums[1];
-    int8_t* const first = y + (c - c % 2) * ld;
-    Isa::store_halves(rounding(held.sums, held), first, c % 2 ? first + ld : nullptr);
+    constexpr int kRows = 4 / V;
+    const int at = c % kRows * V + v;
+    held.sums[at] = sum;
+    if (at < 3 && (c < C - 1 || v < V - 1)) return;
+    MPQ_UNROLL for (int i = 1; i < 4; ++i) if (i > at) held.sums[i] = sum;
+    int8_t* const first = y + (c - c % kRows) * ld;
+    const typename Isa::Bytes bytes = rounding(held.sums, held);
+    if constexpr (V == 2)
+      Isa::store_halves(bytes, first, c % kRows ? first + ld : nullptr);
+    else
+      Isa::store_quarters(bytes, first, ld, c % kRows + 1);
   }
   bool done(const Held& held) const { return held.told(); }
 };

@@ -50,7 +50,14 @@ static inline __m128i mpq_cvtepi32_epi8(__m512i a) {
   for (int i = 0; i < 16; ++i) out[i] = int8_t(in[i]);
   return _mm_load_si128(reinterpret_cast<const __m128i*>(out));
 }
+static inline __m512i mpq_maskz_loadu_epi8(uint64_t mask, const void* p) {
+  alignas(64) int8_t out[64] = {};
+  for (int i = 0; i < 64; ++i)
+    if (mask >> i & 1) out[i] = static_cast<const int8_t*>(p)[i];
+  return _mm512_load_si512(out);
+}
 #define _mm512_cvtepi32_epi8 mpq_cvtepi32_epi8
+#define _mm512_maskz_loadu_epi8 mpq_maskz_loadu_epi8
 #define _mm512_cvtepi32_ps mpq_cvtepi32_ps
 #define _mm512_cvtepu8_epi16 mpq_cvtepu8_epi16
 #define _mm512_cvtepu8_epi32 mpq_cvtepu8_epi32
