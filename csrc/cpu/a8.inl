@@ -7,53 +7,6 @@ using mpq::kLine;
 using mpq::Panel8;
 using mpq::Spans;
 
-// ---- panels of codes --------------------------------------------------------------------------------
-
-// Squares of packed words are transposed; codes come out of them where they are multiplied.
-template <int BITS>
-void panel_words(const Packed& w, int64_t n0, int64_t n1, uint8_t* out) {
-  constexpr int kWords = Isa::kWidth, kBytes = 4 * kWords;
-  const int64_t row_bytes = mpq::packed_bytes(w.kp, BITS);
-  for (int64_t n = 0; n < kPanel; n += kWords)
-    for (int64_t at = 0; at < row_bytes; at += kBytes) {
-      const int64_t bytes = smaller(kBytes, row_bytes - at);
-      typename Isa::Bytes square[kWords];
-      if (n0 + n + kWords <= n1 && bytes == kBytes) {
-        Isa::transpose_words(w.row(n0 + n) + at, row_bytes, square);
-      } else {  // the last row stands for those past it
-        uint8_t edge[kWords][kBytes];
-        for (int r = 0; r < kWords; ++r) std::memcpy(edge[r], w.row(smaller(n0 + n + r, n1 - 1)) + at, bytes);
-        Isa::transpose_words(edge[0], kBytes, square);
-      }
-      uint8_t* to = out + at * kPanel + 4 * n;
-      for (int64_t t = 0; t < bytes / 4; ++t, to += 4 * kPanel) Isa::store_bytes(to, square[t]);
-    }
-}
-
-void panel_a8(const Packed& w, int64_t n0, int64_t n1, uint8_t* out) {
-  if (w.bits == 2) panel_words<2>(w, n0, n1, out);
-  if (w.bits == 4) panel_words<4>(w, n0, n1, out);
-  if (w.bits == 8) panel_words<8>(w, n0, n1, out);
-}
-
-void grid_a8(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zeros, float* scratch) {
-  auto turned = [&](const void* from, float* to) {
-    const float* floats = static_cast<const float*>(from) + n0 * w.groups;
-    if (w.half) {
-      Isa::halves_to_floats(static_cast<const uint16_t*>(from) + n0 * w.groups, scratch, (n1 - n0) * w.groups);
-      floats = scratch;
-    }
-    transpose(floats, w.groups, n1 - n0, w.groups, to, kPanel);
-  };
-  turned(w.scales, scales);
-  if (w.zero_each) return turned(w.zeros, zeros);
-  float zero = mpq::mid_zero(w.bits);
-  if (w.zeros) to_float(w.zeros, w.half ? Float::f16 : Float::f32, &zero, 1);
-  for (int64_t j = 0; j < kPanel; ++j) zeros[j] = zero;
-}
-
-// ---- a panel of codes against many rows of activations ----------------------------------------------
-
 // C rows of activations by V vectors of weight rows, all sums in registers. Where these are few, quads of codes
 // take turns between several sums, so that none waits for its last product.
 template <int C, int V>
