@@ -69,26 +69,29 @@ def test_samples_that_are_not_finite(path: SimpleNamespace, cin: int, cout: int,
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("cin", [8, 16, 24, 80])
-@pytest.mark.parametrize("cout,groups", [(1, 1), (7, 1), (16, 1), (24, 1), (40, 1), (48, 2)])
+@pytest.mark.parametrize(
+    "cin,cout,groups", [(8, 1, 1), (16, 7, 1), (24, 16, 1), (80, 24, 1), (8, 40, 1), (16, 48, 2), (32, 32, 32)]
+)
 def test_ties_and_far_values(path: SimpleNamespace, cin: int, cout: int, groups: int) -> None:
-    """Steps that are powers of two: an eighth of all results lies between two integers. Others are far off, or of a
-    sample that is not finite, beside others in a tile."""
+    """Steps that are powers of two: an eighth of all results lies between two integers. Others are far off, infinite
+    until a ReLU is applied, or of a sample that is not finite, beside others in a tile."""
     scale, out = torch.tensor([0.25]), torch.tensor([0.5])
     for kernel in (1, 3):
         w = 0.5 * torch.randint(-7, 9, (cout, cin // groups, kernel, kernel)) - 0.25
         w[:, 0, 0, 0] = -3.75  # the lowest code
         weight = path.quantize(packed.weight_rows(w).contiguous(), 4, 0, True)[:3]
         bias = 0.0625 * torch.randint(-9, 9, (cout,))
-        bias[cout // 2], bias[-1] = 3e37, -3e37
         x = (0.25 * torch.randint(-20, 20, (4, cin, 3, 5))).contiguous(memory_format=LAST)
         x[1, 0, 0, 0] = torch.nan
         how = (4, 0, (kernel, kernel), (1, 1), (0, 0), (1, 1), groups)
-        y = torch.ops.mpqkern.conv2d(x, *weight, bias, *how, 8, scale)
-        ties = ((y[0] / out).frac().abs() == 0.5).float().mean()
-        assert cout < 16 or ties > 0.03
-        for activation in (None, "relu", "relu6"):
-            if activation:
+        for activation, far in ((None, 3e37), ("relu", 3e37), ("relu", -torch.inf), ("relu6", torch.inf)):
+            bias[cout // 2] = far
+            if activation is None:
+                bias[-1] = -far
+                y = torch.ops.mpqkern.conv2d(x, *weight, bias, *how, 8, scale)
+                ties = ((y[[0, 2, 3]] / out).frac().abs() == 0.5).float().mean()
+                assert cout < 16 or ties > 0.03
+            else:
                 y = torch.ops.mpqkern.conv2d_activated(x, *weight, bias, *how, 8, scale, None, activation)
             q = path.conv2d_bytes(x, *weight, bias, *how, scale, None, activation, out)
             assert (q[1] == SPOILED).all() and torch.equal(q[[0, 2, 3]], rounded(y[[0, 2, 3]], out))
@@ -111,11 +114,16 @@ def test_any_layout(path: SimpleNamespace, size: int, groups: int, cout: int) ->
         assert torch.equal(path.conv2d_bytes(q, *how, IN, None, None, None), want)
 
 
-@pytest.mark.parametrize("scale", [0.0, -0.05])
-def test_scales_that_are_not_above_zero(path: SimpleNamespace, scale: float) -> None:
-    weight, _, _ = problem(path, (8, 16, 1, (3, 3)), 4, 0, True)
-    how = (*weight, None, 4, 0, (3, 3), (1, 1), (0, 0), (1, 1), 1)
-    assert not path.conv2d_bytes(torch.randn(1, 8, 6, 6), *how, IN, None, None, torch.tensor([scale])).any()
+@pytest.mark.parametrize("groups", [1, 16])
+@pytest.mark.parametrize("scale", [0.0, -0.05, 1e-40, 1e-33, 1e33])
+def test_scales_of_any_size(path: SimpleNamespace, scale: float, groups: int) -> None:
+    weight, _, _ = problem(path, (16, 16, groups, (3, 3)), 4, 0, True)
+    bias, x = 4 * scale * torch.randn(16), torch.randn(1, 16, 6, 6).contiguous(memory_format=LAST)
+    how = (4, 0, (3, 3), (1, 1), (0, 0), (1, 1), groups)
+    q = path.conv2d_bytes(x, *weight, bias, *how, IN, None, None, torch.tensor([scale]))
+    y = torch.ops.mpqkern.conv2d(x, *weight, bias, *how, 8, IN)
+    assert torch.equal(q, rounded(y, torch.tensor([scale])) if scale > 0 else torch.zeros_like(q))
+    assert q.unique().numel() > 1 or scale <= 0
 
 
 def test_any_number_of_threads() -> None:

@@ -121,12 +121,12 @@ template <int C, int V, class Take>
 
 // The panel's columns from j on, rows of activations from m on. By reference: a copy is read again by vectors that wait
 // until its words have reached the cache, behind all results of the tile before. `ahead`: as in Panel8.
-template <int BITS, int C, int V, class Landing>
+template <int BITS, int C, int V, class To>
 bool a8_tile(const Packed& w, const Spans& spans, const Panel8& panel, int64_t j, const Acts8& a, int64_t m,
-             int64_t ahead, const Landing& landing) {
+             int64_t ahead, const To& to) {
   using Vec = typename Isa::Vec;
-  const Landing y = landing;
-  typename Landing::Held held;
+  const To y = to;
+  typename To::Held held;
   const int64_t zero_step = w.zero_each ? kPanel : 0, end = (w.k + 15) / 16 * 16;
   y.template fetch<C, V>();
   const uint8_t* codes = panel.codes + 4 * j;
@@ -214,15 +214,15 @@ struct Tiles8 {
     each(rows, [&](int64_t m, int64_t j, auto c) {
       constexpr int64_t kMost = kTileVecs * Isa::kWidth;
       const int64_t count = smaller(wide, panel.columns - j);
-      int8_t room[c * kMost], *const out = y + m * ld + j;
-      int8_t* const to = count == wide ? out : room;
-      const int64_t step = count == wide ? ld : kMost;
+      const bool whole = count == wide;
+      int8_t room[c * kMost], *const out = y + m * ld + j, *const to = whole ? out : room;
+      const int64_t step = whole ? ld : kMost;
       if (!tile<c>(m, j, ToBytes{to, step, rounding})) {
         float sums[c * kMost];
         tile<c>(m, j, ToFloats{sums, kMost, Clamp(panel.range)});
         finite &= round_bytes(sums, kMost, c, count, grid.scale, to, step);
       }
-      if (count == wide) return;
+      if (whole) return;
       for (int i = 0; i < c; ++i) copy_some(room + i * kMost, count, out + i * ld);
     });
     return finite;

@@ -17,7 +17,8 @@ float largest(const float* x, int64_t count) {
 
 // The quotient's integer by products with what is a little above and a little below 1 / scale, further than the rounded
 // quotient may be from the true one: where both products round alike so does all between them, and where not lanes are
-// divided after all. Integers stay in the low bits of magic + q.
+// divided after all. Integers stay in the low bits of magic + q. Where 1 / scale is too large or small for that, NaN in
+// place of the upper product tells nothing, and all are divided.
 struct Rounder {
   typename Isa::Vec scale, above, below, low, high, magic;
 

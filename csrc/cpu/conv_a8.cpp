@@ -78,15 +78,18 @@ void conv_a8(const ConvArgs& a) {
         const int64_t n0 = first + panel * kPanel, n1 = std::min(first + rows, n0 + kPanel);
         const Panel8 here = all.at(n0, n1);
         if (rounds) {
+          // Samples are told apart only where something is not finite.
           auto multiply = [&](const Acts8& acts, int64_t p, int64_t length) {
-            if (!kernels().gemm_a8_bytes(w, here, acts, length, grid, a.y8 + p * w.n + n0, w.n))
-              spoiled.mark(p / plane);
+            return kernels().gemm_a8_bytes(w, here, acts, length, grid, a.y8 + p * w.n + n0, w.n);
           };
-          for (const Run* run = runs; kind == Patch::in_image && run < runs + count; ++run)
-            multiply(patches.rows(a, image, group, *run), p0 + run->lane, run->length);
-          for (int64_t p = p0, stop; kind != Patch::in_image && p < p1; p = stop) {  // sample by sample
-            stop = std::min(p1, (p / plane + 1) * plane);
-            multiply(patches.rows(a, image, p0, p), p, stop - p);
+          if (kind == Patch::in_image) {
+            for (const Run* run = runs; run < runs + count; ++run)
+              if (!multiply(patches.rows(a, image, group, *run), p0 + run->lane, run->length)) spoiled.mark(run->batch);
+          } else if (!multiply(patches.rows(a, image, p0, p0), p0, p1 - p0)) {
+            for (int64_t p = p0, stop; p < p1; p = stop) {
+              stop = std::min(p1, (p / plane + 1) * plane);
+              if (!multiply(patches.rows(a, image, p0, p), p, stop - p)) spoiled.mark(p / plane);
+            }
           }
           continue;
         }

@@ -13,8 +13,8 @@ struct ToFloats {
   const Clamp clamp;
   struct Held {};
 
-  // Asks for where C rows go. Rows without gaps are on their way elsewhere, and in a cache. Unrolled, addresses would
-  // be kept in registers of vectors.
+  // Asks for where C rows go, if they lie far apart: a panel's own width apart they are on their way elsewhere, in a
+  // cache, or follow each other. Unrolled, addresses would be kept in registers of vectors.
   template <int C, int V>
   void fetch() const {
     if (ld <= kPanel) return;

@@ -143,12 +143,13 @@ struct Rounded {
     parallel_for(a.m, ceil_div(kGrainMacs, w.kp), [&](int64_t begin, int64_t end) {
       for (int64_t m = begin; m < end; ++m)
         kernels().quantize_act(x + m * w.kp, w.kp, w.group, a.act_scale, q + m * ld, scales + m * w.groups);
-      for (int64_t s = 0; s < spans.count; ++s) {
+      for (int64_t s = 0; spans.count > 1 && s < spans.count; ++s) {
         const int64_t k0 = spans.begin(s), k1 = spans.end(s);
         kernels().sum_a8(q + begin * ld + k0, ld, end - begin, k1 - k0, sums + begin * spans.count + s, spans.count);
       }
-      for (int64_t m = begin; m < end; ++m)
-        kernels().order_a8(w.bits, q + m * ld, ld, 1, w.kp, q + m * ld, ld, w.kp, nullptr);
+      int8_t* const first = q + begin * ld;
+      float* const whole = spans.count == 1 ? sums + begin : nullptr;
+      kernels().order_a8(w.bits, first, ld, end - begin, w.kp, first, ld, w.kp, whole);
     });
   }
 };

@@ -22,7 +22,7 @@ class Panels8 {
         scales_(kPanel * w.groups),
         zeros_(kPanel * w.groups),
         scratch_(kPanel * w.groups) {
-    // Columns without a row hold numbers, so that no result of theirs is strange.
+    // For columns without a row before there is one: what memory held would often look as if it could not be rounded.
     for (float* grid : {&scales_[0], &zeros_[0]}) std::fill_n(grid, kPanel * w.groups, 0.0f);
   }
 

@@ -257,15 +257,15 @@ struct Avx2 {
   static void transpose_words(const uint8_t* in, int64_t ld, Bytes out[8]) {
     transpose8(reinterpret_cast<const float*>(in), ld / 4, reinterpret_cast<float*>(out), 8);
   }
-  // Of each half of 32 bytes: byte j becomes what byte from[j] was.
-  static Bytes shuffled(Bytes b, Bytes from) { return _mm256_shuffle_epi8(b, from); }  // within each 16
-  static Bytes load_some(const void* p, int64_t count) {                               // then zeros
+  // Within each 16 bytes byte j becomes what byte from[j] was.
+  static Bytes shuffled(Bytes b, Bytes from) { return _mm256_shuffle_epi8(b, from); }
+  static Bytes load_some(const void* p, int64_t count) {  // then zeros
     if (count == 16) return _mm256_zextsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p)));
     alignas(32) int8_t bytes[32] = {};
     std::memcpy(bytes, p, count);
     return load_bytes(bytes);
   }
-  static void store_some(void* p, Bytes b, int64_t count) {  // 16 or all
+  static void store_some(void* p, Bytes b, int64_t count) {  // a multiple of 16
     if (count > 16) return store_bytes(p, b);
     _mm_storeu_si128(static_cast<__m128i*>(p), _mm256_castsi256_si128(b));
   }
