@@ -115,10 +115,12 @@ def test_any_layout(path: SimpleNamespace, size: int, groups: int, cout: int) ->
 
 
 @pytest.mark.parametrize("groups", [1, 16])
-@pytest.mark.parametrize("scale", [0.0, -0.05, 1e-40, 1e-33, 1e33])
+@pytest.mark.parametrize("scale", [0.0, -0.05, 1e-40, 1e-33, 1e33, 3.3e38, 3.4e38])
 def test_scales_of_any_size(path: SimpleNamespace, scale: float, groups: int) -> None:
+    """Results are biases, close to half a step, where the scale is so large that all else is lost beside it."""
     weight, _, _ = problem(path, (16, 16, groups, (3, 3)), 4, 0, True)
-    bias, x = 4 * scale * torch.randn(16), torch.randn(1, 16, 6, 6).contiguous(memory_format=LAST)
+    bias = (scale * (0.5 + 2**-24 * torch.arange(-8, 8).double())).float()
+    x = torch.randn(1, 16, 6, 6).contiguous(memory_format=LAST)
     how = (4, 0, (3, 3), (1, 1), (0, 0), (1, 1), groups)
     q = path.conv2d_bytes(x, *weight, bias, *how, IN, None, None, torch.tensor([scale]))
     y = torch.ops.mpqkern.conv2d(x, *weight, bias, *how, 8, IN)
