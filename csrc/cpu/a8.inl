@@ -138,13 +138,13 @@ bool a8_tile(const Packed& w, const Spans& spans, const Panel8& panel, int64_t j
   if (spans.count == 1) {  // straight from sums to results
     a8_scaled(a8_span<BITS, C, V>(codes, a, at, end), grid, 1, 1,
               [&](int c, int v, Vec value, Vec scale) __attribute__((always_inline)) {
-                y.template put<C, V>(held, c, v, Isa::fused(value, scale, shift[v]));
+                y.template put<C, V>(held, c, v, Isa::add(Isa::mul(value, scale), shift[v]));
               });
     return y.done(held);
   }
   // Results fill no registers, but are read and written nowhere else than in their places on the stack.
   Vec tile[C][V];
-  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < V; ++v) tile[c][v] = shift[v];
+  MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < V; ++v) tile[c][v] = Isa::zero();
   int64_t k = 0, left = smaller(spans.group, end);
   for (int64_t s = 0; s < spans.count; ++s) {  // without a division, which would hold up what follows
     const int64_t length = smaller(spans.length, left), bytes = mpq::packed_bytes(length, BITS) * kPanel;
@@ -157,7 +157,7 @@ bool a8_tile(const Packed& w, const Spans& spans, const Panel8& panel, int64_t j
     left = smaller(spans.group, end - k);
   }
   MPQ_UNROLL for (int c = 0; c < C; ++c) MPQ_UNROLL for (int v = 0; v < V; ++v)
-      y.template put<C, V>(held, c, v, tile[c][v]);
+      y.template put<C, V>(held, c, v, Isa::add(tile[c][v], shift[v]));
   return y.done(held);
 }
 
