@@ -55,7 +55,7 @@ void conv_a8(const ConvArgs& a) {
   if (kind == Patch::in_image) atoms.emplace(a, image);
   const int64_t rows = w.n / a.groups, pixels = a.pixels(), plane = a.out_height * a.out_width;
   const bool rounds = a.y8 && !bends(a.activation);  // products do
-  const ByteGrid grid = byte_grid(a);
+  const ByteGrid grid = rounds ? byte_grid(a) : ByteGrid();
   const int64_t wanted = std::min(pixels, std::clamp(kTileBytes / w.kp, kMinPixels, kMaxPixels));
   // As even as can be, of whole output rows, or even parts of them, where these are multiplied by themselves.
   const int64_t unit = kind == Patch::in_image ? ceil_div(a.out_width, ceil_div(a.out_width, kMaxPixels)) : 8;

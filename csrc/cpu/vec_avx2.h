@@ -206,11 +206,6 @@ struct Avx2 {
   static Bytes middle(Bytes a, Bytes b) {  // two last bytes of each word of a, and two first of b
     return _mm256_or_si256(_mm256_srli_epi32(a, 16), _mm256_slli_epi32(b, 16));
   }
-  // Bytes of 1.5 * 2^23 + integers of a size below 2^22, kept within -127..127: vector after vector, or as quads of
-  // bytes q + 128, [lane][4].
-  static Bytes packed(const Vec (&v)[4]) {
-    return _mm256_permutevar8x32_epi32(in_halves(v), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-  }
   static Bytes same_bytes(int8_t v) { return _mm256_set1_epi8(v); }
   static Bytes within(Bytes b, Bytes low, Bytes high) { return _mm256_min_epi8(_mm256_max_epi8(b, low), high); }
   static void store_halves(Bytes b, void* low, void* high) {  // the high half unless its place is null
@@ -223,6 +218,11 @@ struct Avx2 {
       if (i < count)
         _mm_storel_epi64(reinterpret_cast<__m128i*>(p + i * step),
                          i % 2 ? _mm_unpackhi_epi64(halves[i / 2], halves[i / 2]) : halves[i / 2]);
+  }
+  // Bytes of 1.5 * 2^23 + integers of a size below 2^22, kept within -127..127: vector after vector, or as quads of
+  // bytes q + 128, [lane][4].
+  static Bytes packed(const Vec (&v)[4]) {
+    return _mm256_permutevar8x32_epi32(in_halves(v), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   }
   static Bytes quad(const Vec (&v)[4]) {
     const __m128i turn = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);

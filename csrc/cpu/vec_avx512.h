@@ -174,10 +174,6 @@ struct Avx512 : Avx2 {
     return _mm512_test_epi32_mask(all, all) != 0;
   }
   static Bytes middle(Bytes a, Bytes b) { return _mm512_rol_epi32(_mm512_mask_blend_epi16(0x55555555, a, b), 16); }
-  static Bytes packed(const Vec (&v)[4]) {
-    const __m512i turn = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return _mm512_permutexvar_epi32(turn, in_quarters(v));
-  }
   static Bytes shuffled(Bytes b, Bytes from) { return _mm512_shuffle_epi8(b, from); }  // within each 16
   static Bytes load_some(const void* p, int64_t count) {                               // then zeros
     return _mm512_maskz_loadu_epi8(count < 64 ? (uint64_t(1) << count) - 1 : ~uint64_t(0), p);
@@ -200,6 +196,10 @@ struct Avx512 : Avx2 {
                                  _mm512_extracti32x4_epi32(b, 2), _mm512_extracti32x4_epi32(b, 3)};
     for (int i = 0; i < 4; ++i)
       if (i < count) _mm_storeu_si128(reinterpret_cast<__m128i*>(p + i * step), quarters[i]);
+  }
+  static Bytes packed(const Vec (&v)[4]) {
+    const __m512i turn = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(turn, in_quarters(v));
   }
   static Bytes quad(const Vec (&v)[4]) {
     const __m128i turn = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);

@@ -228,17 +228,6 @@ struct Isa {
     }
     return r;
   }
-  // Bytes of 1.5 * 2^23 + integers of a size below 2^22, kept within -127..127: vector after vector, or as quads of
-  // bytes q + 128, [lane][4].
-  static int8_t low_byte(float v) {
-    const float q = v - 12582912.0f;
-    return int8_t(q > 127 ? 127 : q < -127 ? -127 : q);
-  }
-  static Bytes packed(const Vec (&v)[4]) {
-    Bytes r;
-    for (int j = 0; j < 4 * kWidth; ++j) r.v[j] = uint8_t(low_byte(v[j / kWidth].v[j % kWidth]));
-    return r;
-  }
   static Bytes same_bytes(int8_t v) {
     Bytes r;
     std::memset(r.v, v, sizeof r.v);
@@ -257,6 +246,17 @@ struct Isa {
   }
   static void store_quarters(const Bytes& b, int8_t* p, int64_t step, int count) {  // the first `count`
     for (int i = 0; i < count; ++i) std::memcpy(p + i * step, b.v + i * kWidth, kWidth);
+  }
+  // Bytes of 1.5 * 2^23 + integers of a size below 2^22, kept within -127..127: vector after vector, or as quads of
+  // bytes q + 128, [lane][4].
+  static int8_t low_byte(float v) {
+    const float q = v - 12582912.0f;
+    return int8_t(q > 127 ? 127 : q < -127 ? -127 : q);
+  }
+  static Bytes packed(const Vec (&v)[4]) {
+    Bytes r;
+    for (int j = 0; j < 4 * kWidth; ++j) r.v[j] = uint8_t(low_byte(v[j / kWidth].v[j % kWidth]));
+    return r;
   }
   static Bytes quad(const Vec (&v)[4]) {
     Bytes r;
