@@ -15,8 +15,8 @@ from mpqkern import ops
 from . import reference
 
 BITS = (2, 4, 8)
-# Rows around the 4, 6 or 12 of a tile, and where sums take turns.
-ROWS = (1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 24, 25)
+# Rows around the 4, 6, 12 or 14 of a tile, and where sums take turns.
+ROWS = (1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 14, 24, 25, 28, 42, 56)
 # N around the 8 rows of the smallest square and the 32 of a panel; K around blocks and squares of packed words: 64,
 # 128 or 256 codes.
 SHAPES = ((1, 1), (7, 33), (8, 64), (9, 545), (31, 130), (33, 256), (65, 96), (40, 290))

@@ -37,8 +37,9 @@ inline Sums8<C, V> a8_steps(const uint8_t* codes, const Acts8& a, Place& at, int
   // A sum whose codes are all of one field can leave that where it is in its byte, and be shifted once in the end:
   // below 2^24 as they are (Spans), sums stay below 2^30.
   constexpr int kPlaces = smaller(smaller(kTurns, kFields<BITS>), Isa::kPlaces);
-  constexpr int kQuads = kTurns > kFields<BITS> ? kTurns : kFields<BITS>;  // of codes in a step
-  constexpr int64_t kBytes = kQuads / kFields<BITS> * 4 * kPanel;          // of packed codes
+  constexpr int kLeast = C > Isa::template act_rows<BITS>() ? 4 : kFields<BITS>;  // of full tiles more: measured
+  constexpr int kQuads = kTurns > kLeast ? kTurns : kLeast;
+  constexpr int64_t kBytes = kQuads / kFields<BITS> * 4 * kPanel;  // of packed codes
   const int64_t ld = a.ld;
   const int8_t* four[kFours];
   MPQ_UNROLL for (int j = 0; j < kFours; ++j) four[j] = at.q + 4 * j * ld;
@@ -122,10 +123,10 @@ template <int C, int V, class Take>
 // The panel's columns from j on, rows of activations from m on. By reference: a copy is read again by vectors that wait
 // until its words have reached the cache, behind all results of the tile before. `ahead`: as in Panel8.
 template <int BITS, int C, int V, class To>
-bool a8_tile(const Packed& w, const Spans& spans, const Panel8& panel, int64_t j, const Acts8& a, int64_t m,
-             int64_t ahead, const To& to) {
+bool a8_tile(const Packed& w, const Panel8& panel, int64_t j, const Acts8& a, int64_t m, int64_t ahead, const To& to) {
   using Vec = typename Isa::Vec;
   const To y = to;
+  const Spans& spans = panel.spans;
   typename To::Held held;
   const int64_t zero_step = w.zero_each ? kPanel : 0, end = (w.k + 15) / 16 * 16;
   y.template fetch<C, V>();
@@ -168,9 +169,13 @@ struct Constant {
 
 // tile(m, j, C) takes C rows of activations from m on, and the panel's columns from j on.
 template <int C, class Tile>
+void a8_row(const Panel8& panel, int64_t m, const Tile& tile) {
+  for (int64_t j = 0; j < panel.columns; j += kTileVecs * Isa::kWidth) tile(m, j, Constant<C>());
+}
+template <int C, class Tile>
 void a8_rows(const Panel8& panel, int64_t m, int64_t rows, const Tile& tile) {
   if (rows == C) {
-    for (int64_t j = 0; j < panel.columns; j += kTileVecs * Isa::kWidth) tile(m, j, Constant<C>());
+    a8_row<C>(panel, m, tile);
   } else if constexpr (C > 1) {
     a8_rows<C - 1>(panel, m, rows, tile);
   }
@@ -181,15 +186,19 @@ struct Tiles8 {
   const Packed& w;
   const Panel8& panel;
   const Acts8& acts;
-  const Spans spans;
 
   template <class Tile>
   void each(int64_t rows, const Tile& tile) const {
-    constexpr int kMost = Isa::template act_rows<BITS>();
-    const int64_t tiles = mpq::ceil_div(rows, kMost);  // as even as can be
-    for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t m = rows * t / tiles, m1 = rows * (t + 1) / tiles;
-      a8_rows<kMost>(panel, m, m1 - m, tile);
+    constexpr int kMost = Isa::template act_rows<BITS>(), kFull = Isa::kFullRows ? Isa::kFullRows : kMost;
+    const int64_t tiles = mpq::ceil_div(rows, kMost);
+    if (rows % kFull == 0 && rows < tiles * (kMost - 1)) {  // others would lack more than a row each
+      for (int64_t m = 0; m < rows; m += kFull) a8_row<kFull>(panel, m, tile);
+      return;
+    }
+    const int64_t few = rows / tiles;  // as even as can be
+    for (int64_t m = 0, wide = rows % tiles, many; m < rows; m += many, --wide) {
+      many = few + (wide > 0);
+      a8_rows<kMost>(panel, m, many, tile);
     }
   }
   // Panels of a vector at the most take tiles of one where others would meet all columns; elsewhere they take fewer.
@@ -199,8 +208,8 @@ struct Tiles8 {
   bool tile(int64_t m, int64_t j, const To& to) const {
     const int64_t ahead = m + j ? 0 : panel.ahead;
     if constexpr (kTileVecs * Isa::kWidth == kPanel)
-      if (narrow()) return a8_tile<BITS, C, 1>(w, spans, panel, j, acts, m, ahead, to);
-    return a8_tile<BITS, C, kTileVecs>(w, spans, panel, j, acts, m, ahead, to);
+      if (narrow()) return a8_tile<BITS, C, 1>(w, panel, j, acts, m, ahead, to);
+    return a8_tile<BITS, C, kTileVecs>(w, panel, j, acts, m, ahead, to);
   }
 
   void floats(int64_t rows, float* y, int64_t ld) const {
@@ -237,18 +246,16 @@ struct Tiles8 {
 };
 
 void gemm_a8(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float* y, int64_t ldy) {
-  const Spans spans(w);
-  if (w.bits == 2) Tiles8<2>{w, panel, a, spans}.floats(rows, y, ldy);
-  if (w.bits == 4) Tiles8<4>{w, panel, a, spans}.floats(rows, y, ldy);
-  if (w.bits == 8) Tiles8<8>{w, panel, a, spans}.floats(rows, y, ldy);
+  if (w.bits == 2) Tiles8<2>{w, panel, a}.floats(rows, y, ldy);
+  if (w.bits == 4) Tiles8<4>{w, panel, a}.floats(rows, y, ldy);
+  if (w.bits == 8) Tiles8<8>{w, panel, a}.floats(rows, y, ldy);
 }
 
 bool gemm_a8_bytes(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, const mpq::ByteGrid& grid,
                    int8_t* y, int64_t ldy) {
-  const Spans spans(w);
-  if (w.bits == 2) return Tiles8<2>{w, panel, a, spans}.bytes(rows, grid, y, ldy);
-  if (w.bits == 4) return Tiles8<4>{w, panel, a, spans}.bytes(rows, grid, y, ldy);
-  return Tiles8<8>{w, panel, a, spans}.bytes(rows, grid, y, ldy);
+  if (w.bits == 2) return Tiles8<2>{w, panel, a}.bytes(rows, grid, y, ldy);
+  if (w.bits == 4) return Tiles8<4>{w, panel, a}.bytes(rows, grid, y, ldy);
+  return Tiles8<8>{w, panel, a}.bytes(rows, grid, y, ldy);
 }
 
 }  // namespace

@@ -128,6 +128,7 @@ struct Panel8 {
   const float* zeros;    // like scales, or [kPanel] for a weight with one zero
   const float* bias;     // [kPanel]
   Range range;           // of results
+  Spans spans;           // of the weight's rows
   int64_t columns;       // rows of the weight that it holds
   int64_t ahead;         // from each code to one that memory is asked for meanwhile, in bytes; or 0
 };

@@ -17,6 +17,7 @@ class Panels8 {
         made_(made),
         bias_(bias),
         range_(range_of(activation)),
+        spans_(w),
         bytes_(kPanel * packed_bytes(w.kp, w.bits)),
         codes_(made ? 0 : bytes_),
         scales_(kPanel * w.groups),
@@ -31,7 +32,7 @@ class Panels8 {
     kernels().grid_a8(w_, n0, n1, scales_, zeros_, scratch_);
     if (!made_) kernels().panel_a8(w_, n0, n1, codes_);
     if (bias_) std::copy(bias_ + n0, bias_ + n1, its_bias_);
-    return {made_ ? made_ + n0 / kPanel * bytes_ : codes_, scales_, zeros_, its_bias_, range_, n1 - n0, 0};
+    return {made_ ? made_ + n0 / kPanel * bytes_ : codes_, scales_, zeros_, its_bias_, range_, spans_, n1 - n0, 0};
   }
 
  private:
@@ -39,6 +40,7 @@ class Panels8 {
   const uint8_t* made_;
   const float* bias_;
   const Range range_;
+  const Spans spans_;
   const int64_t bytes_;
   Buffer<uint8_t> codes_;
   Buffer<float> scales_, zeros_, scratch_;

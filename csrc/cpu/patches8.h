@@ -46,12 +46,9 @@ struct Image8 {
         scales(a.batch),
         sums(summed ? a.batch * height * width : 0),
         data(padded(a.batch * sample()) + kSlack) {
-    const int64_t bytes = padded(a.batch * sample());
-    if (height * width > a.height * a.width) {
-      std::memset(data, 0, bytes);
-      if (summed) std::memset(sums, 0, a.batch * height * width * sizeof(float));
-    }
-    std::memset(data + bytes - kBlock, 0, kBlock + kSlack);
+    const int64_t end = a.batch * sample();
+    std::memset(data + end, 0, padded(end) + kSlack - end);
+    for (int64_t b = 0; b < a.batch; ++b) pad(a, b);
     const Scales8 found(a);
     Spoiled spoiled(a.batch);
     const bool last = a.x8 || (a.x_stride[1] == 1 && a.in_channels > 1);
@@ -89,6 +86,19 @@ struct Image8 {
   int64_t sample() const { return height * width * pixel; }
   int64_t index(int64_t b, int64_t y, int64_t x) const { return (b * height + y) * width + x; }
   int64_t at(int64_t b, int64_t y, int64_t x) const { return index(b, y, x) * pixel; }
+
+  // Zeros around sample b: between its rows, and before and behind them.
+  void pad(const ConvArgs& a, int64_t b) {
+    const int64_t across = 2 * a.padding[1], around = a.padding[0] * width + a.padding[1];
+    if (around == 0) return;
+    int64_t at = index(b, 0, 0), count = around;
+    for (int64_t y = 0; y <= a.height; ++y) {
+      std::memset(data + at * pixel, 0, count * pixel);
+      if (summed) std::memset(sums + at, 0, count * sizeof(float));
+      at += count + a.width;
+      count = y + 1 < a.height ? across : around;
+    }
+  }
 
   // Pixels p0..p1 of sample b, rounded already.
   void copy(const ConvArgs& a, int64_t b, int64_t p0, int64_t p1) {

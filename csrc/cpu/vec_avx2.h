@@ -151,6 +151,7 @@ struct Avx2 {
   static constexpr int act_rows() {
     return BITS == 8 ? 4 : 6;
   }  // of a tile two vectors wide
+  static constexpr int kFullRows = 0;  // there are no larger tiles
   static Bytes load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static void store_bytes(void* p, Bytes v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
   static Ints no_ints() { return _mm256_setzero_si256(); }
