@@ -76,11 +76,13 @@ void conv_a8(const ConvArgs& a) {
       patches.gather(a, image, atoms ? &*atoms : nullptr, group, p0, p1, runs, count);
       for (int64_t panel = panels * part / parts; panel < panels * (part + 1) / parts; ++panel) {
         const int64_t n0 = first + panel * kPanel, n1 = std::min(first + rows, n0 + kPanel);
-        const Panel8 here = all.at(n0, n1);
+        Panel8 here = all.at(n0, n1);  // the first product asks memory for the next one
         if (rounds) {
           // Samples are told apart only where something is not finite.
           auto multiply = [&](const Acts8& acts, int64_t p, int64_t length) {
-            return kernels().gemm_a8_bytes(w, here, acts, length, grid, a.y8 + p * w.n + n0, w.n);
+            const bool told = kernels().gemm_a8_bytes(w, here, acts, length, grid, a.y8 + p * w.n + n0, w.n);
+            here.ahead = 0;
+            return told;
           };
           if (kind == Patch::in_image) {
             for (const Run* run = runs; run < runs + count; ++run)
@@ -99,7 +101,7 @@ void conv_a8(const ConvArgs& a) {
         if (kind != Patch::in_image) {
           kernels().gemm_a8(w, here, patches.rows(a, image, p0, p0), p1 - p0, y, ldy);
         } else {
-          for (const Run* run = runs; run < runs + count; ++run)
+          for (const Run* run = runs; run < runs + count; ++run, here.ahead = 0)
             kernels().gemm_a8(w, here, patches.rows(a, image, group, *run), run->length, y + run->lane * ldy, ldy);
         }
         if (bends(a.activation)) kernels().activate(a.activation, y, p1 - p0, n1 - n0, ldy);
