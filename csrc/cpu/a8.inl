@@ -37,7 +37,8 @@ inline Sums8<C, V> a8_steps(const uint8_t* codes, const Acts8& a, Place& at, int
   // A sum whose codes are all of one field can leave that where it is in its byte, and be shifted once in the end:
   // below 2^24 as they are (Spans), sums stay below 2^30.
   constexpr int kPlaces = smaller(smaller(kTurns, kFields<BITS>), Isa::kPlaces);
-  constexpr int kLeast = C > Isa::template act_rows<BITS>() ? 4 : kFields<BITS>;  // of full tiles more: measured
+  // Quads of codes in a step; more of them where all registers are taken is faster.
+  constexpr int kLeast = C == Isa::kFullRows ? 4 : kFields<BITS>;
   constexpr int kQuads = kTurns > kLeast ? kTurns : kLeast;
   constexpr int64_t kBytes = kQuads / kFields<BITS> * 4 * kPanel;  // of packed codes
   const int64_t ld = a.ld;
@@ -191,7 +192,7 @@ struct Tiles8 {
   void each(int64_t rows, const Tile& tile) const {
     constexpr int kMost = Isa::template act_rows<BITS>(), kFull = Isa::kFullRows ? Isa::kFullRows : kMost;
     const int64_t tiles = mpq::ceil_div(rows, kMost);
-    if (rows % kFull == 0 && rows < tiles * (kMost - 1)) {  // others would lack more than a row each
+    if (rows % kFull == 0 && rows < tiles * (kMost - 1)) {  // never where there is no larger tile
       for (int64_t m = 0; m < rows; m += kFull) a8_row<kFull>(panel, m, tile);
       return;
     }

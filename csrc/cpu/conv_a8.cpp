@@ -76,7 +76,9 @@ void conv_a8(const ConvArgs& a) {
       patches.gather(a, image, atoms ? &*atoms : nullptr, group, p0, p1, runs, count);
       for (int64_t panel = panels * part / parts; panel < panels * (part + 1) / parts; ++panel) {
         const int64_t n0 = first + panel * kPanel, n1 = std::min(first + rows, n0 + kPanel);
-        Panel8 here = all.at(n0, n1);  // the first product asks memory for the next one
+        Panel8 here = all.at(n0, n1);
+        // Memory is asked for the next one during the first product.
+        if (made && n1 < w.n) here.ahead = kPanel * packed_bytes(w.kp, w.bits);
         if (rounds) {
           // Samples are told apart only where something is not finite.
           auto multiply = [&](const Acts8& acts, int64_t p, int64_t length) {

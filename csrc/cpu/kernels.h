@@ -258,8 +258,8 @@ struct Kernels {
   void (*grid_a8)(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zeros, float* scratch);
 
   // y[m * ldy + j] = sum over spans of scale * a_scale * (sum of code * q - zero * sum of q), plus the bias, within
-  // the range, for m < rows and the panel's columns; others up to kPanel may be written. Sums of a span are exact; then
-  // fp32, in order.
+  // the range, for m < rows, at least one, and the panel's columns; others up to kPanel may be written. Sums of a span
+  // are exact; then fp32, in order.
   void (*gemm_a8)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float* y, int64_t ldy);
   // The same as bytes, and only for columns that the panel holds; false where one is not finite.
   bool (*gemm_a8_bytes)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, const ByteGrid& grid,

@@ -46,8 +46,8 @@ struct Image8 {
         scales(a.batch),
         sums(summed ? a.batch * height * width : 0),
         data(padded(a.batch * sample()) + kSlack) {
-    const int64_t end = a.batch * sample();
-    std::memset(data + end, 0, padded(end) + kSlack - end);
+    const int64_t bytes = a.batch * sample();
+    std::memset(data + bytes, 0, padded(bytes) + kSlack - bytes);
     for (int64_t b = 0; b < a.batch; ++b) pad(a, b);
     const Scales8 found(a);
     Spoiled spoiled(a.batch);
@@ -91,11 +91,11 @@ struct Image8 {
   void pad(const ConvArgs& a, int64_t b) {
     const int64_t across = 2 * a.padding[1], around = a.padding[0] * width + a.padding[1];
     if (around == 0) return;
-    int64_t at = index(b, 0, 0), count = around;
+    int64_t to = index(b, 0, 0), count = around;  // in pixels
     for (int64_t y = 0; y <= a.height; ++y) {
-      std::memset(data + at * pixel, 0, count * pixel);
-      if (summed) std::memset(sums + at, 0, count * sizeof(float));
-      at += count + a.width;
+      std::memset(data + to * pixel, 0, count * pixel);
+      if (summed) std::memset(sums + to, 0, count * sizeof(float));
+      to += count + a.width;
       count = y + 1 < a.height ? across : around;
     }
   }
