@@ -35,30 +35,24 @@ struct Rounder {
   template <int N>
   void integers(typename Isa::Vec (&x)[N], typename Isa::Vec& strange) const {
     typename Isa::Vec q[N];
-    typename Isa::Ints unlike = Isa::no_ints(), bits = Isa::no_ints();
-    multiply(x, q, unlike, bits);
-    if (__builtin_expect(!told(unlike, bits), 0))
+    typename Isa::Ints apart = Isa::no_ints();
+    multiply(x, q, apart);
+    if (__builtin_expect(Isa::any(apart), 0))
       for (int i = 0; i < N; ++i) {
         q[i] = within(Isa::add(Isa::div(x[i], scale), magic));
         strange = Isa::multiply_add(x[i], Isa::zero(), strange);
       }
     for (int i = 0; i < N; ++i) x[i] = q[i];
   }
-  // By products, and whether these have told them all.
+  // By products: these have told them all unless `apart` has bits then. Infinities are NaN apart. Numbers so large that
+  // magic + q skips integers may look told: where magic + q keeps its sign, which leaves it on the right side of all
+  // that is kept.
   template <int N>
-  void multiply(const typename Isa::Vec (&x)[N], typename Isa::Vec (&q)[N], typename Isa::Ints& unlike,
-                typename Isa::Ints& bits) const {
+  void multiply(const typename Isa::Vec (&x)[N], typename Isa::Vec (&q)[N], typename Isa::Ints& apart) const {
     for (int i = 0; i < N; ++i) {
       q[i] = Isa::fma(x[i], above, magic);
-      unlike = Isa::unlike(unlike, q[i], Isa::fma(x[i], below, magic));
-      bits = Isa::with_bits(bits, q[i]);
+      apart = Isa::apart(apart, q[i], Isa::fma(x[i], below, magic));
     }
-  }
-  static bool told(const typename Isa::Ints& unlike, const typename Isa::Ints& bits) {
-    // Of these bits magic + q has none below 2^22, infinities and NaN have some. So have most larger numbers; of the
-    // others the two products are at least 2 apart.
-    constexpr int32_t kHuge = int32_t(0xb4800000);
-    return !Isa::any_bits(unlike, bits, kHuge);
   }
   typename Isa::Vec within(typename Isa::Vec q) const { return Isa::min(Isa::max(q, low), high); }  // 127 in size
   // From x to out, where vectors lie `x_step` and `step` elements apart.
@@ -77,10 +71,13 @@ struct Rounder {
   }
   void put(const typename Isa::Vec (&q)[1], int8_t* out, int64_t) const { Isa::store_low_bytes(out, within(q[0])); }
   void put(const typename Isa::Vec (&q)[4], int8_t* out, int64_t step) const {
-    if (step == Isa::kWidth) return Isa::store_bytes(out, Isa::packed(q));
-    int8_t bytes[4 * Isa::kWidth];
-    Isa::store_bytes(bytes, Isa::packed(q));
-    for (int i = 0; i < 4; ++i) std::memcpy(out + i * step, bytes + i * Isa::kWidth, Isa::kWidth);
+    if (step == Isa::kWidth)
+      Isa::store_bytes(out, Isa::packed(q));
+    else
+      Isa::store_quarters(Isa::packed(q), out, step, 4);
+  }
+  void put(const typename Isa::Vec (&q)[8], int8_t* out, int64_t step) const {
+    MPQ_UNROLL for (int i = 0; i < 8; i += 4) put({q[i], q[i + 1], q[i + 2], q[i + 3]}, out + i * step, step);
   }
 };
 
@@ -106,25 +103,28 @@ bool round_act(const float* x, int64_t count, float scale, float* out) {
 bool round_bytes(const float* x, int64_t x_ld, int64_t rows, int64_t count, float scale, int8_t* out, int64_t ld) {
   if (x_ld == count && ld == count) count *= rows, rows = 1;
   const Rounder round = rounder(scale);
-  constexpr int64_t kWidth = Isa::kWidth;
+  constexpr int64_t kWidth = Isa::kWidth, kOnce = kWidth * (kWidth == mpq::kWidest ? 8 : 4);
   typename Isa::Vec strange = Isa::zero();
-  const int64_t whole = count / kWidth * kWidth, wide = count / (4 * kWidth) * 4 * kWidth;
-  for (; rows > 0;) {
-    const int64_t once = wide == 0 && rows >= 4 ? 4 : 1;  // short rows are taken four at a time
-    for (int64_t i = 0; i < wide; i += 4 * kWidth) round.run<4>(x + i, kWidth, out + i, kWidth, strange);
-    for (int64_t i = wide; i < whole; i += kWidth)
-      if (once == 4)
-        round.run<4>(x + i, x_ld, out + i, ld, strange);
+  const int64_t wide = count / kOnce * kOnce;
+  for (int64_t many; rows > 0; rows -= many, x += many * x_ld, out += many * ld) {
+    many = rows < 4 ? 1 : 4;
+    for (int64_t r = 0; r < many; ++r)
+      for (int64_t i = 0; i < wide; i += kOnce)
+        round.run<kOnce / kWidth>(x + r * x_ld + i, kWidth, out + r * ld + i, kWidth, strange);
+    for (int64_t i = wide; count >= kWidth && i < count; i += kWidth) {
+      const int64_t at = smaller(i, count - kWidth);  // the last vector may overlap the one before
+      if (many == 4)
+        round.run<4>(x + at, x_ld, out + at, ld, strange);
       else
-        round.run<1>(x + i, 0, out + i, 0, strange);
-    for (int64_t r = 0; whole < count && r < once; ++r) {
+        round.run<1>(x + at, 0, out + at, 0, strange);
+    }
+    for (int64_t r = 0; count < kWidth && r < many; ++r) {
       float rest[kWidth] = {};
       int8_t bytes[kWidth];
-      std::memcpy(rest, x + r * x_ld + whole, (count - whole) * sizeof(float));
+      std::memcpy(rest, x + r * x_ld, count * sizeof(float));
       round.run<1>(rest, 0, bytes, 0, strange);
-      std::memcpy(out + r * ld + whole, bytes, count - whole);
+      std::memcpy(out + r * ld, bytes, count);
     }
-    rows -= once, x += once * x_ld, out += once * ld;
   }
   return Isa::sum(strange) == 0;
 }

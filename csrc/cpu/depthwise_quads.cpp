@@ -91,6 +91,7 @@ struct QuadRows {
     QuadTask r;
     r.offsets = offsets.data(), r.step = a.stride[1], r.out_width = a.out_width;
     r.x_row = a.stride[0] * row, r.range = range_of(a.activation);
+    r.far = y.pixel > kLanes && a.batch * a.out_height * y.row * int64_t(sizeof(float)) >= kFarBytes;
     if (y.bytes) r.grid = byte_grid(a);
     runs.clear();
     for (int64_t i = first; i < last; ++i)

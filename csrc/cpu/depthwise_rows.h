@@ -12,6 +12,7 @@ namespace mpq {
 
 constexpr int64_t kLanes = kWidest;         // channels side by side
 constexpr int64_t kCopyBytes = 384 * 1024;  // of copied rows: within a level 2 cache
+constexpr int64_t kFarBytes = 1024 * 1024;  // of results, from which on a level 2 cache lost them since the last call
 constexpr int64_t kLineFloats = 4 * 1024;   // of results on their way elsewhere: half a level 1 cache
 constexpr int64_t lane_blocks(int64_t channels) { return ceil_div(channels, kLanes); }
 

@@ -112,6 +112,7 @@ struct QuadTask {
   const float *scale = nullptr, *bias = nullptr;       // as in FilterRow
   Range range;
   float* y = nullptr;
+  bool far = false;      // y is not in a near cache: it is asked for ahead
   int8_t* y8 = nullptr;  // in place of y: rounded
   ByteGrid grid;
   int64_t y_row = 0, y_pixel = 0, out_width = 0;

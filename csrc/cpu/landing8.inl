@@ -36,8 +36,8 @@ struct Rounding8 {
   const Rounder round;
   const typename Isa::Bytes low, high;
   struct Held {
-    typename Isa::Ints unlike = Isa::no_ints(), bits = Isa::no_ints();
-    bool told() const { return Rounder::told(unlike, bits); }
+    typename Isa::Ints apart = Isa::no_ints();
+    bool told() const { return !Isa::any(apart); }
   };
 
   explicit Rounding8(const mpq::ByteGrid& grid)
@@ -45,7 +45,7 @@ struct Rounding8 {
 
   [[gnu::always_inline]] inline typename Isa::Bytes operator()(const typename Isa::Vec (&sums)[4], Held& held) const {
     typename Isa::Vec q[4];
-    round.multiply(sums, q, held.unlike, held.bits);
+    round.multiply(sums, q, held.apart);
     return Isa::within(Isa::packed(q), low, high);
   }
 };

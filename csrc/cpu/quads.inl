@@ -9,13 +9,25 @@ static_assert(Isa::kQuadMost <= 2 * 127 + mpq::kByteMost);  // of 2 * weight + r
 // ---- pixels -> quads --------------------------------------------------------------------------------
 
 // One quad: of kWidth channels from floats, of kWidest from bytes.
-inline void put_quad(const float* const (&x)[4], const Rounder* round, typename Isa::Vec& strange, uint8_t* out) {
-  typename Isa::Vec v[4];
-  MPQ_UNROLL for (int i = 0; i < 4; ++i) v[i] = Isa::load(x[i]);
+template <class T>
+constexpr int64_t kQuadOf = sizeof(T) == 1 ? mpq::kWidest : Isa::kWidth;
+
+// QUADS of them, of channels that follow each other: a test serves them all.
+template <int QUADS>
+inline void put_quads(const float* const (&x)[4], const Rounder* round, typename Isa::Vec& strange, uint8_t* out,
+                      int64_t block) {
+  typename Isa::Vec v[QUADS * 4];
+  MPQ_UNROLL for (int i = 0; i < QUADS * 4; ++i) v[i] = Isa::load(x[i % 4] + i / 4 * Isa::kWidth);
   round->integers(v, strange);
-  Isa::store_bytes(out, Isa::quad(v));
+  MPQ_UNROLL for (int i = 0; i < QUADS; ++i) {
+    const int64_t c = i * Isa::kWidth;
+    Isa::store_bytes(out + c / mpq::kWidest * block + c % mpq::kWidest * 4,
+                     Isa::quad({v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]}));
+  }
 }
-inline void put_quad(const int8_t* const (&x)[4], const Rounder*, typename Isa::Vec&, uint8_t* out) {
+template <int QUADS>
+inline void put_quads(const int8_t* const (&x)[4], const Rounder*, typename Isa::Vec&, uint8_t* out, int64_t) {
+  static_assert(QUADS == 1);
   Isa::store_quad(x, out);
 }
 
@@ -23,22 +35,30 @@ inline void put_quad(const int8_t* const (&x)[4], const Rounder*, typename Isa::
 template <bool WHOLE, class T>
 inline void quad_of(const T* x, int64_t pixel, const bool (&there)[4], int64_t channels, const Rounder* round,
                     uint8_t* out, int64_t block, typename Isa::Vec& strange) {
-  constexpr int64_t kOnce = sizeof(T) == 1 ? mpq::kWidest : Isa::kWidth;
-  static const T nothing[kOnce] = {};
-  for (int64_t c = 0; c < channels; c += kOnce, x += kOnce) {
-    const T* from[4];
-    T rest[4][kOnce];
+  constexpr int64_t kOnce = kQuadOf<T>;
+  constexpr int kTogether = sizeof(T) > 1 && Isa::kWidth == mpq::kWidest ? 2 : 1;  // as many as have registers
+  static const T nothing[kTogether * kOnce] = {};
+  const T* at[4];
+  int64_t mask[4];  // of channels, whichever they are the same zeros
+  MPQ_UNROLL for (int i = 0; i < 4; ++i) {
+    at[i] = WHOLE || there[i] ? x + i * pixel : nothing;
+    mask[i] = WHOLE || there[i] ? -1 : 0;
+  }
+  int64_t c = 0;
+  const auto from = [&](int i) { return at[i] + (c & mask[i]); };
+  const auto to = [&] { return out + c / mpq::kWidest * block + c % mpq::kWidest * 4; };
+  for (; c + kTogether * kOnce <= channels; c += kTogether * kOnce) {
     if (WHOLE)  // a line after the other, as if pixels had no more channels
-      for (int i = 0; i < int(4 * kOnce * sizeof(T)); i += mpq::kLine)
-        __builtin_prefetch(reinterpret_cast<const char*>(x + 3 * c) + kSpreadAhead * sizeof(float) + i);
-    MPQ_UNROLL for (int i = 0; i < 4; ++i) from[i] = WHOLE || there[i] ? x + i * pixel : nothing;
-    if (__builtin_expect(c + kOnce > channels, 0))
-      for (int i = 0; i < 4; ++i) {
-        std::memset(rest[i], 0, sizeof rest[i]);
-        if (from[i] != nothing) std::memcpy(rest[i], from[i], (channels - c) * sizeof(T));
-        from[i] = rest[i];
-      }
-    put_quad(from, round, strange, out + c / mpq::kWidest * block + c % mpq::kWidest * 4);
+      MPQ_UNROLL for (int i = 0; i < int(4 * kTogether * kOnce * sizeof(T)); i += mpq::kLine)
+          __builtin_prefetch(reinterpret_cast<const char*>(x + 4 * c) + kSpreadAhead * sizeof(float) + i);
+    put_quads<kTogether>({from(0), from(1), from(2), from(3)}, round, strange, to(), block);
+  }
+  for (; kTogether > 1 && c + kOnce <= channels; c += kOnce)
+    put_quads<1>({from(0), from(1), from(2), from(3)}, round, strange, to(), block);
+  if (c < channels) {
+    T rest[4][kOnce] = {};
+    for (int i = 0; i < 4; ++i) std::memcpy(rest[i], from(i), (channels - c) * sizeof(T));
+    put_quads<1>({rest[0], rest[1], rest[2], rest[3]}, round, strange, to(), block);
   }
 }
 
@@ -123,9 +143,9 @@ inline void quad_sums(const mpq::QuadTask& r, const uint8_t* x, const uint32_t* 
     typename Isa::Bytes w[kEach];
     MPQ_UNROLL for (int e = 0; e < kEach; ++e) w[e] = Isa::load_bytes(weights + e * mpq::kWidest);
     const uint8_t* at = x + r.offsets[s];
-    typename Isa::Bytes q = Isa::load_bytes(at);
+    typename Isa::Bytes q = Isa::held(Isa::load_bytes(at));
     MPQ_UNROLL for (int i = 0; i < QUADS; ++i) {
-      const typename Isa::Bytes next = Isa::load_bytes(at + (i + 1) * kQuad), middle = Isa::middle(q, next);
+      const typename Isa::Bytes next = Isa::held(Isa::load_bytes(at + (i + 1) * kQuad)), middle = Isa::middle(q, next);
       MPQ_UNROLL for (int e = 0; e < kEach; ++e) {
         acc[i][e] = Isa::quad_dot(acc[i][e], q, w[e]);
         acc[i][kEach + e] = Isa::quad_dot(acc[i][kEach + e], middle, w[e]);
@@ -200,6 +220,17 @@ inline bool quad_tile(const mpq::QuadTask& r, const uint8_t* from, int64_t left,
   return to.done(held);
 }
 
+constexpr int64_t kRowsAhead = 2;  // that results are asked for ahead: measured
+
+// Asks for results of a tile where it is to be some rows further, behind the last in the next channels' first ones.
+template <int RESULTS>
+inline void fetch_results(const mpq::QuadTask& r, int64_t row, int64_t begin) {
+  const bool here = row + kRowsAhead < r.rows;
+  const float* y = here ? r.y : r.y + mpq::kWidest;
+  y += (here ? row + kRowsAhead : (row + kRowsAhead) % r.rows) * r.y_row + begin * r.y_pixel;
+  MPQ_UNROLL for (int i = 0; i < RESULTS; ++i) __builtin_prefetch(y + i * r.y_pixel, 1);
+}
+
 // The same of all rows, from the `first` quad on.
 template <int QUADS, int STEP>
 bool quad_column(const mpq::QuadTask& r, int64_t first, int64_t quads) {
@@ -214,6 +245,7 @@ bool quad_column(const mpq::QuadTask& r, int64_t first, int64_t quads) {
     const uint8_t* x = r.x + row * r.x_row + first * kQuad;
     const int64_t at = row * r.y_row + begin * r.y_pixel;
     if (!r.y8) {
+      if (r.far) fetch_results<kAll>(r, row, begin);
       quad_tile<QUADS, STEP>(r, x, left, QuadFloats{r.y + at, r.y_pixel, clamp});
     } else if (!quad_tile<QUADS, STEP>(r, x, left, QuadBytes{r.y8 + at, r.y_pixel, rounding})) {
       float sums[kAll * mpq::kWidest];

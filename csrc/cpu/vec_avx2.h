@@ -195,14 +195,13 @@ struct Avx2 {
     return _mm256_slli_epi32(_mm256_sub_epi32(a, b), BITS);
   }
   static Ints load_ints(const void* p) { return load_bytes(p); }
-  static Ints as_ints(Vec a) { return _mm256_castps_si256(a); }
-  // Bits in which two of some vectors differ, bits that are set in any, and whether there are some, these within a
-  // mask.
-  static Ints unlike(Ints bits, Vec a, Vec b) { return with_bits(bits, _mm256_xor_ps(a, b)); }
-  static Ints with_bits(Ints bits, Vec a) { return _mm256_or_si256(bits, as_ints(a)); }
-  static bool any_bits(Ints a, Ints b, int32_t mask) {
-    const __m256i all = _mm256_or_si256(a, _mm256_and_si256(b, _mm256_set1_epi32(mask)));
-    return !_mm256_testz_si256(all, all);
+  // Bits of a - b beside others: of none but equal numbers it has none.
+  static Ints apart(Ints bits, Vec a, Vec b) { return _mm256_or_si256(bits, _mm256_castps_si256(_mm256_sub_ps(a, b))); }
+  static bool any(Ints bits) { return !_mm256_testz_si256(bits, bits); }
+  // In a register: compilers would load it anew for each instruction that may take it from memory.
+  static Bytes held(Bytes b) {
+    asm("" : "+x"(b));
+    return b;
   }
   static Bytes middle(Bytes a, Bytes b) {  // two last bytes of each word of a, and two first of b
     return _mm256_or_si256(_mm256_srli_epi32(a, 16), _mm256_slli_epi32(b, 16));
@@ -223,18 +222,24 @@ struct Avx2 {
   // Bytes of 1.5 * 2^23 + integers of a size below 2^22, kept within -127..127: vector after vector, or as quads of
   // bytes q + 128, [lane][4].
   static Bytes packed(const Vec (&v)[4]) {
-    return _mm256_permutevar8x32_epi32(in_halves(v), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    __m256i q[2];
+    words<0>(v, q);
+    const __m256i all = _mm256_max_epi8(_mm256_packs_epi16(q[0], q[1]), _mm256_set1_epi8(-127));
+    return _mm256_permutevar8x32_epi32(all, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   }
   static Bytes quad(const Vec (&v)[4]) {
     const __m128i turn = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m256i q = _mm256_shuffle_epi8(in_halves(v), _mm256_broadcastsi128_si256(turn));
-    return _mm256_xor_si256(q, _mm256_set1_epi8(-128));
+    __m256i q[2];
+    words<128>(v, q);
+    const __m256i all = _mm256_max_epu8(_mm256_packus_epi16(q[0], q[1]), _mm256_set1_epi8(1));
+    return _mm256_shuffle_epi8(all, _mm256_broadcastsi128_si256(turn));
   }
-  static __m256i in_halves(const Vec (&v)[4]) {  // in each half of 16 bytes four of every vector
+  template <int MORE>
+  static void words(const Vec (&v)[4], __m256i (&out)[2]) {  // in each of 16 bytes four of two vectors, MORE larger
     __m256i q[4];
-    for (int i = 0; i < 4; ++i) q[i] = _mm256_sub_epi32(_mm256_castps_si256(v[i]), _mm256_set1_epi32(0x4b400000));
-    const __m256i all = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
-    return _mm256_max_epi8(all, _mm256_set1_epi8(-127));
+    for (int i = 0; i < 4; ++i)
+      q[i] = _mm256_sub_epi32(_mm256_castps_si256(v[i]), _mm256_set1_epi32(0x4b400000 - MORE));
+    for (int i = 0; i < 2; ++i) out[i] = _mm256_packs_epi32(q[2 * i], q[2 * i + 1]);
   }
   // The same of 16 bytes each, whose quads are stored.
   static void store_quad(const int8_t* const (&from)[4], uint8_t* out) {

@@ -167,12 +167,11 @@ struct Avx512 : Avx2 {
     return (a - b) * (1 << BITS);
   }
   static Ints load_ints(const void* p) { return (Ints)load_bytes(p); }
-  static Ints as_ints(Vec a) { return (Ints)_mm512_castps_si512(a); }
-  static Ints unlike(Ints bits, Vec a, Vec b) { return bits | (as_ints(a) ^ as_ints(b)); }
-  static Ints with_bits(Ints bits, Vec a) { return bits | as_ints(a); }
-  static bool any_bits(Ints a, Ints b, int32_t mask) {
-    const __m512i all = (__m512i)(a | (b & mask));
-    return _mm512_test_epi32_mask(all, all) != 0;
+  static Ints apart(Ints bits, Vec a, Vec b) { return bits | (Ints)_mm512_castps_si512(_mm512_sub_ps(a, b)); }
+  static bool any(Ints bits) { return _mm512_test_epi32_mask((__m512i)bits, (__m512i)bits) != 0; }
+  static Bytes held(Bytes b) {
+    asm("" : "+v"(b));
+    return b;
   }
   static Bytes middle(Bytes a, Bytes b) { return _mm512_rol_epi32(_mm512_mask_blend_epi16(0x55555555, a, b), 16); }
   static Bytes shuffled(Bytes b, Bytes from) { return _mm512_shuffle_epi8(b, from); }  // within each 16
@@ -200,18 +199,23 @@ struct Avx512 : Avx2 {
   }
   static Bytes packed(const Vec (&v)[4]) {
     const __m512i turn = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return _mm512_permutexvar_epi32(turn, in_quarters(v));
+    __m512i q[2];
+    words<0>(v, q);
+    return _mm512_permutexvar_epi32(turn, _mm512_max_epi8(_mm512_packs_epi16(q[0], q[1]), _mm512_set1_epi8(-127)));
   }
   static Bytes quad(const Vec (&v)[4]) {
     const __m128i turn = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i q = _mm512_shuffle_epi8(in_quarters(v), _mm512_broadcast_i32x4(turn));
-    return _mm512_xor_si512(q, _mm512_set1_epi8(-128));
+    __m512i q[2];
+    words<128>(v, q);
+    const __m512i all = _mm512_max_epu8(_mm512_packus_epi16(q[0], q[1]), _mm512_set1_epi8(1));
+    return _mm512_shuffle_epi8(all, _mm512_broadcast_i32x4(turn));
   }
-  static __m512i in_quarters(const Vec (&v)[4]) {  // in each of 16 bytes four of every vector
+  template <int MORE>
+  static void words(const Vec (&v)[4], __m512i (&out)[2]) {  // in each of 16 bytes four of two vectors, MORE larger
     __m512i q[4];
-    for (int i = 0; i < 4; ++i) q[i] = _mm512_sub_epi32(_mm512_castps_si512(v[i]), _mm512_set1_epi32(0x4b400000));
-    const __m512i all = _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
-    return _mm512_max_epi8(all, _mm512_set1_epi8(-127));
+    for (int i = 0; i < 4; ++i)
+      q[i] = _mm512_sub_epi32(_mm512_castps_si512(v[i]), _mm512_set1_epi32(0x4b400000 - MORE));
+    for (int i = 0; i < 2; ++i) out[i] = _mm512_packs_epi32(q[2 * i], q[2 * i + 1]);
   }
 
   using Lanes = __m512i;

@@ -203,24 +203,19 @@ struct Isa {
     std::memcpy(r.v, p, sizeof r.v);
     return r;
   }
-  static Ints as_ints(const Vec& a) { return load_ints(a.v); }
-  // Bits in which two of some vectors differ, bits that are set in any, and whether there are some, these within a
-  // mask.
-  static Ints unlike(Ints bits, const Vec& a, const Vec& b) {
-    const Ints x = as_ints(a), y = as_ints(b);
-    for (int i = 0; i < kWidth; ++i) bits.v[i] |= x.v[i] ^ y.v[i];
+  // Bits of a - b beside others: of none but equal numbers it has none.
+  static Ints apart(Ints bits, const Vec& a, const Vec& b) {
+    const Vec gap = sub(a, b);
+    const Ints more = load_ints(gap.v);
+    for (int i = 0; i < kWidth; ++i) bits.v[i] |= more.v[i];
     return bits;
   }
-  static Ints with_bits(Ints bits, const Vec& a) {
-    const Ints x = as_ints(a);
-    for (int i = 0; i < kWidth; ++i) bits.v[i] |= x.v[i];
-    return bits;
+  static bool any(const Ints& bits) {
+    int32_t all = 0;
+    for (int i = 0; i < kWidth; ++i) all |= bits.v[i];
+    return all != 0;
   }
-  static bool any_bits(const Ints& a, const Ints& b, int32_t mask) {
-    int32_t any = 0;
-    for (int i = 0; i < kWidth; ++i) any |= a.v[i] | (b.v[i] & mask);
-    return any != 0;
-  }
+  static Bytes held(const Bytes& b) { return b; }
   static Bytes middle(const Bytes& a, const Bytes& b) {  // two last bytes of each word of a, and two first of b
     Bytes r;
     for (int i = 0; i < kWidth; ++i) {
