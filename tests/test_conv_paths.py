@@ -25,6 +25,8 @@ DEPTHWISE = [
     (16, 16, 16, (2, 4), (1, 1), (5, 6), (2, 1), 3, 4),  # results that meet nothing but padding
     (3, 3, 3, (3, 3), (1, 1), (1, 1), (1, 1), 90, 110),  # several bands of a plane
     (64, 64, 64, (3, 3), (1, 1), (1, 1), (1, 1), 62, 50),  # several bands of rows
+    (20, 20, 20, (3, 3), (1, 1), (1, 2), (1, 1), 23, 140),  # rows of several vectors of bytes
+    (16, 16, 16, (3, 3), (2, 2), (1, 1), (1, 1), 9, 128),  # and nothing else
     (18, 36, 18, (3, 3), (1, 1), (1, 1), (1, 1), 8, 8),  # two results a channel
 ]
 DENSE = [

@@ -34,6 +34,7 @@ struct FloatFilters {
 // along the row, in blocks [row][pixel][kLanes] of channels.
 struct FloatRows {
   using Weights = FloatFilters;
+  static constexpr bool kPlanes = false;
 
   const ConvArgs& a;
   const bool copied;

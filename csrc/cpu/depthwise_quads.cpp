@@ -44,6 +44,7 @@ struct QuadFilters {
 // Rows of results from a copy of rows of pixels, in blocks [row][quad][kLanes][4] of channels.
 struct QuadRows {
   using Weights = QuadFilters;
+  static constexpr bool kPlanes = true;
 
   struct Run {  // of rows of results that meet the same rows of taps
     int64_t first, rows;
@@ -56,20 +57,23 @@ struct QuadRows {
   std::vector<int64_t> offsets;
   std::vector<Run> runs;
   Buffer<float> scale;
+  Buffer<uint8_t> room;  // for planes
   Landing landing;
 
   // Bytes of a copied row of so many channels.
   static int64_t row_bytes(const ConvArgs& a, int64_t channels) { return quads(a) * kQuad * lane_blocks(channels); }
 
-  QuadRows(const ConvArgs& args, int64_t channels, int64_t out_rows, bool)
+  QuadRows(const ConvArgs& args, int64_t channels, int64_t out_rows, bool turn)
       : a(args),
         steps(quad_steps(a.kernel[1], a.stride[1])),
         row(quads(a) * kQuad),
         block(RowsIn::most(a, out_rows) * row),
         data(lane_blocks(channels) * block),
         scale(lane_blocks(channels) * kLanes),
+        room(turn ? plane_room(row) : 0),
         landing(a, true) {
     std::memset(data, 128, lane_blocks(channels) * block);
+    if (room) std::memset(room, 128, plane_room(row));
     for (int64_t k = 0; k < a.kernel[0]; ++k)
       for (int64_t i = 0; i < steps; ++i) offsets.push_back(k * a.dilation[0] * row + i * kQuad);
   }
@@ -79,7 +83,10 @@ struct QuadRows {
               int64_t last, const float* act, const Output& y) {
     const RowsIn in(a, first, last);
     bool finite = true;
-    for (int64_t i = in.y0; i < in.y1; ++i) {
+    if (x.plane)
+      finite = kernels().quads_of_planes(x.floats + in.y0 * a.width, x.plane, in.y1 - in.y0, a.width, channels, *act,
+                                         a.padding[1], data, row, room);
+    for (int64_t i = in.y0; !x.plane && i < in.y1; ++i) {
       uint8_t* out = data + (i - in.y0) * row;
       if (x.bytes)
         kernels().quads_of_bytes(x.bytes + i * x.row, x.pixel, a.width, channels, a.padding[1], out, block);

@@ -1,10 +1,9 @@
-// Depthwise convolutions of bytes, channels along vectors: four neighbouring pixels of a channel lie in one word, so
-// that one product of bytes takes four taps. Included by kernels.inl.
+// Pixels as bytes for depthwise convolutions: four neighbouring ones of a channel lie in one word, channels along
+// vectors. Included by kernels.inl.
 
 namespace {
 
 using mpq::kQuad;
-static_assert(Isa::kQuadMost <= 2 * 127 + mpq::kByteMost);  // of 2 * weight + rest, both bytes
 
 // ---- pixels -> quads --------------------------------------------------------------------------------
 
@@ -88,187 +87,43 @@ void quads_of_bytes(const int8_t* x, int64_t pixel, int64_t pixels, int64_t chan
   quads_of(x, pixel, pixels, channels, nullptr, padding, out, block);
 }
 
-// ---- codes -> weights -------------------------------------------------------------------------------
+// ---- planes -> quads --------------------------------------------------------------------------------
 
-// A word of each of kWidest channels; elements of arrays that need not be aligned.
-using Words = int32_t __attribute__((vector_size(4 * mpq::kWidest), aligned(4), may_alias));
-
-void quad_weights(const mpq::QuadShape& shape, const uint8_t* codes, int64_t ld, int each, const int32_t* offsets,
-                  uint32_t* weights, uint32_t* rest, int32_t* sums) {
-  constexpr int64_t kLanes = mpq::kWidest, kTurned = Isa::kWidth;
-  const int64_t steps = mpq::quad_steps(shape.columns, shape.step), many = 2 / shape.step;
-  std::memset(weights, 0, shape.words() * sizeof(uint32_t));
-  if (rest) std::memset(rest, 0, shape.words() * sizeof(uint32_t));
-  uint32_t turned[kTurned][kLanes];  // four codes a word, channels side by side
-  const Words offset = *reinterpret_cast<const Words*>(offsets);
-  Words sum = {};
-  for (int64_t row = 0, t = 0; row < shape.rows; ++row) {
-    reinterpret_cast<Words*>(sums)[row] = sum;
-    for (int64_t column = 0; column < shape.columns; ++column, ++t) {
-      if (t % (4 * kTurned) == 0)
-        for (int64_t lane = 0; lane < kLanes; lane += kTurned) {
-          typename Isa::Bytes words[kTurned];
-          Isa::transpose_words(codes + lane * ld + t, ld, words);
-          for (int i = 0; i < kTurned; ++i) Isa::store_bytes(turned[i] + lane, words[i]);
-        }
-      const Words code = *reinterpret_cast<const Words*>(turned[t / 4 % kTurned]) >> int(t % 4 * 8) & 255;
-      const Words w = each * code - offset;
-      sum += w;
-      Words high = w;
-      if (rest) {
-        high = w >> 1;
-        high = high < -128 ? Words{} - 128 : high;  // what is too much is left to the rest
-        high = high > 127 ? Words{} + 127 : high;
-      }
-      for (int64_t e = 0; e < many; ++e) {
-        const int64_t at = (row * steps + (column + e) / 4) * many + e;
-        const int shift = int((column + e) % 4 * 8);
-        reinterpret_cast<Words*>(weights)[at] |= (high & 255) << shift;
-        if (rest) reinterpret_cast<Words*>(rest)[at] |= ((w - 2 * high) & 255) << shift;
-      }
-    }
-  }
-  reinterpret_cast<Words*>(sums)[shape.rows] = sum;
-}
-
-// ---- quads -> results -------------------------------------------------------------------------------
-
-// STEP: from result to result in pixels, 1 or 2. In each quad begin 4 / STEP results: the first half of them meet the
-// quad itself, the others the one that begins in its middle.
-template <int QUADS, int STEP>
-inline void quad_sums(const mpq::QuadTask& r, const uint8_t* x, const uint32_t* weights,
-                      typename Isa::Ints (&acc)[QUADS][4 / STEP]) {
-  constexpr int kEach = 2 / STEP;
-  for (int64_t s = 0; s < r.steps; ++s, weights += kEach * mpq::kWidest) {
-    typename Isa::Bytes w[kEach];
-    MPQ_UNROLL for (int e = 0; e < kEach; ++e) w[e] = Isa::load_bytes(weights + e * mpq::kWidest);
-    const uint8_t* at = x + r.offsets[s];
-    typename Isa::Bytes q = Isa::held(Isa::load_bytes(at));
-    MPQ_UNROLL for (int i = 0; i < QUADS; ++i) {
-      const typename Isa::Bytes next = Isa::held(Isa::load_bytes(at + (i + 1) * kQuad)), middle = Isa::middle(q, next);
-      MPQ_UNROLL for (int e = 0; e < kEach; ++e) {
-        acc[i][e] = Isa::quad_dot(acc[i][e], q, w[e]);
-        acc[i][kEach + e] = Isa::quad_dot(acc[i][kEach + e], middle, w[e]);
-      }
-      q = next;
-    }
-  }
-}
-
-// Where they go: floats, or bytes, of which some may be left to who asks whether it is done.
-struct QuadFloats {
-  float* y;
-  int64_t pixel;
-  const Clamp clamp;
-  struct Held {};
-
-  // Results i..i + 3 of a tile in which `left` are wanted, for channels from a lane on.
-  [[gnu::always_inline]] inline void put(Held&, int i, int64_t left, int lane,
-                                         const typename Isa::Vec (&sums)[4]) const {
-    MPQ_UNROLL for (int j = 0; j < 4; ++j) if (i + j < left) Isa::store(y + (i + j) * pixel + lane, clamp(sums[j]));
-  }
-  bool done(const Held&) const { return true; }
-};
-
-struct QuadBytes {
-  int8_t* y;
-  int64_t pixel;
-  const Rounding8& rounding;
-  using Held = Rounding8::Held;
-
-  [[gnu::always_inline]] inline void put(Held& held, int i, int64_t left, int lane,
-                                         const typename Isa::Vec (&sums)[4]) const {
-    const typename Isa::Bytes bytes = rounding(sums, held);
-    int8_t* const at = y + i * pixel + lane;
-    if (i + 4 <= left)
-      Isa::store_quarters(bytes, at, pixel, 4);
-    else
-      Isa::store_quarters(bytes, at, pixel, int(left - i));
-  }
-  bool done(const Held& held) const { return held.told(); }
-};
-
-// Results of QUADS quads from x on.
-template <int QUADS, int STEP, class To>
-inline bool quad_tile(const mpq::QuadTask& r, const uint8_t* from, int64_t left, const To& to) {
-  constexpr int kMany = 4 / STEP, kAll = QUADS * kMany;
-  typename To::Held held;
-  for (int lane = 0; lane < mpq::kWidest; lane += Isa::kWidth) {
-    const uint8_t* x = from + 4 * lane;
-    typename Isa::Ints acc[QUADS][kMany];
-    const typename Isa::Ints start =  // each pixel is 128 too large
-        Isa::template difference<7>(Isa::load_ints(r.before + lane), Isa::load_ints(r.upto + lane));
-    MPQ_UNROLL for (int i = 0; i < kAll; ++i) acc[i / kMany][i % kMany] = r.rest ? Isa::no_ints() : start;
-    quad_sums<QUADS, STEP>(r, x, r.weights + lane, acc);
-    if (r.rest) {
-      MPQ_UNROLL for (int i = 0; i < kAll; ++i) {
-        typename Isa::Ints& sum = acc[i / kMany][i % kMany];
-        sum = Isa::template added<8>(start, Isa::template added<8>(sum, sum));
-      }
-      quad_sums<QUADS, STEP>(r, x, r.rest + lane, acc);
-    }
-    const typename Isa::Vec scale = Isa::load(r.scale + lane), bias = Isa::load(r.bias + lane);
-    MPQ_UNROLL for (int i = 0; i < kAll; i += 4) if (i < left) {
-      typename Isa::Vec sums[4];
-      MPQ_UNROLL for (int j = 0; j < 4; ++j) {
-        const int at = i + j < kAll ? i + j : kAll - 1;
-        sums[j] = Isa::fused(scale, Isa::to_floats(acc[at / kMany][at % kMany]), bias);
-      }
-      to.put(held, i, left, lane, sums);
-    }
-  }
-  return to.done(held);
-}
-
-constexpr int64_t kRowsAhead = 2;  // that results are asked for ahead: measured
-
-// Asks for results of a tile where it is to be some rows further, behind the last in the next channels' first ones.
-template <int RESULTS>
-inline void fetch_results(const mpq::QuadTask& r, int64_t row, int64_t begin) {
-  const bool here = row + kRowsAhead < r.rows;
-  const float* y = here ? r.y : r.y + mpq::kWidest;
-  y += (here ? row + kRowsAhead : (row + kRowsAhead) % r.rows) * r.y_row + begin * r.y_pixel;
-  MPQ_UNROLL for (int i = 0; i < RESULTS; ++i) __builtin_prefetch(y + i * r.y_pixel, 1);
-}
-
-// The same of all rows, from the `first` quad on.
-template <int QUADS, int STEP>
-bool quad_column(const mpq::QuadTask& r, int64_t first, int64_t quads) {
-  if constexpr (QUADS > 1)
-    if (quads < QUADS) return quad_column<QUADS - 1, STEP>(r, first, quads);
-  constexpr int64_t kAll = QUADS * 4 / STEP;
-  const int64_t begin = first * 4 / STEP, left = smaller(kAll, r.out_width - begin);
-  const Clamp clamp(r.range);
-  const Rounding8 rounding(r.grid);
+// Rounded in one piece, brought to rows that begin and end with zeros, and four pixels at a time turned to lie beside
+// those of other channels: so many rows at once that all this stays in the level 1 cache.
+bool quads_of_planes(const float* x, int64_t plane, int64_t rows, int64_t columns, int64_t channels, float scale,
+                     int64_t padding, uint8_t* out, int64_t row, uint8_t* room) {
+  const int64_t pitch = row / mpq::kWidest, most = mpq::plane_rows(row), ld = mpq::plane_ld(row);
+  const int64_t whole = columns / kStep * kStep;
+  int8_t* const lines = reinterpret_cast<int8_t*>(room);
+  uint8_t* const padded = room + mpq::kWidest * ld;
+  int8_t bounds[2][kStep] = {};  // of the last vector of a row: 0 past its end
+  std::memset(bounds[0], -128, columns - whole);
+  std::memset(bounds[1], 127, columns - whole);
+  const typename Isa::Bytes low = Isa::load_bytes(bounds[0]), high = Isa::load_bytes(bounds[1]);
   bool finite = true;
-  for (int64_t row = 0; row < r.rows; ++row) {
-    const uint8_t* x = r.x + row * r.x_row + first * kQuad;
-    const int64_t at = row * r.y_row + begin * r.y_pixel;
-    if (!r.y8) {
-      if (r.far) fetch_results<kAll>(r, row, begin);
-      quad_tile<QUADS, STEP>(r, x, left, QuadFloats{r.y + at, r.y_pixel, clamp});
-    } else if (!quad_tile<QUADS, STEP>(r, x, left, QuadBytes{r.y8 + at, r.y_pixel, rounding})) {
-      float sums[kAll * mpq::kWidest];
-      quad_tile<QUADS, STEP>(r, x, left, QuadFloats{sums, mpq::kWidest, clamp});
-      finite &= round_bytes(sums, mpq::kWidest, left, mpq::kWidest, r.grid.scale, r.y8 + at, r.y_pixel);
+  for (int64_t first = 0, many; first < rows; first += many, out += many * row) {
+    many = smaller(most, rows - first);
+    finite &= round_bytes(x + first * columns, plane, channels, many * columns, scale, lines, ld);
+    for (int64_t c = 0; c < channels; ++c) {
+      const int8_t* from = lines + c * ld;
+      uint8_t* to = padded + c * ld + padding;
+      for (int64_t i = 0; i < many; ++i, from += columns, to += pitch) {  // what is too much is overwritten by the next
+        for (int64_t j = 0; j < whole; j += kStep) Isa::store_bytes(to + j, Isa::flipped(Isa::load_bytes(from + j)));
+        if (whole < columns)
+          Isa::store_bytes(to + whole, Isa::flipped(Isa::within(Isa::load_bytes(from + whole), low, high)));
+      }
     }
+    const int64_t quads = many * pitch / 4;
+    for (int64_t quad = 0; quad < quads; quad += Isa::kWidth)
+      for (int64_t lane = 0; lane < mpq::kWidest; lane += Isa::kWidth) {
+        typename Isa::Bytes words[Isa::kWidth];
+        Isa::transpose_words(padded + lane * ld + 4 * quad, ld, words);
+        const int64_t count = smaller(Isa::kWidth, quads - quad);
+        for (int64_t i = 0; i < count; ++i) Isa::store_bytes(out + (quad + i) * kQuad + 4 * lane, words[i]);
+      }
   }
   return finite;
 }
-
-template <int STEP>
-bool quad_columns(const mpq::QuadTask& r) {
-  constexpr int kMost = (Isa::kWidth == mpq::kWidest ? 4 : 2) * STEP;
-  const int64_t quads = mpq::ceil_div(r.out_width, 4 / STEP);
-  int64_t columns = mpq::ceil_div(quads, kMost);
-  bool finite = true;
-  for (int64_t first = 0, many; first < quads; first += many, --columns) {
-    many = mpq::ceil_div(quads - first, columns);  // columns are about equal
-    finite &= quad_column<kMost, STEP>(r, first, many);
-  }
-  return finite;
-}
-
-bool filter_quads(const mpq::QuadTask& r) { return r.step == 1 ? quad_columns<1>(r) : quad_columns<2>(r); }
 
 }  // namespace

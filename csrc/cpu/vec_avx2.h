@@ -198,6 +198,7 @@ struct Avx2 {
   // Bits of a - b beside others: of none but equal numbers it has none.
   static Ints apart(Ints bits, Vec a, Vec b) { return _mm256_or_si256(bits, _mm256_castps_si256(_mm256_sub_ps(a, b))); }
   static bool any(Ints bits) { return !_mm256_testz_si256(bits, bits); }
+  static Bytes flipped(Bytes b) { return _mm256_xor_si256(b, _mm256_set1_epi8(-128)); }  // b + 128, modulo 256
   // In a register: compilers would load it anew for each instruction that may take it from memory.
   static Bytes held(Bytes b) {
     asm("" : "+x"(b));

@@ -169,6 +169,7 @@ struct Avx512 : Avx2 {
   static Ints load_ints(const void* p) { return (Ints)load_bytes(p); }
   static Ints apart(Ints bits, Vec a, Vec b) { return bits | (Ints)_mm512_castps_si512(_mm512_sub_ps(a, b)); }
   static bool any(Ints bits) { return _mm512_test_epi32_mask((__m512i)bits, (__m512i)bits) != 0; }
+  static Bytes flipped(Bytes b) { return _mm512_xor_si512(b, _mm512_set1_epi8(-128)); }
   static Bytes held(Bytes b) {
     asm("" : "+v"(b));
     return b;

@@ -215,6 +215,10 @@ struct Isa {
     for (int i = 0; i < kWidth; ++i) all |= bits.v[i];
     return all != 0;
   }
+  static Bytes flipped(Bytes b) {  // b + 128, modulo 256
+    for (uint8_t& v : b.v) v ^= 128;
+    return b;
+  }
   static Bytes held(const Bytes& b) { return b; }
   static Bytes middle(const Bytes& a, const Bytes& b) {  // two last bytes of each word of a, and two first of b
     Bytes r;
