@@ -25,9 +25,11 @@ DEPTHWISE = [
     (16, 16, 16, (2, 4), (1, 1), (5, 6), (2, 1), 3, 4),  # results that meet nothing but padding
     (3, 3, 3, (3, 3), (1, 1), (1, 1), (1, 1), 90, 110),  # several bands of a plane
     (64, 64, 64, (3, 3), (1, 1), (1, 1), (1, 1), 62, 50),  # several bands of rows
+    (18, 36, 18, (3, 3), (1, 1), (1, 1), (1, 1), 8, 8),  # two results a channel
     (20, 20, 20, (3, 3), (1, 1), (1, 2), (1, 1), 23, 140),  # rows of several vectors of bytes
     (16, 16, 16, (3, 3), (2, 2), (1, 1), (1, 1), 9, 128),  # and nothing else
-    (18, 36, 18, (3, 3), (1, 1), (1, 1), (1, 1), 8, 8),  # two results a channel
+    (16, 16, 16, (3, 3), (1, 1), (1, 1), (1, 1), 3, 700),  # rows longer than what is turned at once
+    (16, 16, 16, (2, 4), (1, 1), (5, 20), (2, 1), 3, 13),  # more padding than there are pixels
 ]
 DENSE = [
     (32, 33, 1, (1, 1), (1, 1), (0, 0), (1, 1), 9, 15),  # pixels are patches
@@ -102,7 +104,7 @@ UNMET = [  # the last row meets no tap
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("case", [*(DEPTHWISE[i] for i in (0, 2, 4, 5, 9)), *UNMET, DENSE[0], DENSE[5], DENSE[9]])
+@pytest.mark.parametrize("case", [*(DEPTHWISE[i] for i in (0, 2, 4, 5, 9, 10)), *UNMET, DENSE[0], DENSE[5], DENSE[9]])
 def test_a_sample_that_is_not_finite_spoils_only_itself(path: SimpleNamespace, case: tuple, threads: int) -> None:
     torch.set_num_threads(threads)
     weight, _, _ = problem(path, case, 4, 0, True)
@@ -170,13 +172,14 @@ def test_every_instruction_set_gives_the_same_bits(case: tuple, group: int) -> N
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("act_bits", [None, 8])
-@pytest.mark.parametrize("case", [DEPTHWISE[0], DEPTHWISE[4], DENSE[0], DENSE[4]])
+@pytest.mark.parametrize("case", [DEPTHWISE[0], DEPTHWISE[4], DEPTHWISE[11], DENSE[0], DENSE[4]])
 def test_views_that_share_or_skip_memory(path: SimpleNamespace, case: tuple, act_bits: int | None) -> None:
     """One sample, channel or row for all, every other column, and the last rows of a larger image."""
     weight, _, _ = problem(path, case, 4, 0, True)
     height, width = case[7:]
     x = torch.randn(2, case[0], height + 2, 2 * width)
     views = [x[:1, :, 2:, width:].expand(3, -1, -1, -1), x[:, :1, 2:, width:].expand(-1, case[0], -1, -1)]
+    views.append(x[:, :1, 2:, width:].contiguous().expand(-1, case[0], -1, -1))
     row = x[:, :, :1, width:].expand(-1, -1, height, -1)
     for view in [*views, row, x[..., 2:, ::2], x[..., 2:, width:]]:
         args = (*weight, None, 4, 0, case[3], *case[4:7], case[2], act_bits)

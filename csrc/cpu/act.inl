@@ -30,7 +30,7 @@ struct Rounder {
         high(Isa::set1(kRound + 127)),
         magic(Isa::set1(kRound)) {}
 
-  // N vectors of x -> magic + q, of a size up to 2^22: a test serves them all. `strange` turns NaN where one holds an
+  // N vectors of x -> magic + q, of a size below 2^23: a test serves them all. `strange` turns NaN where one holds an
   // infinity or NaN.
   template <int N>
   void integers(typename Isa::Vec (&x)[N], typename Isa::Vec& strange) const {
@@ -44,9 +44,9 @@ struct Rounder {
       }
     for (int i = 0; i < N; ++i) x[i] = q[i];
   }
-  // By products: these have told them all unless `apart` has bits then. Infinities are NaN apart. Numbers so large that
-  // magic + q skips integers may look told: where magic + q keeps its sign, which leaves it on the right side of all
-  // that is kept.
+  // By products: these have told them all unless `apart` has bits then. Infinities are NaN apart. Where magic + q skips
+  // integers, products below -2^22 are always apart; some between 2^22 and 2^23 look told, and are kept within 127 as
+  // what is larger than that.
   template <int N>
   void multiply(const typename Isa::Vec (&x)[N], typename Isa::Vec (&q)[N], typename Isa::Ints& apart) const {
     for (int i = 0; i < N; ++i) {
@@ -107,24 +107,26 @@ bool round_bytes(const float* x, int64_t x_ld, int64_t rows, int64_t count, floa
   typename Isa::Vec strange = Isa::zero();
   const int64_t wide = count / kOnce * kOnce;
   for (int64_t many; rows > 0; rows -= many, x += many * x_ld, out += many * ld) {
-    many = rows < 4 ? 1 : 4;
+    many = rows < 4 ? 1 : 4;  // a test serves what is left of four rows
     for (int64_t r = 0; r < many; ++r)
       for (int64_t i = 0; i < wide; i += kOnce)
         round.run<kOnce / kWidth>(x + r * x_ld + i, kWidth, out + r * ld + i, kWidth, strange);
-    for (int64_t i = wide; count >= kWidth && i < count; i += kWidth) {
-      const int64_t at = smaller(i, count - kWidth);  // the last vector may overlap the one before
-      if (many == 4)
-        round.run<4>(x + at, x_ld, out + at, ld, strange);
-      else
-        round.run<1>(x + at, 0, out + at, 0, strange);
-    }
-    for (int64_t r = 0; count < kWidth && r < many; ++r) {
-      float rest[kWidth] = {};
-      int8_t bytes[kWidth];
-      std::memcpy(rest, x + r * x_ld, count * sizeof(float));
-      round.run<1>(rest, 0, bytes, 0, strange);
-      std::memcpy(out + r * ld, bytes, count);
-    }
+    if (count < kWidth)
+      for (int64_t r = 0; r < many; ++r) {
+        float rest[kWidth] = {};
+        int8_t bytes[kWidth];
+        std::memcpy(rest, x + r * x_ld, count * sizeof(float));
+        round.run<1>(rest, 0, bytes, 0, strange);
+        std::memcpy(out + r * ld, bytes, count);
+      }
+    else
+      for (int64_t i = wide; i < count; i += kWidth) {
+        const int64_t at = smaller(i, count - kWidth);  // the last vector may overlap the one before
+        if (many == 4)
+          round.run<4>(x + at, x_ld, out + at, ld, strange);
+        else
+          round.run<1>(x + at, 0, out + at, 0, strange);
+      }
   }
   return Isa::sum(strange) == 0;
 }

@@ -34,7 +34,7 @@ struct FloatFilters {
 // along the row, in blocks [row][pixel][kLanes] of channels.
 struct FloatRows {
   using Weights = FloatFilters;
-  static constexpr bool kPlanes = false;
+  static bool takes_planes(const ConvArgs&) { return false; }
 
   const ConvArgs& a;
   const bool copied;

@@ -5,6 +5,8 @@
 namespace mpq {
 namespace {
 
+constexpr int64_t kNarrow = 12;  // rows of fewer pixels are turned as floats: each one costs as much as a wider one
+
 // Weights as `filter_quads` takes them.
 struct QuadFilters {
   const QuadShape shape;
@@ -44,7 +46,7 @@ struct QuadFilters {
 // Rows of results from a copy of rows of pixels, in blocks [row][quad][kLanes][4] of channels.
 struct QuadRows {
   using Weights = QuadFilters;
-  static constexpr bool kPlanes = true;
+  static bool takes_planes(const ConvArgs& a) { return a.width >= kNarrow; }
 
   struct Run {  // of rows of results that meet the same rows of taps
     int64_t first, rows;
@@ -57,7 +59,7 @@ struct QuadRows {
   std::vector<int64_t> offsets;
   std::vector<Run> runs;
   Buffer<float> scale;
-  Buffer<uint8_t> room;  // for planes
+  Buffer<uint8_t> room;  // for planes, or null
   Landing landing;
 
   // Bytes of a copied row of so many channels.
@@ -70,7 +72,7 @@ struct QuadRows {
         block(RowsIn::most(a, out_rows) * row),
         data(lane_blocks(channels) * block),
         scale(lane_blocks(channels) * kLanes),
-        room(turn ? plane_room(row) : 0),
+        room(turn && takes_planes(a) ? plane_room(row) : 0),
         landing(a, true) {
     std::memset(data, 128, lane_blocks(channels) * block);
     if (room) std::memset(room, 128, plane_room(row));
@@ -83,10 +85,10 @@ struct QuadRows {
               int64_t last, const float* act, const Output& y) {
     const RowsIn in(a, first, last);
     bool finite = true;
-    if (x.plane)
+    if (room)
       finite = kernels().quads_of_planes(x.floats + in.y0 * a.width, x.plane, in.y1 - in.y0, a.width, channels, *act,
                                          a.padding[1], data, row, room);
-    for (int64_t i = in.y0; !x.plane && i < in.y1; ++i) {
+    for (int64_t i = in.y0; !room && i < in.y1; ++i) {
       uint8_t* out = data + (i - in.y0) * row;
       if (x.bytes)
         kernels().quads_of_bytes(x.bytes + i * x.row, x.pixel, a.width, channels, a.padding[1], out, block);
@@ -98,7 +100,7 @@ struct QuadRows {
     QuadTask r;
     r.offsets = offsets.data(), r.step = a.stride[1], r.out_width = a.out_width;
     r.x_row = a.stride[0] * row, r.range = range_of(a.activation);
-    r.far = y.pixel > kLanes && a.batch * a.out_height * y.row * int64_t(sizeof(float)) >= kFarBytes;
+    const bool far = y.pixel > kLanes && a.batch * a.out_height * y.row * int64_t(sizeof(float)) >= kFarBytes;
     if (y.bytes) r.grid = byte_grid(a);
     runs.clear();
     for (int64_t i = first; i < last; ++i)
@@ -117,6 +119,7 @@ struct QuadRows {
         r.before = sums + run.taps.k0 * kLanes, r.upto = sums + run.taps.k1 * kLanes;
         for (int64_t i = 0; i < run.rows; i += r.rows, r.x += r.rows * r.x_row) {
           r.rows = landing.aim(y, run.first + i, run.rows - i, c, kLanes, std::min(kLanes, channels - c));
+          r.far = far && landing.pixel == y.pixel;
           r.y = landing.data, r.y8 = landing.bytes, r.y_row = landing.row, r.y_pixel = landing.pixel;
           finite &= kernels().filter_quads(r);
           finite &= landing.land(true);

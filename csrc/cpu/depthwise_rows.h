@@ -14,15 +14,15 @@ constexpr int64_t kLanes = kWidest;         // channels side by side
 constexpr int64_t kCopyBytes = 384 * 1024;  // of copied rows: within a level 2 cache
 constexpr int64_t kFarBytes = 1024 * 1024;  // of results, from which on a level 2 cache lost them since the last call
 constexpr int64_t kLineFloats = 4 * 1024;   // of results on their way elsewhere: half a level 1 cache
-constexpr int64_t kNarrow = 12;  // rows of fewer pixels are turned as floats: each one costs as much as a wider one
 constexpr int64_t lane_blocks(int64_t channels) { return ceil_div(channels, kLanes); }
 
-// Images with channels side by side, floats or bytes: distances from row to row and from pixel to pixel.
+// Images with channels side by side, floats or bytes, or planes of floats for who takes them: distances from row to row
+// and from pixel to pixel.
 struct Input {
   const float* floats;
   const int8_t* bytes;  // or null
   int64_t row, pixel;
-  int64_t plane = 0;  // from channel to channel of floats where these are planes, pixel after pixel
+  int64_t plane = 1;  // from channel to channel of floats
 };
 struct Output {
   float* floats;
@@ -118,7 +118,7 @@ class Turned {
   }
   // What rows first..last of the results meet, of planes from x on.
   Input in(const float* x, int64_t channels, int64_t first, int64_t last) {
-    if (!pixels_) return {x, nullptr, a_.width, 1, a_.x_stride[1]};
+    if (!pixels_) return {x, nullptr, a_.width, 1, a_.x_stride[1]};  // as they lie
     const RowsIn in(a_, first, last);
     kernels().transpose(x + in.y0 * a_.width, a_.x_stride[1], channels, (in.y1 - in.y0) * a_.width, pixels_, kLanes);
     return {pixels_ - in.y0 * a_.width * kLanes, nullptr, a_.width * kLanes, kLanes};
@@ -142,8 +142,8 @@ template <class Way>
 void by_rows(const ConvArgs& a, const Filters& f, bool turn, const Scales8& scales, Spoiled& spoiled) {
   const typename Way::Weights weights(a, f);
   const int64_t many = turn ? kLanes : a.groups, blocks = ceil_div(a.groups, many);
-  const bool pixels = !Way::kPlanes || a.width < kNarrow;  // are turned, too
-  const int64_t copied = Way::row_bytes(a, many) * a.stride[0] + (turn ? Turned::row_bytes(a, pixels) : 0);
+  const bool planes = turn && Way::takes_planes(a);
+  const int64_t copied = Way::row_bytes(a, many) * a.stride[0] + (turn ? Turned::row_bytes(a, !planes) : 0);
   // Rows of the input that bands share are worked on for each: a fourth of all, at the most.
   const int64_t shared = (a.kernel[0] - 1) * a.dilation[0] / a.stride[0];
   const int64_t most = copied ? std::max(kCopyBytes / copied - shared, 3 * shared) : 1;
@@ -152,7 +152,7 @@ void by_rows(const ConvArgs& a, const Filters& f, bool turn, const Scales8& scal
   parallel_for(a.batch * blocks * bands, ceil_div(kConvGrain, work), [&](int64_t begin, int64_t end) {
     Way way(a, many, rows, turn);
     std::optional<Turned> turned;
-    if (turn) turned.emplace(a, rows, pixels);
+    if (turn) turned.emplace(a, rows, !planes);
     Scales8::Cursor cursor;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / (blocks * bands), c = i / bands % blocks * many, channels = std::min(many, a.groups - c);

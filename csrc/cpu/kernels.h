@@ -84,12 +84,6 @@ struct FilterRow {
 // or with those of the quad between two; where results lie a pixel apart weights are there twice, for either pixel.
 // `halved`: w = 2 * weight + rest, as sizes above kByteMost need.
 constexpr int64_t kQuad = 4 * kWidest;  // bytes
-
-// Planes that become rows of quads, of `row` bytes each: so many rows at once take so many bytes of each channel,
-// twice.
-constexpr int64_t plane_rows(int64_t row) { return row < 1024 * kWidest ? 1024 * kWidest / row : 1; }
-constexpr int64_t plane_ld(int64_t row) { return ceil_div(plane_rows(row) * row / kWidest, int64_t(64)) * 64 + 64; }
-constexpr int64_t plane_room(int64_t row) { return 2 * kWidest * plane_ld(row); }
 constexpr int64_t kByteMost = 127;
 constexpr int64_t quad_steps(int64_t columns, int64_t step) { return ceil_div(columns + (step == 1), int64_t(4)); }
 struct QuadShape {
@@ -100,6 +94,13 @@ struct QuadShape {
   int64_t sums() const { return (rows + 1) * kWidest; }
 };
 constexpr int64_t kCodesPast = 64;  // bytes behind codes that `quad_weights` may read
+
+// Planes become rows of quads, `row` bytes each, by way of rows of bytes: of each channel as many at once as about
+// kPlaneBytes hold. Vectors may reach a line past the last of them.
+constexpr int64_t kPlaneBytes = 512;
+constexpr int64_t plane_rows(int64_t row) { return row < kPlaneBytes * kWidest ? kPlaneBytes * kWidest / row : 1; }
+constexpr int64_t plane_ld(int64_t row) { return (ceil_div(plane_rows(row) * row / kWidest, kLine) + 1) * kLine; }
+constexpr int64_t plane_room(int64_t row) { return 2 * kWidest * plane_ld(row); }
 
 // Results as bytes: rounded by the scale as in `round_act`, within low..high.
 struct ByteGrid {
@@ -229,8 +230,9 @@ struct Kernels {
                           uint8_t* out, int64_t block);
   void (*quads_of_bytes)(const int8_t* x, int64_t pixel, int64_t pixels, int64_t channels, int64_t padding,
                          uint8_t* out, int64_t block);
-  // The same of whole rows of planes, of up to kWidest channels `plane` floats apart: every quad of rows that are `row`
-  // bytes long is written. `room` has plane_room(row) bytes, 128 each at first, and serves rows of one length.
+  // The same of whole rows of planes, of up to kWidest channels `plane` floats apart: every quad of rows is written,
+  // which are `row` bytes long and hold padding and columns. `room` has plane_room(row) bytes, 128 each at first, and
+  // serves one number of columns and one padding.
   bool (*quads_of_planes)(const float* x, int64_t plane, int64_t rows, int64_t columns, int64_t channels, float scale,
                           int64_t padding, uint8_t* out, int64_t row, uint8_t* room);
   // Weights each * code - offset of kWidest channels, whose codes lie ld bytes apart, as words of four taps,

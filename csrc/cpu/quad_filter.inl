@@ -155,19 +155,23 @@ bool quad_column(const mpq::QuadTask& r, int64_t first, int64_t quads) {
   constexpr int64_t kAll = QUADS * 4 / STEP;
   const int64_t begin = first * 4 / STEP, left = smaller(kAll, r.out_width - begin);
   const Clamp clamp(r.range);
-  const Rounding8 rounding(r.grid);
-  bool finite = true;
-  for (int64_t row = 0; row < r.rows; ++row) {
-    const uint8_t* x = r.x + row * r.x_row + first * kQuad;
-    const int64_t at = row * r.y_row + begin * r.y_pixel;
-    if (!r.y8) {
+  const uint8_t* x = r.x + first * kQuad;
+  if (!r.y8) {
+    float* y = r.y + begin * r.y_pixel;
+    for (int64_t row = 0; row < r.rows; ++row, x += r.x_row, y += r.y_row) {
       if (r.far) fetch_results<kAll>(r, row, begin);
-      quad_tile<QUADS, STEP>(r, x, left, QuadFloats{r.y + at, r.y_pixel, clamp});
-    } else if (!quad_tile<QUADS, STEP>(r, x, left, QuadBytes{r.y8 + at, r.y_pixel, rounding})) {
-      float sums[kAll * mpq::kWidest];
-      quad_tile<QUADS, STEP>(r, x, left, QuadFloats{sums, mpq::kWidest, clamp});
-      finite &= round_bytes(sums, mpq::kWidest, left, mpq::kWidest, r.grid.scale, r.y8 + at, r.y_pixel);
+      quad_tile<QUADS, STEP>(r, x, left, QuadFloats{y, r.y_pixel, clamp});
     }
+    return true;
+  }
+  const Rounding8 rounding(r.grid);
+  int8_t* y = r.y8 + begin * r.y_pixel;
+  bool finite = true;
+  for (int64_t row = 0; row < r.rows; ++row, x += r.x_row, y += r.y_row) {
+    if (quad_tile<QUADS, STEP>(r, x, left, QuadBytes{y, r.y_pixel, rounding})) continue;
+    float sums[kAll * mpq::kWidest];
+    quad_tile<QUADS, STEP>(r, x, left, QuadFloats{sums, mpq::kWidest, clamp});
+    finite &= round_bytes(sums, mpq::kWidest, left, mpq::kWidest, r.grid.scale, y, r.y_pixel);
   }
   return finite;
 }

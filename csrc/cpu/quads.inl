@@ -90,11 +90,13 @@ void quads_of_bytes(const int8_t* x, int64_t pixel, int64_t pixels, int64_t chan
 // ---- planes -> quads --------------------------------------------------------------------------------
 
 // Rounded in one piece, brought to rows that begin and end with zeros, and four pixels at a time turned to lie beside
-// those of other channels: so many rows at once that all this stays in the level 1 cache.
+// those of other channels: so many rows at once that all this stays in the level 1 cache. Of channels that there are
+// not, `out` gets what the room holds.
 bool quads_of_planes(const float* x, int64_t plane, int64_t rows, int64_t columns, int64_t channels, float scale,
                      int64_t padding, uint8_t* out, int64_t row, uint8_t* room) {
   const int64_t pitch = row / mpq::kWidest, most = mpq::plane_rows(row), ld = mpq::plane_ld(row);
   const int64_t whole = columns / kStep * kStep;
+  static_assert(kStep <= mpq::kLine);
   int8_t* const lines = reinterpret_cast<int8_t*>(room);
   uint8_t* const padded = room + mpq::kWidest * ld;
   int8_t bounds[2][kStep] = {};  // of the last vector of a row: 0 past its end

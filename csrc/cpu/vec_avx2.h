@@ -220,7 +220,7 @@ struct Avx2 {
         _mm_storel_epi64(reinterpret_cast<__m128i*>(p + i * step),
                          i % 2 ? _mm_unpackhi_epi64(halves[i / 2], halves[i / 2]) : halves[i / 2]);
   }
-  // Bytes of 1.5 * 2^23 + integers of a size below 2^22, kept within -127..127: vector after vector, or as quads of
+  // Bytes of 1.5 * 2^23 + integers of a size below 2^23, kept within -127..127: vector after vector, or as quads of
   // bytes q + 128, [lane][4].
   static Bytes packed(const Vec (&v)[4]) {
     __m256i q[2];

@@ -171,7 +171,9 @@ struct Avx512 : Avx2 {
   static bool any(Ints bits) { return _mm512_test_epi32_mask((__m512i)bits, (__m512i)bits) != 0; }
   static Bytes flipped(Bytes b) { return _mm512_xor_si512(b, _mm512_set1_epi8(-128)); }
   static Bytes held(Bytes b) {
+#ifndef MPQ_SIMDE
     asm("" : "+v"(b));
+#endif
     return b;
   }
   static Bytes middle(Bytes a, Bytes b) { return _mm512_rol_epi32(_mm512_mask_blend_epi16(0x55555555, a, b), 16); }

@@ -247,7 +247,7 @@ struct Isa {
   static void store_quarters(const Bytes& b, int8_t* p, int64_t step, int count) {  // the first `count`
     for (int i = 0; i < count; ++i) std::memcpy(p + i * step, b.v + i * kWidth, kWidth);
   }
-  // Bytes of 1.5 * 2^23 + integers of a size below 2^22, kept within -127..127: vector after vector, or as quads of
+  // Bytes of 1.5 * 2^23 + integers of a size below 2^23, kept within -127..127: vector after vector, or as quads of
   // bytes q + 128, [lane][4].
   static int8_t low_byte(float v) {
     const float q = v - 12582912.0f;
