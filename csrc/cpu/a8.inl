@@ -215,7 +215,7 @@ struct Tiles8 {
 
   void floats(int64_t rows, float* y, int64_t ld) const {
     const Clamp clamp(panel.range);
-    each(rows, [&](int64_t m, int64_t j, auto c) { tile<c>(m, j, ToFloats{y + m * ld + j, ld, clamp}); });
+    each(rows, [&](int64_t m, int64_t j, auto c) { tile<c>(m, j, ToFloats{y + m * ld + j, ld, clamp, panel.far}); });
   }
   bool bytes(int64_t rows, const mpq::ByteGrid& grid, int8_t* y, int64_t ld) const {
     const Rounding8 rounding(grid);

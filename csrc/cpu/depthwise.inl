@@ -107,7 +107,7 @@ inline void row_tile(const mpq::FilterRow& r, int64_t x0, int64_t k0, int64_t k1
       }
     }
     const typename Isa::Vec scale = Isa::load(r.scale + c), bias = Isa::load(r.bias + c);
-    for (int j = 0; j < PIXELS; ++j) Isa::store(y + j * r.y_pixel + c, clamp(Isa::fused(scale, acc[j], bias)));
+    for (int j = 0; j < PIXELS; ++j) store_result(y + j * r.y_pixel + c, clamp(Isa::fused(scale, acc[j], bias)), r.far);
   }
 }
 

@@ -98,7 +98,7 @@ struct FloatRows {
         r.weights = w.weights + ((c0 + c) * w.taps + taps.k0 * a.kernel[1] * kLanes);
         r.scale = f.centered ? scale + c : ones, r.bias = f.centered ? w.bias + c0 + c : zeros;
         r.range = f.centered ? range_of(a.activation) : Range{};
-        r.y = landing.data, r.y_pixel = landing.pixel;
+        r.y = landing.data, r.y_pixel = landing.pixel, r.far = landing.far && f.centered;
         kernels().filter_row(r);
         if (!f.centered) settle_row(w, r, c0, c);
         finite &= landing.land(f.centered);

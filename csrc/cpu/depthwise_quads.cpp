@@ -5,6 +5,7 @@
 namespace mpq {
 namespace {
 
+constexpr int64_t kBlocks = 8;   // whose results are found together, so that more of a pixel's lie together: measured
 constexpr int64_t kNarrow = 12;  // rows of fewer pixels are turned as floats: each one costs as much as a wider one
 
 // Weights as `filter_quads` takes them.
@@ -100,7 +101,7 @@ struct QuadRows {
     QuadTask r;
     r.offsets = offsets.data(), r.step = a.stride[1], r.out_width = a.out_width;
     r.x_row = a.stride[0] * row, r.range = range_of(a.activation);
-    const bool far = y.pixel > kLanes && a.batch * a.out_height * y.row * int64_t(sizeof(float)) >= kFarBytes;
+    r.x_block = block, r.w_block = w.shape.words(), r.sums_block = w.shape.sums();
     if (y.bytes) r.grid = byte_grid(a);
     runs.clear();
     for (int64_t i = first; i < last; ++i)
@@ -108,7 +109,9 @@ struct QuadRows {
         runs.push_back({i, 1, taps});
       else
         ++runs.back().rows;
-    for (int64_t c = 0; c < channels; c += kLanes) {
+    for (int64_t c = 0, count; c < channels; c += count) {
+      r.blocks = landing.direct(y) ? std::clamp((channels - c) / kLanes, int64_t(1), kBlocks) : 1;
+      count = r.blocks * kLanes;
       const int64_t filters = (c0 + c) / kLanes;
       const int32_t* sums = w.sums + filters * w.shape.sums();
       r.scale = scale + c, r.bias = w.bias + c0 + c;
@@ -118,8 +121,8 @@ struct QuadRows {
         r.weights = w.weights + at, r.rest = w.shape.halved ? w.rest + at : nullptr;
         r.before = sums + run.taps.k0 * kLanes, r.upto = sums + run.taps.k1 * kLanes;
         for (int64_t i = 0; i < run.rows; i += r.rows, r.x += r.rows * r.x_row) {
-          r.rows = landing.aim(y, run.first + i, run.rows - i, c, kLanes, std::min(kLanes, channels - c));
-          r.far = far && landing.pixel == y.pixel;
+          r.rows = landing.aim(y, run.first + i, run.rows - i, c, count, std::min(count, channels - c));
+          r.far = landing.far;
           r.y = landing.data, r.y8 = landing.bytes, r.y_row = landing.row, r.y_pixel = landing.pixel;
           finite &= kernels().filter_quads(r);
           finite &= landing.land(true);

@@ -12,7 +12,6 @@ namespace mpq {
 
 constexpr int64_t kLanes = kWidest;         // channels side by side
 constexpr int64_t kCopyBytes = 384 * 1024;  // of copied rows: within a level 2 cache
-constexpr int64_t kFarBytes = 1024 * 1024;  // of results, from which on a level 2 cache lost them since the last call
 constexpr int64_t kLineFloats = 4 * 1024;   // of results on their way elsewhere: half a level 1 cache
 constexpr int64_t lane_blocks(int64_t channels) { return ceil_div(channels, kLanes); }
 
@@ -28,6 +27,7 @@ struct Output {
   float* floats;
   int8_t* bytes;  // or null; without gaps
   int64_t row, pixel;
+  bool far = false;  // floats go past the caches: goes_far
 };
 
 // Rows of the input, y0..y1, that rows first..last of the results meet.
@@ -68,18 +68,23 @@ class Landing {
         most_(std::clamp<int64_t>(kLineFloats / (a.out_width * kLanes), 1, a.out_height)),
         lines_(most_ * a.out_width * kLanes) {}
 
+  // Whether results go straight there, but for a block that has not all its channels.
+  bool direct(const Output& y) const { return !y.bytes || rounds_; }
+
   float* data = nullptr;
   int8_t* bytes = nullptr;  // in place of data, or null
   int64_t row = 0, pixel = 0;
+  bool far = false;  // data is
 
   // `rows` rows from i on, `count` channels from c on, of which `used` are there. Returns how many rows it will be.
   int64_t aim(const Output& y, int64_t i, int64_t rows, int64_t c, int64_t count, int64_t used) {
     y_ = y, at_ = i * y.row + c, count_ = count, used_ = used;
-    direct_ = used == count && (!y.bytes || rounds_);
+    direct_ = used == count && direct(y);
     bytes = direct_ && y.bytes ? y.bytes + at_ : nullptr;
     data = bytes ? nullptr : direct_ ? y.floats + at_ : lines_;
     pixel = direct_ ? y.pixel : kLanes;
     row = direct_ ? y.row : a_.out_width * kLanes;
+    far = direct_ && y.far;
     return rows_ = direct_ ? rows : std::min(rows, most_);
   }
   // The activation, unless the results have been kept within its range; false where one to be rounded is not finite.
@@ -148,6 +153,8 @@ void by_rows(const ConvArgs& a, const Filters& f, bool turn, const Scales8& scal
   const int64_t shared = (a.kernel[0] - 1) * a.dilation[0] / a.stride[0];
   const int64_t most = copied ? std::max(kCopyBytes / copied - shared, 3 * shared) : 1;
   const int64_t bands = ceil_div(a.out_height, std::clamp<int64_t>(most, 1, a.out_height));
+  // Results that are to be changed once more are not.
+  const bool far = !turn && !a.y8 && !bends(a.activation) && goes_far(a.y, a.groups, a.pixels() * a.groups);
   const int64_t rows = ceil_div(a.out_height, bands), work = rows * a.width * many * f.count;
   parallel_for(a.batch * blocks * bands, ceil_div(kConvGrain, work), [&](int64_t begin, int64_t end) {
     Way way(a, many, rows, turn);
@@ -166,7 +173,7 @@ void by_rows(const ConvArgs& a, const Filters& f, bool turn, const Scales8& scal
         turned->put(a.y + to, channels, first, last);
       } else {
         const Input x{a.x8 ? nullptr : a.x + from, a.x8 ? a.x8 + from : nullptr, a.x_stride[2], a.x_stride[3]};
-        const Output y{a.y8 ? nullptr : a.y + to, a.y8 ? a.y8 + to : nullptr, a.y_stride[2], a.y_stride[3]};
+        const Output y{a.y8 ? nullptr : a.y + to, a.y8 ? a.y8 + to : nullptr, a.y_stride[2], a.y_stride[3], far};
         finite = way.filter(f, weights, c, channels, x, first, last, act, y);
       }
       if (!finite) spoiled.mark(b);

@@ -76,6 +76,7 @@ struct FilterRow {
   const float *scale = nullptr, *bias = nullptr;  // y = scale * sum + bias, for each channel,
   Range range;                                    // and that within the range
   float* y = nullptr;
+  bool far = false;                                  // y goes past the caches: goes_far
   int64_t y_pixel = 0, out_width = 0, channels = 0;  // channels: a multiple of kWidest
 };
 
@@ -108,8 +109,8 @@ struct ByteGrid {
   int8_t low = -127, high = 127;
 };
 
-// Rows of a depthwise convolution's results for kWidest channels, from quads of bytes q + 128, [kWidest][4], that
-// follow each other without a gap.
+// Rows of a depthwise convolution's results for blocks of kWidest channels, from quads of bytes q + 128, [kWidest][4],
+// that follow each other without a gap.
 struct QuadTask {
   const uint8_t* x = nullptr;        // the quad that the first of `steps` meets for the first result
   const int64_t* offsets = nullptr;  // [steps]: each step's quad from there, in bytes
@@ -119,11 +120,13 @@ struct QuadTask {
   const float *scale = nullptr, *bias = nullptr;       // as in FilterRow
   Range range;
   float* y = nullptr;
-  bool far = false;      // y is not in a near cache: it is asked for ahead
+  bool far = false;      // as in FilterRow
   int8_t* y8 = nullptr;  // in place of y: rounded
   ByteGrid grid;
   int64_t y_row = 0, y_pixel = 0, out_width = 0;
   int64_t rows = 1, x_row = 0;  // of results, and from row to row of pixels, in bytes
+  // Blocks whose results follow each other, and from one to the next: bytes of pixels, words of weights, sums.
+  int64_t blocks = 1, x_block = 0, w_block = 0, sums_block = 0;
 };
 
 // Columns that one call of `gemm` works on together; its panels are this wide.
@@ -139,6 +142,7 @@ struct Panel8 {
   Spans spans;           // of the weight's rows
   int64_t columns;       // rows of the weight that it holds
   int64_t ahead;         // from each code to one that memory is asked for meanwhile, in bytes; or 0
+  bool far = false;      // floats of results go past the caches: goes_far
 };
 
 // Rows of 8-bit activations, `ld` bytes apart, in the order of `order_a8`. A row lies in pieces of so many bytes, a
@@ -271,8 +275,8 @@ struct Kernels {
   void (*grid_a8)(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zeros, float* scratch);
 
   // y[m * ldy + j] = sum over spans of scale * a_scale * (sum of code * q - zero * sum of q), plus the bias, within
-  // the range, for m < rows, at least one, and the panel's columns; others up to kPanel may be written. Sums of a span
-  // are exact; then fp32, in order.
+  // the range, for m < rows, at least one, and the panel's columns; others up to a multiple of kWidest may be written.
+  // Sums of a span are exact; then fp32, in order.
   void (*gemm_a8)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float* y, int64_t ldy);
   // The same as bytes, and only for columns that the panel holds; false where one is not finite.
   bool (*gemm_a8_bytes)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, const ByteGrid& grid,

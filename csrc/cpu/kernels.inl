@@ -23,6 +23,14 @@ constexpr float kRound = 12582912.0f;
 // Loops over arrays that are to be registers are unrolled before anything else happens to them.
 #define MPQ_UNROLL _Pragma("GCC unroll 32")
 
+// A vector of results: past the caches where y is far (goes_far).
+inline void store_result(float* y, typename Isa::Vec v, bool far) {
+  if (far)
+    Isa::store_far(y, v);
+  else
+    Isa::store(y, v);
+}
+
 // ---- floating point types ---------------------------------------------------------------------
 
 void to_float(const void* src, Float type, float* dst, int64_t count) {

@@ -11,13 +11,14 @@ struct ToFloats {
   float* y;
   int64_t ld;
   const Clamp clamp;
+  const bool far = false;  // as in Panel8
   struct Held {};
 
-  // Asks for where C rows go, if they lie far apart: a panel's own width apart they are on their way elsewhere, in a
+  // Asks for where C rows go, if they lie apart: a panel's own width apart they are on their way elsewhere, in a
   // cache, or follow each other. Unrolled, addresses would be kept in registers of vectors.
   template <int C, int V>
   void fetch() const {
-    if (ld <= kPanel) return;
+    if (ld <= kPanel || far) return;
 #pragma GCC unroll 1
     for (int c = 0; c < C; ++c)
       for (int v = 0; v < V; ++v) __builtin_prefetch(y + c * ld + v * Isa::kWidth, 1);
@@ -25,7 +26,7 @@ struct ToFloats {
   // Vector v of V in row c of C, in order.
   template <int C, int V>
   [[gnu::always_inline]] inline void put(Held&, int c, int v, typename Isa::Vec sum) const {
-    Isa::store(y + c * ld + v * Isa::kWidth, clamp(sum));
+    store_result(y + c * ld + v * Isa::kWidth, clamp(sum), far);
   }
   bool done(const Held&) const { return true; }
 };

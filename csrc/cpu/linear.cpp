@@ -162,15 +162,16 @@ void by_panels8(const LinearArgs& a, const float* x) {
   const bool direct = a.type == Float::f32;
   parallel_for(panel_count(w.n), ceil_div(kGrainMacs8, kPanel * w.kp * a.m), [&](int64_t begin, int64_t end) {
     Panels8 panels(w, a.panels, a.bias, a.activation);
-    Buffer<float> room(direct && end * kPanel <= w.n ? 0 : a.m * kPanel);
+    Buffer<float> room(direct && w.n % kWidest == 0 ? 0 : a.m * kPanel);
     for (int64_t p = begin; p < end; ++p) {
       const int64_t n0 = p * kPanel, n1 = std::min(w.n, n0 + kPanel);
       Panel8 panel = panels.at(n0, n1);
       fetch_grids(w, n1, std::min(w.n, n1 + kPanel));
       panel.ahead = a.panels ? far_ahead(w.bits, a.m) : w.row(n1) - panel.codes;
-      const bool in_place = direct && n1 - n0 == kPanel;
+      const bool in_place = direct && (n1 - n0) % kWidest == 0;
       float* y = in_place ? static_cast<float*>(a.y) + n0 : room;
       const int64_t ldy = in_place ? w.n : kPanel;
+      panel.far = in_place && !bends(a.activation) && goes_far(y, w.n, a.m * w.n);
       kernels().gemm_a8(w, panel, acts, a.m, y, ldy);
       if (bends(a.activation)) kernels().activate(a.activation, y, a.m, n1 - n0, ldy);
       for (int64_t m = 0; !in_place && m < a.m; ++m) put(a, m, n0, n1, y + m * kPanel);

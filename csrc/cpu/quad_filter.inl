@@ -76,12 +76,14 @@ struct QuadFloats {
   float* y;
   int64_t pixel;
   const Clamp clamp;
+  const bool far;
   struct Held {};
 
   // Results i..i + 3 of a tile in which `left` are wanted, for channels from a lane on.
   [[gnu::always_inline]] inline void put(Held&, int i, int64_t left, int lane,
                                          const typename Isa::Vec (&sums)[4]) const {
-    MPQ_UNROLL for (int j = 0; j < 4; ++j) if (i + j < left) Isa::store(y + (i + j) * pixel + lane, clamp(sums[j]));
+    MPQ_UNROLL for (int j = 0; j < 4; ++j) if (i + j < left)
+        store_result(y + (i + j) * pixel + lane, clamp(sums[j]), far);
   }
   bool done(const Held&) const { return true; }
 };
@@ -104,26 +106,28 @@ struct QuadBytes {
   bool done(const Held& held) const { return held.told(); }
 };
 
-// Results of QUADS quads from x on.
+// Results of QUADS quads of a block, from x on.
 template <int QUADS, int STEP, class To>
-inline bool quad_tile(const mpq::QuadTask& r, const uint8_t* from, int64_t left, const To& to) {
+inline bool quad_tile(const mpq::QuadTask& r, int64_t block, const uint8_t* from, int64_t left, const To& to) {
   constexpr int kMany = 4 / STEP, kAll = QUADS * kMany;
+  const int32_t *before = r.before + block * r.sums_block, *upto = r.upto + block * r.sums_block;
+  const int64_t words = block * r.w_block, channel = block * mpq::kWidest;
   typename To::Held held;
   for (int lane = 0; lane < mpq::kWidest; lane += Isa::kWidth) {
-    const uint8_t* x = from + 4 * lane;
+    const uint8_t* x = from + block * r.x_block + 4 * lane;
     typename Isa::Ints acc[QUADS][kMany];
     const typename Isa::Ints start =  // each pixel is 128 too large
-        Isa::template difference<7>(Isa::load_ints(r.before + lane), Isa::load_ints(r.upto + lane));
+        Isa::template difference<7>(Isa::load_ints(before + lane), Isa::load_ints(upto + lane));
     MPQ_UNROLL for (int i = 0; i < kAll; ++i) acc[i / kMany][i % kMany] = r.rest ? Isa::no_ints() : start;
-    quad_sums<QUADS, STEP>(r, x, r.weights + lane, acc);
+    quad_sums<QUADS, STEP>(r, x, r.weights + words + lane, acc);
     if (r.rest) {
       MPQ_UNROLL for (int i = 0; i < kAll; ++i) {
         typename Isa::Ints& sum = acc[i / kMany][i % kMany];
         sum = Isa::template added<8>(start, Isa::template added<8>(sum, sum));
       }
-      quad_sums<QUADS, STEP>(r, x, r.rest + lane, acc);
+      quad_sums<QUADS, STEP>(r, x, r.rest + words + lane, acc);
     }
-    const typename Isa::Vec scale = Isa::load(r.scale + lane), bias = Isa::load(r.bias + lane);
+    const typename Isa::Vec scale = Isa::load(r.scale + channel + lane), bias = Isa::load(r.bias + channel + lane);
     MPQ_UNROLL for (int i = 0; i < kAll; i += 4) if (i < left) {
       typename Isa::Vec sums[4];
       MPQ_UNROLL for (int j = 0; j < 4; ++j) {
@@ -136,18 +140,7 @@ inline bool quad_tile(const mpq::QuadTask& r, const uint8_t* from, int64_t left,
   return to.done(held);
 }
 
-constexpr int64_t kRowsAhead = 2;  // that results are asked for ahead: measured
-
-// Asks for results of a tile where it is to be some rows further, behind the last in the next channels' first ones.
-template <int RESULTS>
-inline void fetch_results(const mpq::QuadTask& r, int64_t row, int64_t begin) {
-  const bool here = row + kRowsAhead < r.rows;
-  const float* y = here ? r.y : r.y + mpq::kWidest;
-  y += (here ? row + kRowsAhead : (row + kRowsAhead) % r.rows) * r.y_row + begin * r.y_pixel;
-  MPQ_UNROLL for (int i = 0; i < RESULTS; ++i) __builtin_prefetch(y + i * r.y_pixel, 1);
-}
-
-// The same of all rows, from the `first` quad on.
+// The same of all rows and blocks, from the `first` quad on: results of a pixel follow each other in memory.
 template <int QUADS, int STEP>
 bool quad_column(const mpq::QuadTask& r, int64_t first, int64_t quads) {
   if constexpr (QUADS > 1)
@@ -158,21 +151,21 @@ bool quad_column(const mpq::QuadTask& r, int64_t first, int64_t quads) {
   const uint8_t* x = r.x + first * kQuad;
   if (!r.y8) {
     float* y = r.y + begin * r.y_pixel;
-    for (int64_t row = 0; row < r.rows; ++row, x += r.x_row, y += r.y_row) {
-      if (r.far) fetch_results<kAll>(r, row, begin);
-      quad_tile<QUADS, STEP>(r, x, left, QuadFloats{y, r.y_pixel, clamp});
-    }
+    for (int64_t row = 0; row < r.rows; ++row, x += r.x_row, y += r.y_row)
+      for (int64_t b = 0; b < r.blocks; ++b)
+        quad_tile<QUADS, STEP>(r, b, x, left, QuadFloats{y + b * mpq::kWidest, r.y_pixel, clamp, r.far});
     return true;
   }
   const Rounding8 rounding(r.grid);
-  int8_t* y = r.y8 + begin * r.y_pixel;
   bool finite = true;
-  for (int64_t row = 0; row < r.rows; ++row, x += r.x_row, y += r.y_row) {
-    if (quad_tile<QUADS, STEP>(r, x, left, QuadBytes{y, r.y_pixel, rounding})) continue;
-    float sums[kAll * mpq::kWidest];
-    quad_tile<QUADS, STEP>(r, x, left, QuadFloats{sums, mpq::kWidest, clamp});
-    finite &= round_bytes(sums, mpq::kWidest, left, mpq::kWidest, r.grid.scale, y, r.y_pixel);
-  }
+  for (int64_t row = 0; row < r.rows; ++row, x += r.x_row)
+    for (int64_t b = 0; b < r.blocks; ++b) {
+      int8_t* y = r.y8 + row * r.y_row + begin * r.y_pixel + b * mpq::kWidest;
+      if (quad_tile<QUADS, STEP>(r, b, x, left, QuadBytes{y, r.y_pixel, rounding})) continue;
+      float sums[kAll * mpq::kWidest];
+      quad_tile<QUADS, STEP>(r, b, x, left, QuadFloats{sums, mpq::kWidest, clamp, false});
+      finite &= round_bytes(sums, mpq::kWidest, left, mpq::kWidest, r.grid.scale, y, r.y_pixel);
+    }
   return finite;
 }
 

@@ -56,6 +56,8 @@ static inline __m512i mpq_maskz_loadu_epi8(uint64_t mask, const void* p) {
     if (mask >> i & 1) out[i] = static_cast<const int8_t*>(p)[i];
   return _mm512_load_si512(out);
 }
+static inline void mpq_stream_ps(float* to, __m512 a) { _mm512_store_ps(to, a); }
+#define _mm512_stream_ps mpq_stream_ps
 #define _mm512_cvtepi32_epi8 mpq_cvtepi32_epi8
 #define _mm512_maskz_loadu_epi8 mpq_maskz_loadu_epi8
 #define _mm512_cvtepi32_ps mpq_cvtepi32_ps

@@ -17,6 +17,7 @@ struct Avx512 : Avx2 {
   static Vec zero() { return _mm512_setzero_ps(); }
   static Vec load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
+  static void store_far(float* p, Vec a) { _mm512_stream_ps(p, a); }  // on a line's start
   static Vec set1(float x) { return _mm512_set1_ps(x); }
   static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
   static Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }

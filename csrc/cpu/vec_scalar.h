@@ -23,6 +23,7 @@ struct Isa {
     return r;
   }
   static void store(float* p, Vec a) { std::memcpy(p, a.v, sizeof a.v); }
+  static void store_far(float* p, Vec a) { store(p, a); }
   static Vec set1(float x) {
     Vec r;
     for (float& e : r.v) e = x;
