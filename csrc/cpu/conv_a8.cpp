@@ -25,8 +25,8 @@ void store_bytes(const ConvArgs& a, int64_t n0, int64_t n1, int64_t p0, int64_t 
   }
 }
 
-// The same -> y.
-void store(const ConvArgs& a, int64_t n0, int64_t n1, int64_t p0, int64_t p1, const float* results) {
+// The same -> y, or past the caches where it is far.
+void store(const ConvArgs& a, bool far, int64_t n0, int64_t n1, int64_t p0, int64_t p1, const float* results) {
   const int64_t plane = a.out_height * a.out_width, columns = n1 - n0;
   if (a.y_stride[1] == 1) {
     for (int64_t p = p0; p < p1; ++p, results += kPanel) {
@@ -39,8 +39,9 @@ void store(const ConvArgs& a, int64_t n0, int64_t n1, int64_t p0, int64_t p1, co
   }
   for (int64_t p = p0, stop; p < p1; p = stop) {  // sample by sample
     stop = std::min(p1, (p / plane + 1) * plane);
-    kernels().transpose(results + (p - p0) * kPanel, kPanel, stop - p, columns,
-                        a.y + p / plane * a.y_stride[0] + n0 * a.y_stride[1] + p % plane, a.y_stride[1]);
+    const auto transpose = far ? kernels().transpose_far : kernels().transpose;
+    transpose(results + (p - p0) * kPanel, kPanel, stop - p, columns,
+              a.y + p / plane * a.y_stride[0] + n0 * a.y_stride[1] + p % plane, a.y_stride[1]);
   }
 }
 
@@ -56,6 +57,7 @@ void conv_a8(const ConvArgs& a) {
   const int64_t rows = w.n / a.groups, pixels = a.pixels(), plane = a.out_height * a.out_width;
   const bool rounds = a.y8 && !bends(a.activation);  // products do
   const bool direct = !a.y8 && a.y_stride[1] == 1;
+  const bool far = !a.y8 && !direct && goes_far(a.y, plane, pixels * w.n, w.k);  // turned
   const ByteGrid grid = rounds ? byte_grid(a) : ByteGrid();
   const int64_t wanted = std::min(pixels, std::clamp(kTileBytes / w.kp, kMinPixels, kMaxPixels));
   // As even as can be, of whole output rows, or even parts of them, where these are multiplied by themselves.
@@ -101,7 +103,7 @@ void conv_a8(const ConvArgs& a) {
         const bool in_place = direct && (n1 - n0) % kWidest == 0;
         float* y = in_place ? a.y + p0 * w.n + n0 : results;
         const int64_t ldy = in_place ? w.n : kPanel;
-        here.far = in_place && !bends(a.activation) && goes_far(y, w.n, pixels * w.n);
+        here.far = in_place && !bends(a.activation) && goes_far(y, w.n, pixels * w.n, w.k);
         if (kind != Patch::in_image) {
           kernels().gemm_a8(w, here, patches.rows(a, image, p0, p0), p1 - p0, y, ldy);
         } else {
@@ -112,7 +114,7 @@ void conv_a8(const ConvArgs& a) {
         if (a.y8)
           store_bytes(a, n0, n1, p0, p1, results, spoiled);
         else if (!in_place)
-          store(a, n0, n1, p0, p1, results);
+          store(a, far, n0, n1, p0, p1, results);
       }
     }
   });

@@ -101,7 +101,7 @@ struct FloatRows {
         r.y = landing.data, r.y_pixel = landing.pixel, r.far = landing.far && f.centered;
         kernels().filter_row(r);
         if (!f.centered) settle_row(w, r, c0, c);
-        finite &= landing.land(f.centered);
+        finite &= landing.land(f.centered, i + 1 == last);
       }
     }
     return finite;

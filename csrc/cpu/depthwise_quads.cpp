@@ -101,7 +101,6 @@ struct QuadRows {
     QuadTask r;
     r.offsets = offsets.data(), r.step = a.stride[1], r.out_width = a.out_width;
     r.x_row = a.stride[0] * row, r.range = range_of(a.activation);
-    r.x_block = block, r.w_block = w.shape.words(), r.sums_block = w.shape.sums();
     if (y.bytes) r.grid = byte_grid(a);
     runs.clear();
     for (int64_t i = first; i < last; ++i)
@@ -109,23 +108,21 @@ struct QuadRows {
         runs.push_back({i, 1, taps});
       else
         ++runs.back().rows;
+    QuadBlock group[kBlocks];
+    r.block = group;
     for (int64_t c = 0, count; c < channels; c += count) {
       r.blocks = landing.direct(y) ? std::clamp((channels - c) / kLanes, int64_t(1), kBlocks) : 1;
       count = r.blocks * kLanes;
-      const int64_t filters = (c0 + c) / kLanes;
-      const int32_t* sums = w.sums + filters * w.shape.sums();
-      r.scale = scale + c, r.bias = w.bias + c0 + c;
       for (const Run& run : runs) {
-        const int64_t at = filters * w.shape.words() + run.taps.k0 * steps * (2 / a.stride[1]) * kLanes;
-        r.x = data + c / kLanes * block + (run.taps.y - in.y0) * row, r.steps = (run.taps.k1 - run.taps.k0) * steps;
-        r.weights = w.weights + at, r.rest = w.shape.halved ? w.rest + at : nullptr;
-        r.before = sums + run.taps.k0 * kLanes, r.upto = sums + run.taps.k1 * kLanes;
-        for (int64_t i = 0; i < run.rows; i += r.rows, r.x += r.rows * r.x_row) {
+        r.steps = (run.taps.k1 - run.taps.k0) * steps;
+        for (int64_t i = 0; i < run.rows; i += r.rows) {
+          for (int64_t b = 0; b < r.blocks; ++b)
+            group[b] = at(w, c0, c + b * kLanes, run.taps, run.taps.y - in.y0 + i * a.stride[0]);
           r.rows = landing.aim(y, run.first + i, run.rows - i, c, count, std::min(count, channels - c));
           r.far = landing.far;
           r.y = landing.data, r.y8 = landing.bytes, r.y_row = landing.row, r.y_pixel = landing.pixel;
           finite &= kernels().filter_quads(r);
-          finite &= landing.land(true);
+          finite &= landing.land(true, run.first + i + r.rows == last);
         }
       }
     }
@@ -133,6 +130,20 @@ struct QuadRows {
   }
 
  private:
+  // What kLanes channels from c on meet, c0 + c of the weight, with the first of `taps` in a row of the copy.
+  QuadBlock at(const QuadFilters& w, int64_t c0, int64_t c, const TapRows& taps, int64_t y) const {
+    const int64_t filters = (c0 + c) / kLanes;
+    const int64_t words = filters * w.shape.words() + taps.k0 * steps * (2 / a.stride[1]) * kLanes;
+    const int32_t* sums = w.sums + filters * w.shape.sums();
+    return {data + c / kLanes * block + y * row,
+            w.weights + words,
+            w.shape.halved ? w.rest + words : nullptr,
+            sums + taps.k0 * kLanes,
+            sums + taps.k1 * kLanes,
+            scale + c,
+            w.bias + c0 + c};
+  }
+
   // In a padded row: those that its pixels touch, and those that results do.
   static int64_t quads(const ConvArgs& a) {
     return std::max(ceil_div(a.padding[1] + a.width, int64_t(4)),

@@ -3,7 +3,9 @@
 #pragma once
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <optional>
+#include <utility>
 
 #include "depthwise.h"
 #include "parallel.h"
@@ -15,19 +17,18 @@ constexpr int64_t kCopyBytes = 384 * 1024;  // of copied rows: within a level 2 
 constexpr int64_t kLineFloats = 4 * 1024;   // of results on their way elsewhere: half a level 1 cache
 constexpr int64_t lane_blocks(int64_t channels) { return ceil_div(channels, kLanes); }
 
-// Images with channels side by side, floats or bytes, or planes of floats for who takes them: distances from row to row
-// and from pixel to pixel.
+// Images with channels side by side, floats or bytes, or planes of floats: distances from row to row, from pixel to
+// pixel, and from channel to channel.
 struct Input {
   const float* floats;
   const int8_t* bytes;  // or null
-  int64_t row, pixel;
-  int64_t plane = 1;  // from channel to channel of floats
+  int64_t row, pixel, plane;
 };
 struct Output {
   float* floats;
   int8_t* bytes;  // or null; without gaps
-  int64_t row, pixel;
-  bool far = false;  // floats go past the caches: goes_far
+  int64_t row, pixel, plane;
+  bool far;  // floats go past the caches: goes_far
 };
 
 // Rows of the input, y0..y1, that rows first..last of the results meet.
@@ -57,89 +58,101 @@ struct TapRows {
   }
 };
 
-// Where rows of results are computed: in place, or in lines of their own that are then rounded, or cut to the channels
-// that there are.
+// Where rows of results are computed: in place, or in lines of their own that are then rounded, turned into planes, or
+// cut to the channels that there are.
 class Landing {
  public:
   // `rounds`: who computes them can round them, too.
   Landing(const ConvArgs& a, bool rounds)
       : a_(a),
         rounds_(rounds && !bends(a.activation)),
-        most_(std::clamp<int64_t>(kLineFloats / (a.out_width * kLanes), 1, a.out_height)),
-        lines_(most_ * a.out_width * kLanes) {}
+        most_(lines(a)),
+        width_(a.out_width * kLanes),
+        lines_(most_ * width_) {}
 
   // Whether results go straight there, but for a block that has not all its channels.
-  bool direct(const Output& y) const { return !y.bytes || rounds_; }
+  bool direct(const Output& y) const { return y.bytes ? rounds_ : y.plane == 1; }
 
   float* data = nullptr;
   int8_t* bytes = nullptr;  // in place of data, or null
   int64_t row = 0, pixel = 0;
-  bool far = false;  // data is
+  bool far = false;  // as in Output
 
   // `rows` rows from i on, `count` channels from c on, of which `used` are there. Returns how many rows it will be.
   int64_t aim(const Output& y, int64_t i, int64_t rows, int64_t c, int64_t count, int64_t used) {
-    y_ = y, at_ = i * y.row + c, count_ = count, used_ = used;
+    y_ = y, count_ = count, used_ = used;
     direct_ = used == count && direct(y);
+    if (direct_ || held_ == 0) at_ = i * y.row + c * y.plane;
+    if (!direct_ && held_ == 0) full_ = i - i % most_ + most_;
     bytes = direct_ && y.bytes ? y.bytes + at_ : nullptr;
-    data = bytes ? nullptr : direct_ ? y.floats + at_ : lines_;
+    data = bytes ? nullptr : direct_ ? y.floats + at_ : lines_ + held_ * width_;
     pixel = direct_ ? y.pixel : kLanes;
-    row = direct_ ? y.row : a_.out_width * kLanes;
+    row = direct_ ? y.row : width_;
     far = direct_ && y.far;
-    return rows_ = direct_ ? rows : std::min(rows, most_);
+    rows_ = direct_ ? rows : std::min(rows, full_ - i);
+    ends_ = i + rows_ == full_;
+    return rows_;
   }
-  // The activation, unless the results have been kept within its range; false where one to be rounded is not finite.
-  bool land(bool ranged) {
+  // The activation, unless the results have been kept within its range, and all that lines hold once they are full or
+  // it is the end of these channels; false where one to be rounded is not finite.
+  bool land(bool ranged, bool end) {
     if (bytes) return true;
     for (int64_t i = 0; (!ranged || bends(a_.activation)) && i < rows_; ++i)
       kernels().activate(a_.activation, data + i * row, a_.out_width, count_, pixel);
-    if (y_.bytes)
-      return kernels().round_bytes(lines_, kLanes, rows_ * a_.out_width, used_, a_.y8_scale, y_.bytes + at_, y_.pixel);
-    for (int64_t i = 0; !direct_ && i < rows_; ++i)
+    if (direct_) return true;
+    held_ += rows_;
+    return !(end || ends_) || unload();
+  }
+
+ private:
+  // Rows in lines of their own: if more than one, so many that planes' lines of memory end with them.
+  static int64_t lines(const ConvArgs& a) {
+    const int64_t even = kLanes / std::gcd(kLanes, a.out_width);
+    return std::clamp<int64_t>(kLineFloats / (a.out_width * kLanes) / even * even, 1, a.out_height);
+  }
+  bool unload() {
+    const int64_t rows = std::exchange(held_, 0), pixels = rows * a_.out_width;
+    if (y_.bytes) return kernels().round_bytes(lines_, kLanes, pixels, used_, a_.y8_scale, y_.bytes + at_, y_.pixel);
+    if (y_.plane != 1) {
+      const auto transpose = y_.far ? kernels().transpose_far : kernels().transpose;
+      transpose(lines_, kLanes, pixels, used_, y_.floats + at_, y_.plane);
+      return true;
+    }
+    for (int64_t i = 0; i < rows; ++i)
       for (int64_t p = 0; p < a_.out_width; ++p)
-        std::memcpy(y_.floats + at_ + i * y_.row + p * y_.pixel, lines_ + i * row + p * kLanes, used_ * sizeof(float));
+        std::memcpy(y_.floats + at_ + i * y_.row + p * y_.pixel, lines_ + i * width_ + p * kLanes,
+                    used_ * sizeof(float));
     return true;
   }
 
- private:
   const ConvArgs& a_;
   const bool rounds_;
-  const int64_t most_;  // rows in lines of their own
+  const int64_t most_, width_;  // rows in lines of their own, and floats of one
   Buffer<float> lines_;
+  int64_t held_ = 0;  // rows in them
+  int64_t full_ = 0;  // with which row they end
   Output y_{};
   int64_t at_ = 0, rows_ = 0, count_ = 0, used_ = 0;
-  bool direct_ = false;
+  bool direct_ = false, ends_ = false;
 };
 
-// kLanes planes brought side by side, pixel after pixel, unless their pixels are taken as they lie, and results brought
-// back.
+// kLanes planes of pixels brought side by side.
 class Turned {
  public:
-  Turned(const ConvArgs& a, int64_t rows, bool pixels)
-      : a_(a), pixels_(pixels ? RowsIn::most(a, rows) * a.width * kLanes : 0), results_(rows * a.out_width * kLanes) {}
+  Turned(const ConvArgs& a, int64_t rows) : a_(a), pixels_(RowsIn::most(a, rows) * a.width * kLanes) {}
 
-  // Bytes for each row of results.
-  static int64_t row_bytes(const ConvArgs& a, bool pixels) {
-    return ((pixels ? a.stride[0] * a.width : 0) + a.out_width) * kLanes * int64_t(sizeof(float));
-  }
+  // Bytes for each row.
+  static int64_t row_bytes(const ConvArgs& a) { return a.width * kLanes * int64_t(sizeof(float)); }
   // What rows first..last of the results meet, of planes from x on.
   Input in(const float* x, int64_t channels, int64_t first, int64_t last) {
-    if (!pixels_) return {x, nullptr, a_.width, 1, a_.x_stride[1]};  // as they lie
     const RowsIn in(a_, first, last);
     kernels().transpose(x + in.y0 * a_.width, a_.x_stride[1], channels, (in.y1 - in.y0) * a_.width, pixels_, kLanes);
-    return {pixels_ - in.y0 * a_.width * kLanes, nullptr, a_.width * kLanes, kLanes};
-  }
-  // Where they go first, and from there into planes from y on.
-  Output out(int64_t first) {
-    return {results_ - first * a_.out_width * kLanes, nullptr, a_.out_width * kLanes, kLanes};
-  }
-  void put(float* y, int64_t channels, int64_t first, int64_t last) const {
-    kernels().transpose(results_, kLanes, (last - first) * a_.out_width, channels, y + first * a_.out_width,
-                        a_.y_stride[1]);
+    return {pixels_ - in.y0 * a_.width * kLanes, nullptr, a_.width * kLanes, kLanes, 1};
   }
 
  private:
   const ConvArgs& a_;
-  Buffer<float> pixels_, results_;
+  Buffer<float> pixels_;
 };
 
 // In bands of rows, of all channels where they lie side by side, else of kLanes that are turned to do so.
@@ -147,36 +160,31 @@ template <class Way>
 void by_rows(const ConvArgs& a, const Filters& f, bool turn, const Scales8& scales, Spoiled& spoiled) {
   const typename Way::Weights weights(a, f);
   const int64_t many = turn ? kLanes : a.groups, blocks = ceil_div(a.groups, many);
-  const bool planes = turn && Way::takes_planes(a);
-  const int64_t copied = Way::row_bytes(a, many) * a.stride[0] + (turn ? Turned::row_bytes(a, !planes) : 0);
+  const bool brought = turn && !Way::takes_planes(a);
+  const int64_t copied = (Way::row_bytes(a, many) + (brought ? Turned::row_bytes(a) : 0)) * a.stride[0];
   // Rows of the input that bands share are worked on for each: a fourth of all, at the most.
   const int64_t shared = (a.kernel[0] - 1) * a.dilation[0] / a.stride[0];
   const int64_t most = copied ? std::max(kCopyBytes / copied - shared, 3 * shared) : 1;
   const int64_t bands = ceil_div(a.out_height, std::clamp<int64_t>(most, 1, a.out_height));
-  // Results that are to be changed once more are not.
-  const bool far = !turn && !a.y8 && !bends(a.activation) && goes_far(a.y, a.groups, a.pixels() * a.groups);
+  // Not results that are to be changed once more.
+  const bool far = !a.y8 && (turn || !bends(a.activation)) &&
+                   goes_far(a.y, turn ? a.y_stride[1] : a.groups, a.pixels() * a.groups, a.weight.k);
   const int64_t rows = ceil_div(a.out_height, bands), work = rows * a.width * many * f.count;
   parallel_for(a.batch * blocks * bands, ceil_div(kConvGrain, work), [&](int64_t begin, int64_t end) {
     Way way(a, many, rows, turn);
     std::optional<Turned> turned;
-    if (turn) turned.emplace(a, rows, !planes);
+    if (brought) turned.emplace(a, rows);
     Scales8::Cursor cursor;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / (blocks * bands), c = i / bands % blocks * many, channels = std::min(many, a.groups - c);
       const int64_t first = i % bands * rows, last = std::min(a.out_height, first + rows);
       const int64_t from = b * a.x_stride[0] + c * a.x_stride[1], to = b * a.y_stride[0] + c * a.y_stride[1];
       const float* act = scales.of(b, cursor);
-      bool finite;
-      if (turn) {
-        finite = way.filter(f, weights, c, channels, turned->in(a.x + from, channels, first, last), first, last, act,
-                            turned->out(first));
-        turned->put(a.y + to, channels, first, last);
-      } else {
-        const Input x{a.x8 ? nullptr : a.x + from, a.x8 ? a.x8 + from : nullptr, a.x_stride[2], a.x_stride[3]};
-        const Output y{a.y8 ? nullptr : a.y + to, a.y8 ? a.y8 + to : nullptr, a.y_stride[2], a.y_stride[3], far};
-        finite = way.filter(f, weights, c, channels, x, first, last, act, y);
-      }
-      if (!finite) spoiled.mark(b);
+      Input x{a.x8 ? nullptr : a.x + from, a.x8 ? a.x8 + from : nullptr, a.x_stride[2], a.x_stride[3], a.x_stride[1]};
+      if (turned) x = turned->in(x.floats, channels, first, last);
+      const Output y{
+          a.y8 ? nullptr : a.y + to, a.y8 ? a.y8 + to : nullptr, a.y_stride[2], a.y_stride[3], a.y_stride[1], far};
+      if (!way.filter(f, weights, c, channels, x, first, last, act, y)) spoiled.mark(b);
     }
   });
 }

@@ -109,15 +109,21 @@ struct ByteGrid {
   int8_t low = -127, high = 127;
 };
 
-// Rows of a depthwise convolution's results for blocks of kWidest channels, from quads of bytes q + 128, [kWidest][4],
-// that follow each other without a gap.
+// What kWidest channels of a depthwise convolution meet: quads of bytes q + 128, [kWidest][4], that follow each other
+// without a gap.
+struct QuadBlock {
+  const uint8_t* x;                // the quad that the first step meets for the first result
+  const uint32_t *weights, *rest;  // as `quad_weights` makes them, or no rest
+  const int32_t *before, *upto;    // [kWidest]: a channel's weights add up to upto - before
+  const float *scale, *bias;       // as in FilterRow
+};
+
+// Rows of their results, of blocks that lie side by side in y.
 struct QuadTask {
-  const uint8_t* x = nullptr;        // the quad that the first of `steps` meets for the first result
-  const int64_t* offsets = nullptr;  // [steps]: each step's quad from there, in bytes
+  const QuadBlock* block = nullptr;
+  int64_t blocks = 0;
+  const int64_t* offsets = nullptr;  // [steps]: each step's quad from a block's x, in bytes
   int64_t steps = 0, step = 1;
-  const uint32_t *weights = nullptr, *rest = nullptr;  // as `quad_weights` makes them, or no rest
-  const int32_t *before = nullptr, *upto = nullptr;    // [kWidest]: a channel's weights add up to upto - before
-  const float *scale = nullptr, *bias = nullptr;       // as in FilterRow
   Range range;
   float* y = nullptr;
   bool far = false;      // as in FilterRow
@@ -125,8 +131,6 @@ struct QuadTask {
   ByteGrid grid;
   int64_t y_row = 0, y_pixel = 0, out_width = 0;
   int64_t rows = 1, x_row = 0;  // of results, and from row to row of pixels, in bytes
-  // Blocks whose results follow each other, and from one to the next: bytes of pixels, words of weights, sums.
-  int64_t blocks = 1, x_block = 0, w_block = 0, sums_block = 0;
 };
 
 // Columns that one call of `gemm` works on together; its panels are this wide.
@@ -213,6 +217,8 @@ struct Kernels {
 
   // out[j * out_ld + i] = in[i * in_ld + j] for i < rows, j < columns.
   void (*transpose)(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld);
+  // The same past the caches: goes_far of a row of `out`, though it may begin anywhere in a line.
+  void (*transpose_far)(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld);
 
   // out[i] = in[i * gap]
   void (*every)(const float* in, int64_t gap, int64_t count, float* out);

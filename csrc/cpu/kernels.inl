@@ -213,11 +213,13 @@ void add(const float* in, float value, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = in[i] + value;
 }
 
-// By squares of S x S, smaller ones at the edges, and single numbers at theirs.
+// By squares of S x S, of which the last overlap those before; by smaller ones where there is none, and single numbers.
 template <int S>
 void transpose_by(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld) {
-  for (int64_t i = 0; i < rows; i += S)
-    for (int64_t j = 0; j < columns; j += S) {
+  for (int64_t row = 0; row < rows; row += S)
+    for (int64_t column = 0; column < columns; column += S) {
+      const int64_t i = rows < S ? row : smaller(row, rows - S),
+                    j = columns < S ? column : smaller(column, columns - S);
       const float* from = in + i * in_ld + j;
       float* to = out + j * out_ld + i;
       const int64_t height = smaller(S, rows - i), width = smaller(S, columns - j);
@@ -240,6 +242,24 @@ void transpose_by(const float* in, int64_t in_ld, int64_t rows, int64_t columns,
 
 void transpose(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld) {
   transpose_by<(Isa::kWidth > 8 ? Isa::kWidth : 8)>(in, in_ld, rows, columns, out, out_ld);
+}
+
+// Whole lines of each row of `out`, one after the other, and what is before and behind them as above.
+void transpose_far(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld) {
+  constexpr int64_t S = Isa::kWidth, kFloats = mpq::kLine / int64_t(sizeof(float));
+  const int64_t past = int64_t(reinterpret_cast<uintptr_t>(out) / sizeof(float) % kFloats);
+  const int64_t first = smaller(rows, (kFloats - past) % kFloats), last = first + (rows - first) / kFloats * kFloats;
+  transpose(in, in_ld, first, columns, out, out_ld);
+  for (int64_t j = 0; j < columns; j += S) {
+    const int64_t width = smaller(S, columns - j);
+    for (int64_t i = first; width == S && i < last; i += S) {
+      typename Isa::Bytes square[S];
+      Isa::transpose_words(reinterpret_cast<const uint8_t*>(in + i * in_ld + j), 4 * in_ld, square);
+      for (int r = 0; r < S; ++r) Isa::store_bytes_far(out + (j + r) * out_ld + i, square[r]);
+    }
+    if (width < S) transpose(in + first * in_ld + j, in_ld, last - first, width, out + j * out_ld + first, out_ld);
+  }
+  transpose(in + last * in_ld, in_ld, rows - last, columns, out + last, out_ld);
 }
 
 // Copies of whole vectors: what is too much is overwritten by the next.
@@ -300,8 +320,8 @@ void gather(const float* x, const float* end, const int64_t* taps, int64_t count
 #define MPQ_KERNELS(table, isa)                                                                \
   const mpq::Kernels mpq::table = {                                                            \
       isa, to_float, from_float, activate, unpack, dequantize, gemv, words_length,             \
-      words_order, gemv_words, gemm, gemm_at, add, gather, transpose, every, filter_plane,     \
-      filter_row, spread, quads_of_floats, quads_of_bytes, quads_of_planes, quad_weights,      \
+      words_order, gemv_words, gemm, gemm_at, add, gather, transpose, transpose_far, every,    \
+      filter_plane, filter_row, spread, quads_of_floats, quads_of_bytes, quads_of_planes, quad_weights,      \
       filter_quads, Isa::kQuadMost, largest, round_act, round_bytes, quantize_act, order_a8,   \
       sum_a8, panel_a8, grid_a8, gemm_a8, gemm_a8_bytes, gram<false>, gram_pairs(), T,         \
       kTileSums, Isa::kGemmFrom, load_rows, quantize, probe_errors}

@@ -106,28 +106,26 @@ struct QuadBytes {
   bool done(const Held& held) const { return held.told(); }
 };
 
-// Results of QUADS quads of a block, from x on.
+// Results of QUADS quads of a block, `from` bytes on.
 template <int QUADS, int STEP, class To>
-inline bool quad_tile(const mpq::QuadTask& r, int64_t block, const uint8_t* from, int64_t left, const To& to) {
+inline bool quad_tile(const mpq::QuadTask& r, const mpq::QuadBlock& block, int64_t from, int64_t left, const To& to) {
   constexpr int kMany = 4 / STEP, kAll = QUADS * kMany;
-  const int32_t *before = r.before + block * r.sums_block, *upto = r.upto + block * r.sums_block;
-  const int64_t words = block * r.w_block, channel = block * mpq::kWidest;
   typename To::Held held;
   for (int lane = 0; lane < mpq::kWidest; lane += Isa::kWidth) {
-    const uint8_t* x = from + block * r.x_block + 4 * lane;
+    const uint8_t* x = block.x + from + 4 * lane;
     typename Isa::Ints acc[QUADS][kMany];
     const typename Isa::Ints start =  // each pixel is 128 too large
-        Isa::template difference<7>(Isa::load_ints(before + lane), Isa::load_ints(upto + lane));
-    MPQ_UNROLL for (int i = 0; i < kAll; ++i) acc[i / kMany][i % kMany] = r.rest ? Isa::no_ints() : start;
-    quad_sums<QUADS, STEP>(r, x, r.weights + words + lane, acc);
-    if (r.rest) {
+        Isa::template difference<7>(Isa::load_ints(block.before + lane), Isa::load_ints(block.upto + lane));
+    MPQ_UNROLL for (int i = 0; i < kAll; ++i) acc[i / kMany][i % kMany] = block.rest ? Isa::no_ints() : start;
+    quad_sums<QUADS, STEP>(r, x, block.weights + lane, acc);
+    if (block.rest) {
       MPQ_UNROLL for (int i = 0; i < kAll; ++i) {
         typename Isa::Ints& sum = acc[i / kMany][i % kMany];
         sum = Isa::template added<8>(start, Isa::template added<8>(sum, sum));
       }
-      quad_sums<QUADS, STEP>(r, x, r.rest + words + lane, acc);
+      quad_sums<QUADS, STEP>(r, x, block.rest + lane, acc);
     }
-    const typename Isa::Vec scale = Isa::load(r.scale + channel + lane), bias = Isa::load(r.bias + channel + lane);
+    const typename Isa::Vec scale = Isa::load(block.scale + lane), bias = Isa::load(block.bias + lane);
     MPQ_UNROLL for (int i = 0; i < kAll; i += 4) if (i < left) {
       typename Isa::Vec sums[4];
       MPQ_UNROLL for (int j = 0; j < 4; ++j) {
@@ -148,12 +146,12 @@ bool quad_column(const mpq::QuadTask& r, int64_t first, int64_t quads) {
   constexpr int64_t kAll = QUADS * 4 / STEP;
   const int64_t begin = first * 4 / STEP, left = smaller(kAll, r.out_width - begin);
   const Clamp clamp(r.range);
-  const uint8_t* x = r.x + first * kQuad;
+  int64_t x = first * kQuad;
   if (!r.y8) {
     float* y = r.y + begin * r.y_pixel;
     for (int64_t row = 0; row < r.rows; ++row, x += r.x_row, y += r.y_row)
       for (int64_t b = 0; b < r.blocks; ++b)
-        quad_tile<QUADS, STEP>(r, b, x, left, QuadFloats{y + b * mpq::kWidest, r.y_pixel, clamp, r.far});
+        quad_tile<QUADS, STEP>(r, r.block[b], x, left, QuadFloats{y + b * mpq::kWidest, r.y_pixel, clamp, r.far});
     return true;
   }
   const Rounding8 rounding(r.grid);
@@ -161,9 +159,9 @@ bool quad_column(const mpq::QuadTask& r, int64_t first, int64_t quads) {
   for (int64_t row = 0; row < r.rows; ++row, x += r.x_row)
     for (int64_t b = 0; b < r.blocks; ++b) {
       int8_t* y = r.y8 + row * r.y_row + begin * r.y_pixel + b * mpq::kWidest;
-      if (quad_tile<QUADS, STEP>(r, b, x, left, QuadBytes{y, r.y_pixel, rounding})) continue;
+      if (quad_tile<QUADS, STEP>(r, r.block[b], x, left, QuadBytes{y, r.y_pixel, rounding})) continue;
       float sums[kAll * mpq::kWidest];
-      quad_tile<QUADS, STEP>(r, b, x, left, QuadFloats{sums, mpq::kWidest, clamp, false});
+      quad_tile<QUADS, STEP>(r, r.block[b], x, left, QuadFloats{sums, mpq::kWidest, clamp, false});
       finite &= round_bytes(sums, mpq::kWidest, left, mpq::kWidest, r.grid.scale, y, r.y_pixel);
     }
   return finite;

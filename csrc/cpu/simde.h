@@ -58,6 +58,8 @@ static inline __m512i mpq_maskz_loadu_epi8(uint64_t mask, const void* p) {
 }
 static inline void mpq_stream_ps(float* to, __m512 a) { _mm512_store_ps(to, a); }
 #define _mm512_stream_ps mpq_stream_ps
+static inline void mpq_stream_si512(__m512i* to, __m512i a) { _mm512_store_si512(to, a); }
+#define _mm512_stream_si512 mpq_stream_si512
 #define _mm512_cvtepi32_epi8 mpq_cvtepi32_epi8
 #define _mm512_maskz_loadu_epi8 mpq_maskz_loadu_epi8
 #define _mm512_cvtepi32_ps mpq_cvtepi32_ps

@@ -155,6 +155,7 @@ struct Avx2 {
   static constexpr int kFullRows = 0;  // there are no larger tiles
   static Bytes load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static void store_bytes(void* p, Bytes v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+  static void store_bytes_far(void* p, Bytes v) { _mm256_stream_si256(static_cast<__m256i*>(p), v); }
   static Ints no_ints() { return _mm256_setzero_si256(); }
   static Vec to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
 

@@ -135,6 +135,7 @@ struct Avx512 : Avx2 {
   static constexpr int kFullRows = 14;  // of tiles that take every register: faster where others would be 7 to 10 high
   static Bytes load_bytes(const void* p) { return _mm512_loadu_si512(p); }
   static void store_bytes(void* p, Bytes v) { _mm512_storeu_si512(p, v); }
+  static void store_bytes_far(void* p, Bytes v) { _mm512_stream_si512(static_cast<__m512i*>(p), v); }
   static Ints no_ints() { return Ints{}; }
   static Vec to_floats(Ints v) { return _mm512_cvtepi32_ps((__m512i)v); }
   static __m512i word(const void* p) {

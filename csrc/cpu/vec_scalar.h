@@ -156,6 +156,7 @@ struct Isa {
     return r;
   }
   static void store_bytes(void* p, const Bytes& b) { std::memcpy(p, b.v, sizeof b.v); }
+  static void store_bytes_far(void* p, const Bytes& b) { store_bytes(p, b); }
   static Ints no_ints() { return Ints{}; }
   static Vec to_floats(const Ints& a) {
     Vec r;
