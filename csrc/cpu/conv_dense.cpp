@@ -168,13 +168,24 @@ void fill_panel(const ConvArgs& a, const Image* image, const std::vector<int64_t
   }
 }
 
-// sums[row][lane] of weight rows n0..n1 -> y, with bias and activation.
-void store_planes(const ConvArgs& a, int64_t n0, int64_t n1, const std::vector<Stretch>& stretches, const float* sums,
-                  int64_t ld) {
+// What a row of sums becomes, with bias and activation.
+void finish_row(const ConvArgs& a, int64_t n, float* sums, int64_t count) {
+  if (a.bias) kernels().add(sums, Target(a, n).bias(a), count, sums);
+  kernels().activate(a.activation, sums, 1, count, count);
+}
+
+// sums[row][lane] of weight rows n0..n1 -> y, or past the caches where it is far.
+void store_planes(const ConvArgs& a, bool far, int64_t n0, int64_t n1, const std::vector<Stretch>& stretches,
+                  float* sums, int64_t ld) {
   for (int64_t n = n0; n < n1; ++n, sums += ld) {
     const Target target(a, n);
+    if (far) finish_row(a, n, sums, ld);
     for (const Stretch& s : stretches) {
       float* y = target.in(a) + s.batch * a.y_stride[0] + s.pixel;
+      if (far) {
+        kernels().copy_far(sums + s.lane, s.length, y);
+        continue;
+      }
       kernels().add(sums + s.lane, target.bias(a), s.length, y);
       kernels().activate(a.activation, y, 1, s.length, s.length);
     }
@@ -182,19 +193,16 @@ void store_planes(const ConvArgs& a, int64_t n0, int64_t n1, const std::vector<S
 }
 
 // The same where channels run fastest: the sums are turned.
-void store_last(const ConvArgs& a, int64_t n0, int64_t n1, const std::vector<Stretch>& stretches, float* sums,
+void store_last(const ConvArgs& a, bool far, int64_t n0, int64_t n1, const std::vector<Stretch>& stretches, float* sums,
                 int64_t ld) {
   const int64_t rows = a.weight.n / (a.groups * a.variants), channels = a.weight.n / a.variants;
   for (int64_t n = n0, stop; n < n1; sums += (stop - n) * ld, n = stop) {
     stop = std::min(n1, (n / rows + 1) * rows);  // of one variant and channel group
-    for (int64_t i = n; i < stop; ++i) {
-      float* row = sums + (i - n) * ld;
-      if (a.bias) kernels().add(row, Target(a, i).bias(a), ld, row);
-      kernels().activate(a.activation, row, 1, ld, ld);
-    }
+    for (int64_t i = n; i < stop; ++i) finish_row(a, i, sums + (i - n) * ld, ld);
+    const auto transpose = far ? kernels().transpose_far : kernels().transpose;
     for (const Stretch& s : stretches)
-      kernels().transpose(sums + s.lane, ld, stop - n, s.length,
-                          Target(a, n).in(a) + s.batch * a.y_stride[0] + s.pixel * channels, channels);
+      transpose(sums + s.lane, ld, stop - n, s.length,
+                Target(a, n).in(a) + s.batch * a.y_stride[0] + s.pixel * channels, channels);
   }
 }
 
@@ -208,7 +216,7 @@ int64_t samples_at_once(const ConvArgs& a) {
   return ceil_div(a.batch, ceil_div(a.batch, std::min(a.batch, most)));  // as even as can be
 }
 
-void convolve(ConvArgs a) {
+void convolve(ConvArgs a, bool far) {
   const Packed& w = a.weight;
   if (a.kernel[0] == 1 && a.kernel[1] == 1 && a.padding[0] == 0 && a.padding[1] == 0) {  // only pixels that are used
     a.x_stride[2] *= a.stride[0], a.x_stride[3] *= a.stride[1], a.stride[0] = a.stride[1] = 1;
@@ -272,9 +280,9 @@ void convolve(ConvArgs a) {
           }
         }
         if (a.y_stride[1] == 1)
-          store_last(a, n0, n1, stretches, sums, ld);
+          store_last(a, far, n0, n1, stretches, sums, ld);
         else
-          store_planes(a, n0, n1, stretches, sums, ld);
+          store_planes(a, far, n0, n1, stretches, sums, ld);
       }
     }
   });
@@ -283,12 +291,13 @@ void convolve(ConvArgs a) {
 }  // namespace
 
 void conv_dense(const ConvArgs& a) {
-  const int64_t step = samples_at_once(a);
+  const int64_t step = samples_at_once(a), n = a.weight.n;
+  const bool far = a.variants == 1 && goes_far(a.y, a.y_stride[1] == 1 ? n : a.y_stride[1], a.pixels() * n, a.weight.k);
   for (int64_t b = 0; b < a.batch; b += step) {
     ConvArgs part = a;
     part.batch = std::min(step, a.batch - b);
     part.x += b * a.x_stride[0], part.y += b * a.y_stride[0];
-    convolve(part);
+    convolve(part, far);
   }
 }
 

@@ -84,6 +84,8 @@ void depthwise_planes(const ConvArgs& a, const Filters& f, const Scales8& scales
   const int64_t wanted =
       std::clamp<int64_t>(kBandFloats / row_floats, std::min<int64_t>(a.out_height, a.kernel[0]), a.out_height);
   const int64_t bands = ceil_div(a.out_height, wanted);
+  const bool far = a.variants == 1 && a.y_stride[3] == 1 && a.y_stride[2] == a.out_width &&
+                   goes_far(a.y, a.y_stride[1], a.pixels() * w.n, w.k);
   parallel_for(a.batch * a.groups, ceil_div(kConvGrain, a.out_height * a.out_width * w.k),
                [&](int64_t begin, int64_t end) {
                  Band band(a, ceil_div(a.out_height, bands));
@@ -109,6 +111,12 @@ void depthwise_planes(const ConvArgs& a, const Filters& f, const Scales8& scales
                        if (!f.centered) settle(sums, totals, count, scale, f.zero[n], f.bias[n]);
                        if (!f.centered || bends(a.activation)) kernels().activate(a.activation, sums, 1, count, count);
                        float* y = Target(a, n).in(a) + b * a.y_stride[0] + y0 * a.y_stride[2];
+                       if (far) {  // in one piece
+                         for (int64_t r = 1; r < rows; ++r)
+                           std::memmove(sums + r * a.out_width, sums + r * band.span, a.out_width * sizeof(float));
+                         kernels().copy_far(sums, rows * a.out_width, y);
+                         continue;
+                       }
                        for (int64_t r = 0; r < rows; ++r, y += a.y_stride[2])
                          if (a.y_stride[3] == 1)
                            std::memcpy(y, sums + r * band.span, a.out_width * sizeof(float));

@@ -210,6 +210,9 @@ struct Kernels {
   // out[i] = in[i] + value; out may be in.
   void (*add)(const float* in, float value, int64_t count, float* out);
 
+  // out[i] = in[i], past the caches.
+  void (*copy_far)(const float* in, int64_t count, float* out);
+
   // panel[t * kPanel + lane + j] = x[taps[t] + from + j] for t < count and each piece's j < length, x up to `end`. May
   // write up to kWidest floats past the last piece.
   void (*gather)(const float* x, const float* end, const int64_t* taps, int64_t count, const Piece* pieces,

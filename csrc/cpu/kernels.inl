@@ -213,6 +213,19 @@ void add(const float* in, float value, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = in[i] + value;
 }
 
+// Floats before the first line's start.
+inline int64_t floats_to_line(const float* p) {
+  constexpr int64_t kFloats = mpq::kLine / int64_t(sizeof(float));
+  return (kFloats - int64_t(reinterpret_cast<uintptr_t>(p) / sizeof(float) % kFloats)) % kFloats;
+}
+
+void copy_far(const float* in, int64_t count, float* out) {
+  const int64_t first = smaller(count, floats_to_line(out)), last = count - (count - first) % mpq::kWidest;
+  std::memcpy(out, in, first * sizeof(float));
+  for (int64_t i = first; i < last; i += Isa::kWidth) Isa::store_far(out + i, Isa::load(in + i));
+  std::memcpy(out + last, in + last, (count - last) * sizeof(float));
+}
+
 // By squares of S x S, of which the last overlap those before; by smaller ones where there is none, and single numbers.
 template <int S>
 void transpose_by(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld) {
@@ -246,9 +259,8 @@ void transpose(const float* in, int64_t in_ld, int64_t rows, int64_t columns, fl
 
 // Whole lines of each row of `out`, one after the other, and what is before and behind them as above.
 void transpose_far(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld) {
-  constexpr int64_t S = Isa::kWidth, kFloats = mpq::kLine / int64_t(sizeof(float));
-  const int64_t past = int64_t(reinterpret_cast<uintptr_t>(out) / sizeof(float) % kFloats);
-  const int64_t first = smaller(rows, (kFloats - past) % kFloats), last = first + (rows - first) / kFloats * kFloats;
+  constexpr int64_t S = Isa::kWidth;
+  const int64_t first = smaller(rows, floats_to_line(out)), last = rows - (rows - first) % mpq::kWidest;
   transpose(in, in_ld, first, columns, out, out_ld);
   for (int64_t j = 0; j < columns; j += S) {
     const int64_t width = smaller(S, columns - j);
@@ -320,7 +332,7 @@ void gather(const float* x, const float* end, const int64_t* taps, int64_t count
 #define MPQ_KERNELS(table, isa)                                                                \
   const mpq::Kernels mpq::table = {                                                            \
       isa, to_float, from_float, activate, unpack, dequantize, gemv, words_length,             \
-      words_order, gemv_words, gemm, gemm_at, add, gather, transpose, transpose_far, every,    \
+      words_order, gemv_words, gemm, gemm_at, add, copy_far, gather, transpose, transpose_far, every,    \
       filter_plane, filter_row, spread, quads_of_floats, quads_of_bytes, quads_of_planes, quad_weights,      \
       filter_quads, Isa::kQuadMost, largest, round_act, round_bytes, quantize_act, order_a8,   \
       sum_a8, panel_a8, grid_a8, gemm_a8, gemm_a8_bytes, gram<false>, gram_pairs(), T,         \

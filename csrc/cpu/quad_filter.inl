@@ -72,18 +72,18 @@ inline void quad_sums(const mpq::QuadTask& r, const uint8_t* x, const uint32_t* 
 }
 
 // Where they go: floats, or bytes, of which some may be left to who asks whether it is done.
+template <bool FAR>  // goes_far
 struct QuadFloats {
   float* y;
   int64_t pixel;
   const Clamp clamp;
-  const bool far;
   struct Held {};
 
   // Results i..i + 3 of a tile in which `left` are wanted, for channels from a lane on.
   [[gnu::always_inline]] inline void put(Held&, int i, int64_t left, int lane,
                                          const typename Isa::Vec (&sums)[4]) const {
     MPQ_UNROLL for (int j = 0; j < 4; ++j) if (i + j < left)
-        store_result(y + (i + j) * pixel + lane, clamp(sums[j]), far);
+        store_result(y + (i + j) * pixel + lane, clamp(sums[j]), FAR);
   }
   bool done(const Held&) const { return true; }
 };
@@ -139,10 +139,10 @@ inline bool quad_tile(const mpq::QuadTask& r, const mpq::QuadBlock& block, int64
 }
 
 // The same of all rows and blocks, from the `first` quad on: results of a pixel follow each other in memory.
-template <int QUADS, int STEP>
+template <int QUADS, int STEP, bool FAR>
 bool quad_column(const mpq::QuadTask& r, int64_t first, int64_t quads) {
   if constexpr (QUADS > 1)
-    if (quads < QUADS) return quad_column<QUADS - 1, STEP>(r, first, quads);
+    if (quads < QUADS) return quad_column<QUADS - 1, STEP, FAR>(r, first, quads);
   constexpr int64_t kAll = QUADS * 4 / STEP;
   const int64_t begin = first * 4 / STEP, left = smaller(kAll, r.out_width - begin);
   const Clamp clamp(r.range);
@@ -151,7 +151,7 @@ bool quad_column(const mpq::QuadTask& r, int64_t first, int64_t quads) {
     float* y = r.y + begin * r.y_pixel;
     for (int64_t row = 0; row < r.rows; ++row, x += r.x_row, y += r.y_row)
       for (int64_t b = 0; b < r.blocks; ++b)
-        quad_tile<QUADS, STEP>(r, r.block[b], x, left, QuadFloats{y + b * mpq::kWidest, r.y_pixel, clamp, r.far});
+        quad_tile<QUADS, STEP>(r, r.block[b], x, left, QuadFloats<FAR>{y + b * mpq::kWidest, r.y_pixel, clamp});
     return true;
   }
   const Rounding8 rounding(r.grid);
@@ -161,13 +161,13 @@ bool quad_column(const mpq::QuadTask& r, int64_t first, int64_t quads) {
       int8_t* y = r.y8 + row * r.y_row + begin * r.y_pixel + b * mpq::kWidest;
       if (quad_tile<QUADS, STEP>(r, r.block[b], x, left, QuadBytes{y, r.y_pixel, rounding})) continue;
       float sums[kAll * mpq::kWidest];
-      quad_tile<QUADS, STEP>(r, r.block[b], x, left, QuadFloats{sums, mpq::kWidest, clamp, false});
+      quad_tile<QUADS, STEP>(r, r.block[b], x, left, QuadFloats<false>{sums, mpq::kWidest, clamp});
       finite &= round_bytes(sums, mpq::kWidest, left, mpq::kWidest, r.grid.scale, y, r.y_pixel);
     }
   return finite;
 }
 
-template <int STEP>
+template <int STEP, bool FAR>
 bool quad_columns(const mpq::QuadTask& r) {
   constexpr int kMost = (Isa::kWidth == mpq::kWidest ? 4 : 2) * STEP;
   const int64_t quads = mpq::ceil_div(r.out_width, 4 / STEP);
@@ -175,11 +175,14 @@ bool quad_columns(const mpq::QuadTask& r) {
   bool finite = true;
   for (int64_t first = 0, many; first < quads; first += many, --columns) {
     many = mpq::ceil_div(quads - first, columns);  // columns are about equal
-    finite &= quad_column<kMost, STEP>(r, first, many);
+    finite &= quad_column<kMost, STEP, FAR>(r, first, many);
   }
   return finite;
 }
 
-bool filter_quads(const mpq::QuadTask& r) { return r.step == 1 ? quad_columns<1>(r) : quad_columns<2>(r); }
+bool filter_quads(const mpq::QuadTask& r) {
+  if (r.far) return r.step == 1 ? quad_columns<1, true>(r) : quad_columns<2, true>(r);
+  return r.step == 1 ? quad_columns<1, false>(r) : quad_columns<2, false>(r);
+}
 
 }  // namespace
