@@ -57,7 +57,8 @@ void conv_a8(const ConvArgs& a) {
   const int64_t rows = w.n / a.groups, pixels = a.pixels(), plane = a.out_height * a.out_width;
   const bool rounds = a.y8 && !bends(a.activation);  // products do
   const bool direct = !a.y8 && a.y_stride[1] == 1;
-  const bool far = !a.y8 && !direct && goes_far(a.y, plane, pixels * w.n, w.k);  // turned
+  const bool far = !a.y8 && (!direct || !bends(a.activation)) &&  // not what is to be changed once more
+                   goes_far(a.y, direct ? rows : plane, pixels * w.n, w.k);
   const ByteGrid grid = rounds ? byte_grid(a) : ByteGrid();
   const int64_t wanted = std::min(pixels, std::clamp(kTileBytes / w.kp, kMinPixels, kMaxPixels));
   // As even as can be, of whole output rows, or even parts of them, where these are multiplied by themselves.
@@ -103,7 +104,7 @@ void conv_a8(const ConvArgs& a) {
         const bool in_place = direct && (n1 - n0) % kWidest == 0;
         float* y = in_place ? a.y + p0 * w.n + n0 : results;
         const int64_t ldy = in_place ? w.n : kPanel;
-        here.far = in_place && !bends(a.activation) && goes_far(y, w.n, pixels * w.n, w.k);
+        here.far = in_place && far;
         if (kind != Patch::in_image) {
           kernels().gemm_a8(w, here, patches.rows(a, image, p0, p0), p1 - p0, y, ldy);
         } else {

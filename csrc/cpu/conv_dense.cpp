@@ -105,8 +105,8 @@ struct Image {
 
 // Channels-last pixels that are patches themselves, and need but be turned.
 bool pixels_are_patches(const ConvArgs& a) {
-  return a.x_stride[1] == 1 && a.in_channels > 1 && a.height == 1 && a.out_width == a.width &&
-         a.weight.k == a.in_channels / a.groups;
+  return a.x_stride[1] == 1 && a.in_channels > 1 && a.height == 1 && a.out_width == a.width && a.padding[0] == 0 &&
+         a.padding[1] == 0 && a.weight.k == a.in_channels / a.groups;
 }
 
 // Results that lie side by side in a plane of y, at `lane` of their tile.
@@ -168,26 +168,17 @@ void fill_panel(const ConvArgs& a, const Image* image, const std::vector<int64_t
   }
 }
 
-// What a row of sums becomes, with bias and activation.
-void finish_row(const ConvArgs& a, int64_t n, float* sums, int64_t count) {
-  if (a.bias) kernels().add(sums, Target(a, n).bias(a), count, sums);
-  kernels().activate(a.activation, sums, 1, count, count);
-}
-
-// sums[row][lane] of weight rows n0..n1 -> y, or past the caches where it is far.
+// sums[row][lane] of weight rows n0..n1 -> y, with bias and activation; past the caches where it is far.
 void store_planes(const ConvArgs& a, bool far, int64_t n0, int64_t n1, const std::vector<Stretch>& stretches,
                   float* sums, int64_t ld) {
   for (int64_t n = n0; n < n1; ++n, sums += ld) {
     const Target target(a, n);
-    if (far) finish_row(a, n, sums, ld);
     for (const Stretch& s : stretches) {
-      float* y = target.in(a) + s.batch * a.y_stride[0] + s.pixel;
-      if (far) {
-        kernels().copy_far(sums + s.lane, s.length, y);
-        continue;
-      }
-      kernels().add(sums + s.lane, target.bias(a), s.length, y);
-      kernels().activate(a.activation, y, 1, s.length, s.length);
+      float *const from = sums + s.lane, *const y = target.in(a) + s.batch * a.y_stride[0] + s.pixel;
+      float* const to = far ? from : y;
+      kernels().add(from, target.bias(a), s.length, to);
+      kernels().activate(a.activation, to, 1, s.length, s.length);
+      if (far) kernels().copy_far(from, s.length, y);
     }
   }
 }
@@ -198,7 +189,11 @@ void store_last(const ConvArgs& a, bool far, int64_t n0, int64_t n1, const std::
   const int64_t rows = a.weight.n / (a.groups * a.variants), channels = a.weight.n / a.variants;
   for (int64_t n = n0, stop; n < n1; sums += (stop - n) * ld, n = stop) {
     stop = std::min(n1, (n / rows + 1) * rows);  // of one variant and channel group
-    for (int64_t i = n; i < stop; ++i) finish_row(a, i, sums + (i - n) * ld, ld);
+    for (int64_t i = n; i < stop; ++i) {
+      float* row = sums + (i - n) * ld;
+      if (a.bias) kernels().add(row, Target(a, i).bias(a), ld, row);
+      kernels().activate(a.activation, row, 1, ld, ld);
+    }
     const auto transpose = far ? kernels().transpose_far : kernels().transpose;
     for (const Stretch& s : stretches)
       transpose(sums + s.lane, ld, stop - n, s.length,

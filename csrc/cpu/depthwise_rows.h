@@ -78,6 +78,7 @@ class Landing {
   int64_t row = 0, pixel = 0;
   bool far = false;  // as in Output
 
+  // For rows of the same channels, one after the other, each landed before the next.
   // `rows` rows from i on, `count` channels from c on, of which `used` are there. Returns how many rows it will be.
   int64_t aim(const Output& y, int64_t i, int64_t rows, int64_t c, int64_t count, int64_t used) {
     y_ = y, count_ = count, used_ = used;
@@ -105,10 +106,10 @@ class Landing {
   }
 
  private:
-  // Rows in lines of their own: if more than one, so many that planes' lines of memory end with them.
+  // Rows in lines of their own: so many that planes' lines of memory end with them, if there are as many.
   static int64_t lines(const ConvArgs& a) {
-    const int64_t even = kLanes / std::gcd(kLanes, a.out_width);
-    return std::clamp<int64_t>(kLineFloats / (a.out_width * kLanes) / even * even, 1, a.out_height);
+    const int64_t fit = kLineFloats / (a.out_width * kLanes), even = kLanes / std::gcd(kLanes, a.out_width);
+    return std::clamp<int64_t>(fit < even ? fit : fit / even * even, 1, a.out_height);
   }
   bool unload() {
     const int64_t rows = std::exchange(held_, 0), pixels = rows * a_.out_width;

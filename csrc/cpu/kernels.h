@@ -220,7 +220,7 @@ struct Kernels {
 
   // out[j * out_ld + i] = in[i * in_ld + j] for i < rows, j < columns.
   void (*transpose)(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld);
-  // The same past the caches: goes_far of a row of `out`, though it may begin anywhere in a line.
+  // The same past the caches; out_ld is a multiple of a line, in which `out` may begin anywhere.
   void (*transpose_far)(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld);
 
   // out[i] = in[i * gap]

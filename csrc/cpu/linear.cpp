@@ -160,6 +160,7 @@ void by_panels8(const LinearArgs& a, const float* x) {
   const Rounded rounded(a, spans, x);
   const Acts8 acts{rounded.q, rounded.ld, rounded.scales, rounded.sums, w.kp, kNoJump};
   const bool direct = a.type == Float::f32;
+  const bool far = direct && !bends(a.activation) && goes_far(static_cast<float*>(a.y), w.n, a.m * w.n, w.k);
   parallel_for(panel_count(w.n), ceil_div(kGrainMacs8, kPanel * w.kp * a.m), [&](int64_t begin, int64_t end) {
     Panels8 panels(w, a.panels, a.bias, a.activation);
     Buffer<float> room(direct && w.n % kWidest == 0 ? 0 : a.m * kPanel);
@@ -171,7 +172,7 @@ void by_panels8(const LinearArgs& a, const float* x) {
       const bool in_place = direct && (n1 - n0) % kWidest == 0;
       float* y = in_place ? static_cast<float*>(a.y) + n0 : room;
       const int64_t ldy = in_place ? w.n : kPanel;
-      panel.far = in_place && !bends(a.activation) && goes_far(y, w.n, a.m * w.n, w.k);
+      panel.far = in_place && far;
       kernels().gemm_a8(w, panel, acts, a.m, y, ldy);
       if (bends(a.activation)) kernels().activate(a.activation, y, a.m, n1 - n0, ldy);
       for (int64_t m = 0; !in_place && m < a.m; ++m) put(a, m, n0, n1, y + m * kPanel);

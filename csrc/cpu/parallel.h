@@ -14,7 +14,7 @@ template <class F>
 void parallel_for(int64_t count, int64_t grain, const F& body) {
   const auto part = [](void* f, int64_t begin, int64_t end) {
     (*static_cast<const F*>(f))(begin, end);
-    land_far();
+    fence_far();
   };
   F* const context = const_cast<F*>(&body);
   if (count > grain && thread_count() > 1)

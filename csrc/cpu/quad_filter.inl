@@ -72,7 +72,7 @@ inline void quad_sums(const mpq::QuadTask& r, const uint8_t* x, const uint32_t* 
 }
 
 // Where they go: floats, or bytes, of which some may be left to who asks whether it is done.
-template <bool FAR>  // goes_far
+template <bool FAR>  // goes_far, told apart outside of the loops
 struct QuadFloats {
   float* y;
   int64_t pixel;
