@@ -11,16 +11,14 @@ import torch
 
 from .test_conv import problem
 
-SMALL = "many products"
 # channels in, out, groups, kernel, stride, padding, dilation, height, width; samples that together have 4 MiB of
-# results, or 256 KiB where each takes 512 products. Planes of 64 x 62 pixels are whole lines, those of 63 x 63 are not.
+# results. Planes of 64 x 62 pixels are whole lines, those of 63 x 63 are not.
 CASES = {
     "a panel of half its columns": (3, (16, 112, 1, (1, 1), (1, 1), (0, 0), (1, 1), 64, 62)),
     "pixels that are no whole lines": (3, (16, 100, 1, (1, 1), (1, 1), (0, 0), (1, 1), 64, 62)),
     "rows that begin anywhere": (3, (16, 96, 1, (3, 3), (1, 1), (1, 1), (1, 1), 64, 62)),
     "planes that are no whole lines": (3, (4, 96, 1, (3, 3), (2, 1), (1, 1), (1, 1), 125, 63)),
     "groups that begin within a line": (4, (4, 80, 2, (1, 1), (1, 1), (0, 0), (1, 1), 64, 62)),
-    SMALL: (2, (64, 32, 1, (3, 3), (1, 1), (1, 1), (1, 1), 32, 34)),
     "depthwise, more than eight blocks": (2, (144, 144, 144, (3, 3), (1, 1), (1, 1), (1, 1), 64, 62)),
     "depthwise, bands that begin anywhere": (2, (96, 96, 96, (3, 3), (1, 1), (1, 1), (1, 1), 152, 62)),
     "depthwise, some channels more than blocks": (7, (40, 40, 40, (3, 3), (1, 1), (1, 1), (1, 1), 64, 62)),
@@ -45,7 +43,7 @@ def again(op: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
     "activation,symmetric,threads", [("relu6", True, 1), ("relu6", True, 3), ("relu6", False, 3), ("silu", True, 3)]
 )
 @pytest.mark.parametrize("act_bits", [None, 8])
-@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.sanitize] * (c == SMALL)) for c in CASES])
+@pytest.mark.parametrize("case", CASES)
 def test_samples_together_give_the_bits_of_each(
     path: SimpleNamespace, case: str, act_bits: int | None, activation: str, symmetric: bool, threads: int
 ) -> None:

@@ -58,7 +58,7 @@ void conv_a8(const ConvArgs& a) {
   const bool rounds = a.y8 && !bends(a.activation);  // products do
   const bool direct = !a.y8 && a.y_stride[1] == 1;
   const bool far = !a.y8 && (!direct || !bends(a.activation)) &&  // not what is to be changed once more
-                   goes_far(a.y, direct ? rows : plane, pixels * w.n, w.k);
+                   goes_far(a.y, direct ? rows : plane, pixels * w.n);
   const ByteGrid grid = rounds ? byte_grid(a) : ByteGrid();
   const int64_t wanted = std::min(pixels, std::clamp(kTileBytes / w.kp, kMinPixels, kMaxPixels));
   // As even as can be, of whole output rows, or even parts of them, where these are multiplied by themselves.

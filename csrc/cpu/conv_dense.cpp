@@ -287,7 +287,7 @@ void convolve(ConvArgs a, bool far) {
 
 void conv_dense(const ConvArgs& a) {
   const int64_t step = samples_at_once(a), n = a.weight.n;
-  const bool far = a.variants == 1 && goes_far(a.y, a.y_stride[1] == 1 ? n : a.y_stride[1], a.pixels() * n, a.weight.k);
+  const bool far = a.variants == 1 && goes_far(a.y, a.y_stride[1] == 1 ? n : a.y_stride[1], a.pixels() * n);
   for (int64_t b = 0; b < a.batch; b += step) {
     ConvArgs part = a;
     part.batch = std::min(step, a.batch - b);

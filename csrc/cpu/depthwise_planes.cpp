@@ -85,7 +85,7 @@ void depthwise_planes(const ConvArgs& a, const Filters& f, const Scales8& scales
       std::clamp<int64_t>(kBandFloats / row_floats, std::min<int64_t>(a.out_height, a.kernel[0]), a.out_height);
   const int64_t bands = ceil_div(a.out_height, wanted);
   const bool far = a.variants == 1 && a.y_stride[3] == 1 && a.y_stride[2] == a.out_width &&
-                   goes_far(a.y, a.y_stride[1], a.pixels() * w.n, w.k);
+                   goes_far(a.y, a.y_stride[1], a.pixels() * w.n);
   parallel_for(a.batch * a.groups, ceil_div(kConvGrain, a.out_height * a.out_width * w.k),
                [&](int64_t begin, int64_t end) {
                  Band band(a, ceil_div(a.out_height, bands));

@@ -168,8 +168,8 @@ void by_rows(const ConvArgs& a, const Filters& f, bool turn, const Scales8& scal
   const int64_t most = copied ? std::max(kCopyBytes / copied - shared, 3 * shared) : 1;
   const int64_t bands = ceil_div(a.out_height, std::clamp<int64_t>(most, 1, a.out_height));
   // Not results that are to be changed once more.
-  const bool far = !a.y8 && (turn || !bends(a.activation)) &&
-                   goes_far(a.y, turn ? a.y_stride[1] : a.groups, a.pixels() * a.groups, a.weight.k);
+  const bool far =
+      !a.y8 && (turn || !bends(a.activation)) && goes_far(a.y, turn ? a.y_stride[1] : a.groups, a.pixels() * a.groups);
   const int64_t rows = ceil_div(a.out_height, bands), work = rows * a.width * many * f.count;
   parallel_for(a.batch * blocks * bands, ceil_div(kConvGrain, work), [&](int64_t begin, int64_t end) {
     Way way(a, many, rows, turn);

@@ -131,6 +131,10 @@ void fetch_grids(const Packed& w, int64_t n0, int64_t n1) {
 // itself, which is faster.
 constexpr int64_t far_ahead(int bits, int64_t rows) { return bits < 8 ? 16384 : rows > 5 ? 8192 : 0; }
 
+// What panels write of a row of results is a small part of it, and those of other rows lie pages apart, where they push
+// each other out of the caches: where weights are so long that memory has time enough, fewer bytes go past these.
+constexpr int64_t kFarDepth = 512, kFarBytesOfDeep = 256 * 1024;  // measured
+
 // Rows of activations rounded to 8 bits.
 struct Rounded {
   const int64_t ld;  // rows a power of two apart would fall on each other in the cache
@@ -160,7 +164,8 @@ void by_panels8(const LinearArgs& a, const float* x) {
   const Rounded rounded(a, spans, x);
   const Acts8 acts{rounded.q, rounded.ld, rounded.scales, rounded.sums, w.kp, kNoJump};
   const bool direct = a.type == Float::f32;
-  const bool far = direct && !bends(a.activation) && goes_far(static_cast<float*>(a.y), w.n, a.m * w.n, w.k);
+  const int64_t least = w.k < kFarDepth ? kFarBytes : kFarBytesOfDeep;
+  const bool far = direct && !bends(a.activation) && goes_far(static_cast<float*>(a.y), w.n, a.m * w.n, least);
   parallel_for(panel_count(w.n), ceil_div(kGrainMacs8, kPanel * w.kp * a.m), [&](int64_t begin, int64_t end) {
     Panels8 panels(w, a.panels, a.bias, a.activation);
     Buffer<float> room(direct && w.n % kWidest == 0 ? 0 : a.m * kPanel);
