@@ -78,8 +78,8 @@ class Landing {
   int64_t row = 0, pixel = 0;
   bool far = false;  // as in Output
 
-  // For rows of the same channels, one after the other, each landed before the next.
-  // `rows` rows from i on, `count` channels from c on, of which `used` are there. Returns how many rows it will be.
+  // At `rows` rows from i on, `count` channels from c on, of which `used` are there; returns how many rows it will be.
+  // Rows of the same channels follow each other, and land before the next ones are aimed at.
   int64_t aim(const Output& y, int64_t i, int64_t rows, int64_t c, int64_t count, int64_t used) {
     y_ = y, count_ = count, used_ = used;
     direct_ = used == count && direct(y);

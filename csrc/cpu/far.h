@@ -7,9 +7,9 @@
 
 namespace mpq {
 
-// Fewer bytes stay in a cache until someone reads them. More do not, and ordinary stores read each line before they
-// write to it: past the caches, layers that write much take half the time, and a fourth less together with who reads
-// their results. Measured with 1 MiB of a level 2 cache and 32 of a level 3.
+// Results of fewer bytes stay in a cache until someone reads them. Of more they do not, and ordinary stores read each
+// line before they write to it: past the caches, layers that write much take half the time, and a fourth less together
+// with who reads their results. Measured with 1 MiB of a level 2 cache and 32 of a level 3.
 constexpr int64_t kFarBytes = 4 * 1024 * 1024;
 
 // Whether `floats` results from y on, `least` bytes or more, go there: only whole lines can, so pixels (or rows),
