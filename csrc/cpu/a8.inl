@@ -17,7 +17,7 @@ struct Sums8 {
 template <int BITS>
 constexpr int turns(int sums) {
   constexpr int kMost = kTileVecs * Isa::template act_rows<BITS>();
-  return 4 * sums <= kMost ? 4 : 2 * sums <= kMost ? 2 : 1;
+  return smaller(Isa::kTurns, 4 * sums <= kMost ? 4 : 2 * sums <= kMost ? 2 : 1);
 }
 
 // Where in rows of activations products go on: in row 0, and bytes of its piece that are left there; and how far ahead
@@ -38,7 +38,7 @@ inline Sums8<C, V> a8_steps(const uint8_t* codes, const Acts8& a, Place& at, int
   // below 2^24 as they are (Spans), sums stay below 2^30.
   constexpr int kPlaces = smaller(smaller(kTurns, kFields<BITS>), Isa::kPlaces);
   // Quads of codes in a step; more of them where all registers are taken is faster.
-  constexpr int kLeast = C == Isa::kFullRows ? 4 : kFields<BITS>;
+  constexpr int kLeast = C == Isa::kFullRows || Isa::kTurns == 1 ? 4 : kFields<BITS>;
   constexpr int kQuads = kTurns > kLeast ? kTurns : kLeast;
   constexpr int64_t kBytes = kQuads / kFields<BITS> * 4 * kPanel;  // of packed codes
   const int64_t ld = a.ld;
@@ -55,9 +55,9 @@ inline Sums8<C, V> a8_steps(const uint8_t* codes, const Acts8& a, Place& at, int
     MPQ_UNROLL for (int i = 0; i < kQuads; ++i) {
       const uint8_t* word = codes + i / kFields<BITS> * 4 * kPanel;
       Sums8<C, V>& sum = sums[i % kTurns];
-      typename Isa::Bytes b[V];
-      MPQ_UNROLL for (int v = 0; v < V; ++v) b[v] =
-          Isa::template field<BITS>(Isa::load_bytes(word + 4 * Isa::kWidth * v), i % kFields<BITS>, i % kPlaces);
+      typename Isa::Factors b[V];
+      MPQ_UNROLL for (int v = 0; v < V; ++v) b[v] = Isa::template factors<BITS>(
+          Isa::template field<BITS>(Isa::load_bytes(word + 4 * Isa::kWidth * v), i % kFields<BITS>, i % kPlaces));
       MPQ_UNROLL for (int c = 0; c < C; ++c) {
         const typename Isa::Bytes x = Isa::word(four[c / 4] + c % 4 * ld + 4 * i);
         MPQ_UNROLL for (int v = 0; v < V; ++v) sum.v[c][v] = Isa::template dot<BITS>(sum.v[c][v], b[v], x);
@@ -82,13 +82,14 @@ inline Sums8<C, V> a8_steps(const uint8_t* codes, const Acts8& a, Place& at, int
 // Of the codes of one span.
 template <int BITS, int C, int V>
 inline Sums8<C, V> a8_span(const uint8_t* codes, const Acts8& a, Place& at, int64_t k) {
-  if constexpr (!Isa::template kNarrow<BITS>) {
+  constexpr int64_t kNarrow = Isa::template kNarrow<BITS>;
+  if constexpr (kNarrow == 0) {
     return a8_steps<BITS, C, V>(codes, a, at, k);
   } else {
     Sums8<C, V> sum = {};
-    for (int64_t i = 0; i < k; i += kBlock) {
+    for (int64_t i = 0; i < k; i += kNarrow) {
       const uint8_t* from = codes + mpq::packed_bytes(i, BITS) * kPanel;
-      const Sums8<C, V> part = a8_steps<BITS, C, V>(from, a, at, smaller(kBlock, k - i));
+      const Sums8<C, V> part = a8_steps<BITS, C, V>(from, a, at, smaller(kNarrow, k - i));
       for (int c = 0; c < C; ++c)
         for (int v = 0; v < V; ++v) sum.v[c][v] = Isa::widened(sum.v[c][v], part.v[c][v]);
     }
@@ -103,7 +104,7 @@ struct Grids8 {
 
 // take(c, v, value, x_scale) for each sum of a span: value * x_scale is what it counts. Inlined in any case: a call
 // would pass its many arguments through memory.
-template <int C, int V, class Take>
+template <int BITS, int C, int V, class Take>
 [[gnu::always_inline]] inline void a8_scaled(const Sums8<C, V>& sum, const Grids8& grid, int64_t groups, int64_t spans,
                                              const Take& take) {
   typename Isa::Vec scale[V], minus[V];
@@ -115,7 +116,7 @@ template <int C, int V, class Take>
     const typename Isa::Vec x_sum = Isa::set1(grid.act_sums[c * spans]);
     const typename Isa::Vec x_scale = Isa::set1(grid.act_scales[c * groups]);
     MPQ_UNROLL for (int v = 0; v < V; ++v) {
-      const typename Isa::Vec centred = Isa::fused(minus[v], x_sum, Isa::to_floats(sum.v[c][v]));
+      const typename Isa::Vec centred = Isa::fused(minus[v], x_sum, Isa::template of_codes<BITS>(sum.v[c][v], x_sum));
       take(c, v, Isa::mul(centred, scale[v]), x_scale);
     }
   }
@@ -138,10 +139,10 @@ bool a8_tile(const Packed& w, const Panel8& panel, int64_t j, const Acts8& a, in
   Vec shift[V];
   MPQ_UNROLL for (int v = 0; v < V; ++v) shift[v] = Isa::load(bias + v * Isa::kWidth);
   if (spans.count == 1) {  // straight from sums to results
-    a8_scaled(a8_span<BITS, C, V>(codes, a, at, end), grid, 1, 1,
-              [&](int c, int v, Vec value, Vec scale) __attribute__((always_inline)) {
-                y.template put<C, V>(held, c, v, Isa::add(Isa::mul(value, scale), shift[v]));
-              });
+    a8_scaled<BITS>(a8_span<BITS, C, V>(codes, a, at, end), grid, 1, 1,
+                    [&](int c, int v, Vec value, Vec scale) __attribute__((always_inline)) {
+                      y.template put<C, V>(held, c, v, Isa::add(Isa::mul(value, scale), shift[v]));
+                    });
     return y.done(held);
   }
   // Results fill no registers, but are read and written nowhere else than in their places on the stack.
@@ -150,9 +151,9 @@ bool a8_tile(const Packed& w, const Panel8& panel, int64_t j, const Acts8& a, in
   int64_t k = 0, left = smaller(spans.group, end);
   for (int64_t s = 0; s < spans.count; ++s) {  // without a division, which would hold up what follows
     const int64_t length = smaller(spans.length, left), bytes = mpq::packed_bytes(length, BITS) * kPanel;
-    a8_scaled(a8_span<BITS, C, V>(codes, a, at, length), grid, w.groups, spans.count,
-              [&](int c, int v, Vec value, Vec scale)
-                  __attribute__((always_inline)) { tile[c][v] = Isa::fused(value, scale, tile[c][v]); });
+    a8_scaled<BITS>(a8_span<BITS, C, V>(codes, a, at, length), grid, w.groups, spans.count,
+                    [&](int c, int v, Vec value, Vec scale)
+                        __attribute__((always_inline)) { tile[c][v] = Isa::fused(value, scale, tile[c][v]); });
     codes += bytes, ++grid.act_sums, k += length, left -= length;
     if (left > 0) continue;
     grid.scales += kPanel, grid.zeros += zero_step, ++grid.act_scales;
@@ -215,7 +216,15 @@ struct Tiles8 {
 
   void floats(int64_t rows, float* y, int64_t ld) const {
     const Clamp clamp(panel.range);
-    each(rows, [&](int64_t m, int64_t j, auto c) { tile<c>(m, j, ToFloats{y + m * ld + j, ld, clamp, panel.far}); });
+    each(rows, [&](int64_t m, int64_t j, auto c) {
+      const ToFloats to{y + m * ld + j, ld, clamp, panel.far};
+      if constexpr (c <= Isa::template kWideRows<BITS>)
+        if (panel.columns == kPanel) {  // lines of codes one after the other
+          if (j == 0) a8_tile<BITS, c, kPanel / Isa::kWidth>(w, panel, j, acts, m, m ? 0 : panel.ahead, to);
+          return;
+        }
+      tile<c>(m, j, to);
+    });
   }
   bool bytes(int64_t rows, const mpq::ByteGrid& grid, int8_t* y, int64_t ld) const {
     const Rounding8 rounding(grid);

@@ -72,12 +72,12 @@ void order_rows(const int8_t* in, int64_t in_ld, int64_t rows, int64_t count, in
     typename Isa::Ints sum = Isa::no_ints();
     for (int64_t k = 0; k < whole; k += kStep) {
       const typename Isa::Bytes b = Isa::load_bytes(from + k);
-      sum = Isa::template dot<8>(sum, ones, b);
+      sum = Isa::quad_dot(sum, ones, b);
       Isa::store_bytes(to + k, BITS == 8 ? b : Isa::shuffled(b, order));
     }
     if (whole < width) {
       const typename Isa::Bytes b = Isa::load_some(from + whole, count - whole);
-      sum = Isa::template dot<8>(sum, ones, b);
+      sum = Isa::quad_dot(sum, ones, b);
       Isa::store_some(to + whole, BITS == 8 ? b : Isa::shuffled(b, order), width - whole);
     }
     return sum;
@@ -108,8 +108,8 @@ inline typename Isa::Vec byte_sums(const int8_t* q, int64_t ld, int64_t rows, in
   return sums_of(rows, [&](int64_t r) {
     const int8_t* row = q + r * ld;
     typename Isa::Ints sum = Isa::no_ints();
-    for (int64_t k = 0; k < whole; k += kStep) sum = Isa::template dot<8>(sum, ones, Isa::load_bytes(row + k));
-    if (whole < count) sum = Isa::template dot<8>(sum, rest, Isa::load_bytes(row + whole));
+    for (int64_t k = 0; k < whole; k += kStep) sum = Isa::quad_dot(sum, ones, Isa::load_bytes(row + k));
+    if (whole < count) sum = Isa::quad_dot(sum, rest, Isa::load_bytes(row + whole));
     return sum;
   });
 }

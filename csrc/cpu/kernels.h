@@ -302,6 +302,9 @@ struct Kernels {
   // every 4.
   int64_t gemm_from;
 
+  // Bytes of panels that memory is asked for ahead while so many rows of activations meet them: measured.
+  int64_t (*ahead)(int bits, int64_t rows);
+
   // out[i * ld + k] = x[i][k], less x[0][k] with `shift`, for k < columns, and 0 up to a multiple of kWidest.
   // `first` holds as many floats of scratch.
   void (*load_rows)(const Rows& x, int64_t columns, bool shift, float* out, int64_t ld, float* first);

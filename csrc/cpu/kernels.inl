@@ -337,5 +337,5 @@ void gather(const float* x, const float* end, const int64_t* taps, int64_t count
       quads_of_bytes, quads_of_planes, quad_weights,                                         \
       filter_quads, Isa::kQuadMost, largest, round_act, round_bytes, quantize_act, order_a8, \
       sum_a8, panel_a8, grid_a8, gemm_a8, gemm_a8_bytes, gram<false>, gram_pairs(), T,       \
-      kTileSums, Isa::kGemmFrom, load_rows, quantize, probe_errors}
+      kTileSums, Isa::kGemmFrom, Isa::ahead, load_rows, quantize, probe_errors}
 // clang-format on

@@ -127,10 +127,6 @@ void fetch_grids(const Packed& w, int64_t n0, int64_t n1) {
       __builtin_prefetch(static_cast<const char*>(grids) + i);
 }
 
-// Bytes of panels that memory is asked for ahead: measured. Few rows against 8 bits leave the processor time to ask by
-// itself, which is faster.
-constexpr int64_t far_ahead(int bits, int64_t rows) { return bits < 8 ? 16384 : rows > 5 ? 8192 : 0; }
-
 // What panels write of a row of results is a small part of it, and those of other rows lie pages apart, where they push
 // each other out of the caches: where weights are so long that memory has time enough, fewer bytes go past these.
 constexpr int64_t kFarDepth = 512, kFarBytesOfDeep = 256 * 1024;  // measured
@@ -173,7 +169,7 @@ void by_panels8(const LinearArgs& a, const float* x) {
       const int64_t n0 = p * kPanel, n1 = std::min(w.n, n0 + kPanel);
       Panel8 panel = panels.at(n0, n1);
       fetch_grids(w, n1, std::min(w.n, n1 + kPanel));
-      panel.ahead = a.panels ? far_ahead(w.bits, a.m) : w.row(n1) - panel.codes;
+      panel.ahead = a.panels ? kernels().ahead(w.bits, a.m) : w.row(n1) - panel.codes;
       const bool in_place = direct && (n1 - n0) % kWidest == 0;
       float* y = in_place ? static_cast<float*>(a.y) + n0 : room;
       const int64_t ldy = in_place ? w.n : kPanel;

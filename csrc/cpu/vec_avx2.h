@@ -18,6 +18,7 @@ struct Avx2 {
   static constexpr int tile_rows(int wide) { return wide == 4 ? 3 : wide == 3 ? 4 : wide == 2 ? 6 : 8; }
 
   static constexpr int kGemmFrom = 12;
+  static int64_t ahead(int, int64_t) { return 2048; }
 
   static constexpr int kGramTile = 3;    // 9 sums, enough to hide the latency, 3 rows and a column
   static constexpr bool kPairs = false;  // whether add_pairs multiplies bf16
@@ -147,7 +148,8 @@ struct Avx2 {
 
   // Integer products: bytes of codes by signed bytes, 4 neighbours summed into a lane.
   using Bytes = __m256i;
-  using Ints = __m256i;
+  // Lanes of 32 bits to operators, too.
+  using Ints = int32_t __attribute__((vector_size(32)));
   template <int BITS>
   static constexpr int act_rows() {
     return BITS == 8 ? 4 : 6;
@@ -156,8 +158,8 @@ struct Avx2 {
   static Bytes load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static void store_bytes(void* p, Bytes v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
   static void store_bytes_far(void* p, Bytes v) { _mm256_stream_si256(static_cast<__m256i*>(p), v); }
-  static Ints no_ints() { return _mm256_setzero_si256(); }
-  static Vec to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
+  static Ints no_ints() { return Ints{}; }
+  static Vec to_floats(Ints v) { return _mm256_cvtepi32_ps((__m256i)v); }
 
   template <int BITS>
   static Bytes field(Bytes v, int i, int place) {  // field i of every byte, moved to another place there
@@ -166,40 +168,65 @@ struct Avx2 {
     return _mm256_and_si256(i == place ? v : _mm256_srli_epi16(v, BITS * (i - place)), mask);
   }
   static constexpr int kPlaces = 1;  // that fields may be in where `dot` takes them: higher up they are too large
-  static Ints shifted(Ints v, int bits) { return bits ? _mm256_srai_epi32(v, bits) : v; }
-  // Whether `dot` sums in 16 bits, which `widened` adds to a sum of 32: 8 steps of 15 * 127 * 2 = 3810 fit.
+  static Ints shifted(Ints v, int bits) { return v >> bits; }
+  static constexpr int kTurns = 1;  // a sum waits for an addition alone
   template <int BITS>
-  static constexpr bool kNarrow = BITS < 8;
+  static constexpr int kWideRows = BITS == 8 ? 1 : 2;  // as there are registers for
+  // So many codes `dot` sums in 16 bits, which `widened` adds to a sum of 32: 32 steps of 3 * 127 * 2 = 762 fit, and 8
+  // of 15 * 127 * 2 = 3810.
   template <int BITS>
-  static Ints dot(Ints sum, Bytes c, Bytes x) {
-    if constexpr (BITS < 8) return _mm256_add_epi16(sum, _mm256_maddubs_epi16(c, x));
-    // 255 * 127 * 2 would overflow the 16 bits of maddubs: widen first
-    const __m256i x_even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), x_odd = _mm256_srai_epi16(x, 8);
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_and_si256(c, _mm256_set1_epi16(255)), x_even));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_srli_epi16(c, 8), x_odd));
+  static constexpr int64_t kNarrow = BITS == 2   ? 128
+                                     : BITS == 4 ? 32
+                                                 : 0;
+  // 255 * 127 * 2 does not fit at all. Codes of 8 bits are 128 less here, and their size and sign are apart: 128 * 127
+  // * 2 fits.
+  struct Factors {
+    Bytes value, size;
+  };
+  template <int BITS>
+  static Factors factors(Bytes c) {
+    if (BITS < 8) return {c, c};
+    return {flipped(c), _mm256_abs_epi8(flipped(c))};
+  }
+  // Written out, since compilers would take all products first and keep sums in memory.
+  template <int BITS>
+  static Ints dot(Ints sum, Factors c, Bytes x) {
+    Bytes product;
+    if constexpr (BITS == 8)
+      asm("vpsignb %3, %2, %1\n\tvpmaddubsw %1, %4, %1\n\tvpmaddwd %5, %1, %1\n\tvpaddd %1, %0, %0"
+          : "+x"(sum), "=&x"(product)
+          : "x"(x), "x"(c.value), "x"(c.size), "x"(_mm256_set1_epi16(1)));
+    else
+      asm("vpmaddubsw %2, %3, %1\n\tvpaddw %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(x), "x"(c.value));
+    return sum;
+  }
+  template <int BITS>
+  static Vec of_codes(Ints sum, Vec x_sum) {  // exact
+    return BITS == 8 ? fma(set1(128), x_sum, to_floats(sum)) : to_floats(sum);
   }
   template <int BITS>
   static Ints added(Ints a, Ints b) {  // two sums by `dot`
-    return kNarrow<BITS> ? _mm256_add_epi16(a, b) : _mm256_add_epi32(a, b);
+    return kNarrow<BITS> ? (Ints)_mm256_add_epi16((__m256i)a, (__m256i)b) : a + b;
   }
   static Ints widened(Ints sum, Ints narrow) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
+    asm("vpmaddwd %2, %1, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "+x"(narrow) : "x"(_mm256_set1_epi16(1)));
+    return sum;
   }
 
   // Four bytes a lane, each q + 128: sums of their products by signed ones. Weights of a size up to kQuadMost are one
   // such byte, or two where that is above 127.
   static constexpr int64_t kQuadMost = 64;  // 255 * 64 * 2 fits 16 bits
   static Ints quad_dot(Ints sum, Bytes x, Bytes w) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1)));
+    return sum + (Ints)_mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1));
   }
   template <int BITS>
   static Ints difference(Ints a, Ints b) {  // (a - b) << BITS
-    return _mm256_slli_epi32(_mm256_sub_epi32(a, b), BITS);
+    return (a - b) * (1 << BITS);
   }
-  static Ints load_ints(const void* p) { return load_bytes(p); }
+  static Ints load_ints(const void* p) { return (Ints)load_bytes(p); }
   // Bits of a - b beside others: of none but equal numbers it has none.
-  static Ints apart(Ints bits, Vec a, Vec b) { return _mm256_or_si256(bits, _mm256_castps_si256(_mm256_sub_ps(a, b))); }
-  static bool any(Ints bits) { return !_mm256_testz_si256(bits, bits); }
+  static Ints apart(Ints bits, Vec a, Vec b) { return bits | (Ints)_mm256_sub_ps(a, b); }
+  static bool any(Ints bits) { return !_mm256_testz_si256((__m256i)bits, (__m256i)bits); }
   static Bytes flipped(Bytes b) { return _mm256_xor_si256(b, _mm256_set1_epi8(-128)); }  // b + 128, modulo 256
   // In a register: compilers would load it anew for each instruction that may take it from memory.
   static Bytes held(Bytes b) {

@@ -10,6 +10,8 @@ struct Avx512 : Avx2 {
   static constexpr int tile_rows(int) { return 12; }  // of the 32 registers, 24 sums
 
   static constexpr int kGemmFrom = 24;
+  // Few rows against 8 bits leave the processor time to ask by itself, which is faster.
+  static int64_t ahead(int bits, int64_t rows) { return bits < 8 ? 16384 : rows > 5 ? 8192 : 0; }
 
   static constexpr int kGramTile = 5;
   static constexpr bool kPairs = true;
@@ -152,10 +154,22 @@ struct Avx512 : Avx2 {
   static constexpr int kPlaces = 4;
   static Ints shifted(Ints v, int bits) { return v >> bits; }
   template <int BITS>
-  static constexpr bool kNarrow = false;
+  static constexpr int kWideRows = 0;
+  static constexpr int kTurns = 4;
+  template <int BITS>
+  static constexpr int64_t kNarrow = 0;
+  using Factors = Bytes;
+  template <int BITS>
+  static Bytes factors(Bytes c) {
+    return c;
+  }
   template <int BITS>
   static Ints dot(Ints sum, Bytes c, Bytes x) {
     return (Ints)_mm512_dpbusd_epi32((__m512i)sum, c, x);
+  }
+  template <int BITS>
+  static Vec of_codes(Ints sum, Vec) {
+    return to_floats(sum);
   }
   template <int BITS>
   static Ints added(Ints a, Ints b) {

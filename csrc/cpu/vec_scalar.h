@@ -12,6 +12,7 @@ struct Isa {
   static constexpr int tile_rows(int) { return 2; }
 
   static constexpr int kGemmFrom = 12;
+  static int64_t ahead(int, int64_t) { return 0; }
 
   static constexpr int kGramTile = 2;
   static constexpr bool kPairs = false;
@@ -177,7 +178,19 @@ struct Isa {
   static constexpr int kPlaces = 1;
   static Ints shifted(const Ints& v, int) { return v; }
   template <int BITS>
-  static constexpr bool kNarrow = false;
+  static constexpr int kWideRows = 0;
+  static constexpr int kTurns = 1;
+  template <int BITS>
+  static constexpr int64_t kNarrow = 0;
+  using Factors = Bytes;
+  template <int BITS>
+  static const Bytes& factors(const Bytes& c) {
+    return c;
+  }
+  template <int BITS>
+  static Vec of_codes(const Ints& sum, const Vec&) {
+    return to_floats(sum);
+  }
   template <int BITS>
   static Ints dot(Ints sum, const Bytes& c, const Bytes& x) {
     for (int j = 0; j < 4 * kWidth; ++j) sum.v[j / 4] += int32_t(c.v[j]) * int8_t(x.v[j]);
