@@ -55,6 +55,18 @@ def test_what_lies_past_the_last_group_counts_nothing(path: SimpleNamespace, bit
     reference.assert_within(got, x.double() @ w.T, reference.sum_bound(x, w, k) + 1e-5 * x.double().abs() @ w.abs().T)
 
 
+@pytest.mark.parametrize("m", [1, 4])
+@pytest.mark.parametrize("bits", BITS)
+def test_activations_near_the_end_of_floats(path: SimpleNamespace, bits: int, m: int) -> None:
+    """A sum of them times codes would be past it; times weights it is not."""
+    n, k = 5, 256
+    codes = torch.full((n, k), 2**bits - 1, dtype=torch.uint8)
+    scales, x = torch.full((n, k // 64), 1e-9), torch.full((m, k), 3e38)
+    got = path.linear(x, path.pack(codes, bits), scales, None, None, bits, 64)
+    w = reference.dequantize(codes, scales, torch.full((1,), (2**bits - 1) / 2), 64)
+    reference.assert_within(got, x.double() @ w.T, reference.sum_bound(x, w, k) + 1e-6 * x.double().abs() @ w.abs().T)
+
+
 @pytest.mark.sanitize
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("group,symmetric", [(0, True), (32, False), (64, True)])

@@ -1,6 +1,7 @@
-// Few rows of float activations, where a vector of codes is looked up in a register: a piece of a packed row is loaded
-// as one word a lane, and the fields of all words are taken one after the other, so that no code has to change its
-// lane. Activations are put into that order, [k / kPiece][field][lane], by `words_order`; k = lane * fields + field.
+// Few rows of float activations, where a vector of codes is looked up in a register, or is a shift and a conversion
+// away from numbers: a piece of a packed row is loaded as one word a lane, and the fields of all words are taken one
+// after the other, so that no code has to change its lane. Activations are put into that order, [k /
+// kPiece][field][lane], by `words_order`; k = lane * fields + field.
 namespace {
 
 template <int BITS>
@@ -11,10 +12,23 @@ constexpr int64_t kPiece = Isa::kWidth * kWordFields<BITS>;  // codes
 constexpr int kSums = Isa::kWidth;  // in registers: half of them
 constexpr int kWordRows = 4;        // of a weight, side by side
 
+// Else they are `centred`, and a lane's products with a piece are summed before they meet its scale.
+template <int BITS>
+constexpr bool kLookedUp = Isa::template kTable<BITS> > kWordFields<BITS>;
+
+constexpr float kMostZero = 255;
+// Of all the weight, NaN where there are several.
+inline float one_zero(const Packed& w) {
+  float zero = w.zero_each ? NAN : mpq::mid_zero(w.bits);
+  if (w.zeros && !w.zero_each) to_float(w.zeros, w.half ? Float::f16 : Float::f32, &zero, 1);
+  return zero;
+}
+
 // Whether a table serves whole lanes of each piece, and which groups they are does not change from piece to piece.
 template <int BITS>
 bool in_words(const Packed& w) {
   if constexpr (Isa::template kTable<BITS> == 0) return false;
+  if (!kLookedUp<BITS> && !(std::fabs(one_zero(w)) <= kMostZero)) return false;
   const int64_t group = w.groups == 1 ? kPiece<BITS> : w.group;  // one group: the last piece may pass its end
   return group % kPiece<BITS> == 0 || (kPiece<BITS> % group == 0 && group % Isa::template kTable<BITS> == 0);
 }
@@ -49,12 +63,32 @@ inline RowGrid roomy_grid(const Packed& w, int64_t n, float* scratch) {
   return {scratch, w.zero_each ? scratch + w.groups : stored.zero, stored.step};
 }
 
+// Adds a row's products with a piece where codes are not looked up: a lane has one scale, which its sum is multiplied
+// by.
+template <int BITS, int C>
+inline void words_step(typename Isa::Bytes words, typename Isa::Vec scale, typename Isa::Vec zero, const float* x,
+                       int64_t ld, typename Isa::Vec (&acc)[C][1]) {
+  constexpr int kChains = C == 1 ? 2 : 1;
+  typename Isa::Vec part[C][kChains];
+  MPQ_UNROLL for (int f = 0; f < kWordFields<BITS>; ++f) {
+    const typename Isa::Vec v = Isa::template centred<BITS>(words, f, zero);
+    MPQ_UNROLL for (int c = 0; c < C; ++c) {
+      const typename Isa::Vec a = Isa::load(x + c * ld + f * Isa::kWidth);
+      part[c][f % kChains] = f < kChains ? Isa::mul(v, a) : Isa::fma(v, a, part[c][f % kChains]);
+    }
+  }
+  MPQ_UNROLL for (int c = 0; c < C; ++c) {
+    if constexpr (kChains == 2) part[c][0] = Isa::add(part[c][0], part[c][1]);
+    acc[c][0] = Isa::fma(scale, part[c][0], acc[c][0]);
+  }
+}
+
 // y[m * ldy + r * apart] for R rows and C rows of activations; where there are few sums each is two chains, so that
 // none waits for its last product.
 template <int BITS, int R, int C>
 inline void words_tile(const Packed& w, int64_t n, int64_t apart, const RowGrid* grid, const WordLanes<BITS>& lanes,
                        const float* x, int64_t ld, float* y, int64_t ldy) {
-  constexpr int kBytes = 4 * Isa::kWidth, kChains = 2 * R * C <= kSums ? 2 : 1;
+  constexpr int kBytes = 4 * Isa::kWidth, kChains = kLookedUp<BITS> && 2 * R * C <= kSums ? 2 : 1;
   const int64_t row_bytes = mpq::packed_bytes(w.kp, BITS), whole = row_bytes / kBytes;
   const int64_t pieces = mpq::ceil_div(row_bytes, kBytes), group = w.groups == 1 ? w.kp : w.group;
   typename Isa::Vec acc[R][C][kChains];
@@ -78,17 +112,21 @@ inline void words_tile(const Packed& w, int64_t n, int64_t apart, const RowGrid*
       words[r] = Isa::load_bytes(i < whole ? row[r] + i * kBytes : last[r]);
       __builtin_prefetch(row[r] + i * kBytes + kInFlight / R);
       const typename Isa::Vec zero = w.zero_each ? Isa::picked(grid[r].zero + g, lane) : Isa::set1(*grid[r].zero);
-      table[r] = Isa::template table<BITS>(Isa::picked(grid[r].scale + g, lane), zero);
+      const typename Isa::Vec scale = Isa::picked(grid[r].scale + g, lane);
+      if constexpr (kLookedUp<BITS>)
+        table[r] = Isa::template table<BITS>(scale, zero);
+      else
+        words_step<BITS, C>(words[r], scale, zero, x, ld, acc[r]);
     }
     for (left -= kPiece<BITS>; left <= 0 && g + 1 < w.groups; left += group) ++g;
-    MPQ_UNROLL for (int f = 0; f < kWordFields<BITS>; ++f) {
-      typename Isa::Vec a[C];
-      MPQ_UNROLL for (int c = 0; c < C; ++c) a[c] = Isa::load(x + c * ld + f * Isa::kWidth);
-      MPQ_UNROLL for (int r = 0; r < R; ++r) {
-        const typename Isa::Vec v = Isa::template looked_up<BITS>(table[r], words[r], f);
-        MPQ_UNROLL for (int c = 0; c < C; ++c) acc[r][c][f % kChains] = Isa::fma(v, a[c], acc[r][c][f % kChains]);
+    if constexpr (kLookedUp<BITS>) MPQ_UNROLL for (int f = 0; f < kWordFields<BITS>; ++f) {
+        typename Isa::Vec a[C];
+        MPQ_UNROLL for (int c = 0; c < C; ++c) a[c] = Isa::load(x + c * ld + f * Isa::kWidth);
+        MPQ_UNROLL for (int r = 0; r < R; ++r) {
+          const typename Isa::Vec v = Isa::template looked_up<BITS>(table[r], words[r], f);
+          MPQ_UNROLL for (int c = 0; c < C; ++c) acc[r][c][f % kChains] = Isa::fma(v, a[c], acc[r][c][f % kChains]);
+        }
       }
-    }
   }
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) {
@@ -130,6 +168,11 @@ int64_t words_length(const Packed& w) {
   return 0;
 }
 
+// Sums of eight products with codes less zero, below 2^9 each, must not pass the range of floats.
+bool words_fit(const Packed& w, const float* x, int64_t count) {
+  return (w.bits == 2 ? kLookedUp<2> : kLookedUp<4>) || largest(x, count) < 0x1p114f;
+}
+
 void words_order(const Packed& w, const float* x, float* out) {
   const int64_t fields = 32 / w.bits, piece = Isa::kWidth * fields;
   for (int64_t k = 0; k < w.kp; k += piece, out += piece) {
@@ -143,7 +186,8 @@ void gemv_words(const Packed& w, int64_t n0, int64_t n1, const float* x, int64_t
                 float* scratch) {
   const int64_t ld = words_length(w);
   if (w.bits == 2) words_any<2, kSums / kWordRows>(w, n0, n1, x, ld, rows, y, ldy, scratch);
-  if (w.bits == 4) words_any<4, kSums / kWordRows>(w, n0, n1, x, ld, rows, y, ldy, scratch);
+  constexpr int kMost = kLookedUp<4> ? kSums / kWordRows : 4;
+  if (w.bits == 4) words_any<4, kMost>(w, n0, n1, x, ld, rows, y, ldy, scratch);
 }
 
 }  // namespace

@@ -192,9 +192,11 @@ struct Kernels {
                float* grid);
 
   // The same for weights whose codes are looked up a word a lane: `words_length` is the length of a row of activations
-  // in their order, or 0 where the weight is not of that kind; `words_order` puts x[Kp] into it, zeros past K.
+  // in their order, or 0 where the weight is not of that kind; `words_fit` whether it can meet these numbers;
+  // `words_order` puts x[Kp] into the order, zeros past K.
   // `scratch` holds kStreams * (2 * groups + kWidest) floats.
   int64_t (*words_length)(const Packed& w);
+  bool (*words_fit)(const Packed& w, const float* x, int64_t count);
   void (*words_order)(const Packed& w, const float* x, float* out);
   void (*gemv_words)(const Packed& w, int64_t n0, int64_t n1, const float* x, int64_t rows, float* y, int64_t ldy,
                      float* scratch);

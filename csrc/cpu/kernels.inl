@@ -2,6 +2,7 @@
 // Everything is in an unnamed namespace: a weak symbol built with AVX-512 could otherwise be linked
 // into every processor's path.
 #include <cfloat>
+#include <cmath>
 
 #include "kernels.h"
 
@@ -332,7 +333,7 @@ void gather(const float* x, const float* end, const int64_t* taps, int64_t count
 #define MPQ_KERNELS(table, isa)                                                              \
   const mpq::Kernels mpq::table = {                                                          \
       isa, to_float, from_float, activate, unpack, dequantize, gemv, words_length,           \
-      words_order, gemv_words, gemm, gemm_at, add, copy_far, gather, transpose,              \
+      words_fit, words_order, gemv_words, gemm, gemm_at, add, copy_far, gather, transpose,              \
       transpose_far, every, filter_plane, filter_row, spread, quads_of_floats,               \
       quads_of_bytes, quads_of_planes, quad_weights,                                         \
       filter_quads, Isa::kQuadMost, largest, round_act, round_bytes, quantize_act, order_a8, \

@@ -191,7 +191,8 @@ void linear(const LinearArgs& a) {
   const float* x = padded_rows(a, room);
   if (a.act8) {
     by_panels8(a, x);
-  } else if (const int64_t length = kernels().words_length(w); length && a.m < kernels().gemm_from) {
+  } else if (const int64_t length = kernels().words_length(w);
+             length && a.m < kernels().gemm_from && kernels().words_fit(w, x, a.m * w.kp)) {
     by_words(a, x, length);
   } else if (a.m < kernels().gemm_from) {
     by_rows(a, [&](int64_t n0, int64_t n1, float* y, int64_t ld, float* grid) {

@@ -134,12 +134,19 @@ struct Avx2 {
   }
 
   // Codes that are looked up: so many share a table of 2-bit weights, half a register, and an index's other bits do not
-  // matter.
+  // matter. There is none of 4-bit weights, which are `centred` a lane of 8 codes at a time.
   template <int BITS>
-  static constexpr int64_t kTable = BITS == 2 ? 64 : 0;
+  static constexpr int64_t kTable = BITS == 2   ? 64
+                                    : BITS == 4 ? 8
+                                                : 0;
   template <int BITS>
   static Vec table(Vec scale, Vec zero) {
     return _mm256_mul_ps(scale, _mm256_sub_ps(_mm256_setr_ps(0, 1, 2, 3, 0, 1, 2, 3), zero));
+  }
+  template <int BITS>
+  static Vec centred(__m256i words, int field, Vec zero) {  // codes less zero
+    const __m256i code = _mm256_and_si256(_mm256_srli_epi32(words, BITS * field), _mm256_set1_epi32((1 << BITS) - 1));
+    return _mm256_sub_ps(_mm256_cvtepi32_ps(code), zero);
   }
   template <int BITS>
   static Vec looked_up(Vec table, __m256i words, int field) {

@@ -95,6 +95,10 @@ struct Avx512 : Avx2 {
     return _mm512_mul_ps(scale, _mm512_sub_ps(table(1, 0, (1 << BITS) - 1), zero));
   }
   template <int BITS>
+  static Vec centred(Bytes, int, Vec zero) {  // all are looked up
+    return zero;
+  }
+  template <int BITS>
   static Vec looked_up(Vec table, Bytes words, int field) {
     const __m512i code = _mm512_srli_epi32(words, BITS * field);
     return BITS == 4 ? _mm512_permutexvar_ps(code, table) : _mm512_permutevar_ps(table, code);

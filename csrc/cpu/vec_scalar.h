@@ -142,6 +142,10 @@ struct Isa {
     return zero;
   }
   template <int BITS>
+  static Vec centred(const Bytes&, int, const Vec& zero) {
+    return zero;
+  }
+  template <int BITS>
   static Vec looked_up(const Vec& table, const Bytes&, int) {
     return table;
   }
