@@ -26,7 +26,9 @@ def problem(path: SimpleNamespace, n: int, k: int, bits: int, group: int, symmet
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("group,symmetric", [(0, True), (32, False), (128, True), (64, False), (256, False)])
+@pytest.mark.parametrize(
+    "group,symmetric", [(0, True), (32, False), (32, True), (128, True), (64, False), (256, False)]
+)
 def test_shapes(path: SimpleNamespace, bits: int, group: int, symmetric: bool) -> None:
     for i, k in enumerate(KS):
         for n in NS[i % 3 :: 3]:
@@ -86,15 +88,16 @@ def test_int8_activations_are_exact(path: SimpleNamespace, bits: int, group: int
 
 
 def test_int8_does_not_saturate(path: SimpleNamespace) -> None:
-    """All codes and activations at the top, where 16-bit pair sums of full-range bytes would overflow."""
+    """All codes and activations at the top, where 16-bit pair sums of full-range bytes would overflow; and all codes at
+    the bottom, the largest of 8 bits where they are taken less 128."""
     for bits in BITS:
-        codes = torch.full((5, 70000), 2**bits - 1, dtype=torch.uint8)
-        q, scales = path.pack(codes, bits), torch.ones(5, 1)
-        x = torch.full((2, 70000), 3.0)
-        x[1] = -3.0
-        got = path.linear(x, q, scales, torch.zeros(1), None, bits, 0, 8)
-        want = torch.tensor([[1.0], [-1.0]]) * 3.0 * 70000 * (2**bits - 1)
-        assert torch.allclose(got, want.expand(2, 5), rtol=1e-6)
+        for code, zero in ((2**bits - 1, 0), (0, 1)):
+            q, scales = path.pack(torch.full((5, 70000), code, dtype=torch.uint8), bits), torch.ones(5, 1)
+            x = torch.full((2, 70000), 3.0)
+            x[1] = -3.0
+            got = path.linear(x, q, scales, torch.full((1,), float(zero)), None, bits, 0, 8)
+            want = torch.tensor([[1.0], [-1.0]]) * 3.0 * 70000 * (code - zero)
+            assert torch.allclose(got, want.expand(2, 5), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

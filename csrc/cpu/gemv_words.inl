@@ -12,12 +12,13 @@ constexpr int64_t kPiece = Isa::kWidth * kWordFields<BITS>;  // codes
 constexpr int kSums = Isa::kWidth;  // in registers: half of them
 constexpr int kWordRows = 4;        // of a weight, side by side
 
-// Else they are `centred`, and a lane's products with a piece are summed before they meet its scale.
+// Whether codes are looked up. Else they are `centred`, and a lane's products with a piece summed before they meet its
+// scale; zeros have to be small for that, and activations: `words_fit`.
 template <int BITS>
 constexpr bool kLookedUp = Isa::template kTable<BITS> > kWordFields<BITS>;
 
 constexpr float kMostZero = 255;
-// Of all the weight, NaN where there are several.
+// The weight's, NaN where it has several.
 inline float one_zero(const Packed& w) {
   float zero = w.zero_each ? NAN : mpq::mid_zero(w.bits);
   if (w.zeros && !w.zero_each) to_float(w.zeros, w.half ? Float::f16 : Float::f32, &zero, 1);
@@ -168,7 +169,7 @@ int64_t words_length(const Packed& w) {
   return 0;
 }
 
-// Sums of eight products with codes less zero, below 2^9 each, must not pass the range of floats.
+// Sums of eight products with codes less zero, these below 2^9, must not pass the range of floats.
 bool words_fit(const Packed& w, const float* x, int64_t count) {
   return (w.bits == 2 ? kLookedUp<2> : kLookedUp<4>) || largest(x, count) < 0x1p114f;
 }

@@ -191,10 +191,9 @@ struct Kernels {
   void (*gemv)(const Packed& w, int64_t n0, int64_t n1, const float* x, int64_t rows, float* y, int64_t ldy,
                float* grid);
 
-  // The same for weights whose codes are looked up a word a lane: `words_length` is the length of a row of activations
-  // in their order, or 0 where the weight is not of that kind; `words_fit` whether it can meet these numbers;
-  // `words_order` puts x[Kp] into the order, zeros past K.
-  // `scratch` holds kStreams * (2 * groups + kWidest) floats.
+  // The same for weights whose codes are taken a word a lane: `words_length` is the length of a row of activations in
+  // their order, or 0 where the weight is not of that kind; `words_fit` whether it can meet these numbers;
+  // `words_order` puts x[Kp] into the order, zeros past K. `scratch` holds kStreams * (2 * groups + kWidest) floats.
   int64_t (*words_length)(const Packed& w);
   bool (*words_fit)(const Packed& w, const float* x, int64_t count);
   void (*words_order)(const Packed& w, const float* x, float* out);
@@ -304,7 +303,8 @@ struct Kernels {
   // every 4.
   int64_t gemm_from;
 
-  // Bytes of panels that memory is asked for ahead while so many rows of activations meet them: measured.
+  // Bytes of panels that memory is asked for ahead while so many rows of activations meet them: measured, but for
+  // AVX-VNNI, which takes what AVX2 does.
   int64_t (*ahead)(int bits, int64_t rows);
 
   // out[i * ld + k] = x[i][k], less x[0][k] with `shift`, for k < columns, and 0 up to a multiple of kWidest.

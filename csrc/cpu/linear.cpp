@@ -1,6 +1,6 @@
 // linear: few rows of activations go through `gemv` or `gemv_words`, many through panels and `gemm`, 8-bit ones through
-// panels of codes and `gemm_a8`. The choice depends on the weight's kind and on shapes alone, so a result never depends
-// on the number of threads.
+// panels of codes and `gemm_a8`. The choice depends on the weight's kind, on shapes and on how large activations are,
+// so a result never depends on the number of threads.
 #include <algorithm>
 #include <cstring>
 

@@ -183,7 +183,7 @@ struct Isa {
   static Ints shifted(const Ints& v, int) { return v; }
   template <int BITS>
   static constexpr int kWideRows = 0;
-  static constexpr int kTurns = 1;
+  static constexpr int kTurns = 4;
   template <int BITS>
   static constexpr int64_t kNarrow = 0;
   using Factors = Bytes;
