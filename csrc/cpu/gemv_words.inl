@@ -1,7 +1,7 @@
 // Few rows of float activations, where a vector of codes is looked up in a register, or is a shift and a conversion
 // away from numbers: a piece of a packed row is loaded as one word a lane, and the fields of all words are taken one
-// after the other, so that no code has to change its lane. Activations are put into that order, [k /
-// kPiece][field][lane], by `words_order`; k = lane * fields + field.
+// after the other, so that no code has to change its lane. `words_order` puts activations into that order,
+// [piece][field][lane]; k = lane * fields + field within a piece.
 namespace {
 
 template <int BITS>
