@@ -89,6 +89,32 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
         yield
 
 
+NARROW = 16  # channels: floats in the widest vector
+
+
+@contextmanager
+def sound_backward(*models: nn.Module) -> Iterator[None]:
+    """Context for backward passes: oneDNN's convolutions are off where they could spoil gradients of weights.
+
+    With strides and kernels of one pixel it takes its scratch memory for larger than it is if there are fewer channels
+    than floats in a vector (github.com/uxlfoundation/oneDNN/issues/6035): gradients are wrong, what lies beside the
+    scratch is written to, threads wait forever.
+    """
+    spoilt = any(
+        isinstance(m, nn.Conv2d)
+        and set(m.kernel_size) == {1}
+        and set(m.stride) != {1}
+        and m.in_channels < NARROW
+        and m.groups == 1
+        for model in models
+        for m in model.modules()
+    )
+    # None: as it is
+    off = torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None, fp32_precision=None)
+    with off if spoilt else nullcontext():
+        yield
+
+
 class _Module:
     """What one module was like."""
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from mpqkern.held import held
+import mpqkern as mq
+from mpqkern.held import held, sound_backward
+from mpqkern.rounding import BRECQ
 
 from . import nets
 
@@ -92,3 +94,45 @@ def test_handles_of_hooks_still_work():
         pass
     handle.remove()
     assert not model[0]._forward_hooks
+
+
+def small(channels: int, stride: int, kernel: int = 1) -> nn.Module:
+    convolution = nn.Conv2d(channels, 12, kernel, stride, kernel // 2)
+    return nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3))
+
+
+@pytest.mark.parametrize("channels", [3, 4, 6, 7, 12])
+@pytest.mark.parametrize("stride", [2, (1, 2)])
+def test_gradients_of_narrow_strided_convolutions(channels, stride):
+    """oneDNN's are off by up to half of the largest."""
+    model, x = small(channels, stride), torch.randn(32, channels, 8, 8).contiguous(memory_format=torch.channels_last)
+    for _ in range(3):  # they need not be at first
+        with sound_backward(model):
+            (got,) = torch.autograd.grad(model(x).square().sum(), model[0].weight)
+        twin = small(channels, stride).double()
+        twin.load_state_dict(model.state_dict())
+        (want,) = torch.autograd.grad(twin(x.double()).square().sum(), twin[0].weight)
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("shape,spoilt", [((6, 2), True), ((6, 1), False), ((16, 2), False), ((6, 2, 3), False)])
+@pytest.mark.parametrize("method", ["delta_loss", "hawq", "limpq", "brecq"])
+def test_who_asks_for_gradients_of_weights_goes_round_what_spoils_them(method, shape, spoilt):
+    seen = []
+
+    class Watch(nn.Module):
+        def forward(self, x):
+            if x.requires_grad:
+                x.register_hook(lambda grad: seen.append(torch.backends.mkldnn.enabled))
+            return x * 1
+
+    model = small(*shape)
+    model = nn.Sequential(model[0], Watch(), *model[1:]).eval()
+    x, y = torch.randn(8, shape[0], 6, 6), torch.arange(8) % 3
+    if method == "brecq":
+        rounding = BRECQ(iterations=2, partition=["0"])
+        mq.calibrate(nn.Sequential(model), {"*": mq.Scheme(2)}, x, rounding=rounding)
+    else:
+        pairs = {"bits": [mq.Scheme(2, act_bits=8), mq.Scheme(4, act_bits=8)], "first_last": False}
+        mq.score(model, [(x, y)], method=method, **(pairs if method == "limpq" else {}))
+    assert set(seen) == {not spoilt} and torch.backends.mkldnn.enabled

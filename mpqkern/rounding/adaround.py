@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import packed
+from ..held import sound_backward
 from .examples import Example, Given
 from .grid import Codes
 
@@ -89,6 +90,7 @@ class Search:
     ) -> None:
         self.method, self.soft, self.examples, self.runner, self.draw = method, soft, examples, runner, draw
         self.logs = {layer: scale.log().requires_grad_() for layer, scale in (scales or {}).items()}
+        self.modules = {module for e in examples for module in e.chain}
         self.ends = torch.tensor([e.size for e in examples]).cumsum(0)  # of each example's samples among all
 
     def best(self) -> tuple[Rows, Scales, float]:
@@ -141,7 +143,8 @@ class Search:
                 count = sum(one.numel() for one in h.values())
                 loss = loss + self.method.lam / count * sum(indecision(one, beta) for one in h.values())
             # not every sample has to come by every layer
-            return torch.autograd.grad(loss, self.variables(), materialize_grads=True)
+            with sound_backward(*self.modules):
+                return torch.autograd.grad(loss, self.variables(), materialize_grads=True)
 
     def error(self, hard: Rows, scales: Scales) -> float:
         """Mean squared error over all examples."""

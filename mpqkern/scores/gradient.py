@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from ..held import sound_backward
 from ..measuring.bank import Item
 from ..measuring.meter import Work
 from ..measuring.task import cross_entropy, logits_of
@@ -254,6 +255,7 @@ def _moved(run: Run, index: int, choice: Mapping[int, int], schemes: Sequence[in
             undo.callback(weight.requires_grad_, False)
             weight.requires_grad_(True)
         losses = run.task.losses(run.task.run(run.task.batches[index]), index)
+        undo.enter_context(sound_backward(run.task.model))
         grads = _gradients(losses / len(losses), [*weights, *(probe for _, _, probe in inputs)])
     found = np.zeros((len(layers), len(schemes)))
     for column, b in enumerate(schemes):

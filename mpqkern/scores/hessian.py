@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..held import sound_backward
 from ..measuring.bank import Item
 from ..measuring.meter import Work
 from ..numbers import check_number
@@ -90,7 +91,7 @@ def _probed(run: Run, index: int, number: int) -> Item:
     draw = run.generator(index, "probes", number)
     products = np.zeros((ROUND, len(weights)))
     # fused attention has no second derivative
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), sound_backward(task.model):
         loss = task.losses(task.run(task.batches[index]), index).mean()
         if not loss.requires_grad:
             raise ValueError("the loss has no gradient; wanted a forward and a loss that torch can differentiate")

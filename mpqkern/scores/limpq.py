@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..held import hooked
+from ..held import hooked, sound_backward
 from ..measuring.meter import Unfinished, Work
 from ..measuring.task import Task, digest, logits_of
 from ..numbers import check_number
@@ -187,7 +187,7 @@ def _train(run: Run, net: Supernet, sgd: Sgd, key: str, smoothing: float, step_m
 def _backward(net: Supernet, choice: Sequence[int], index: int, smoothing: float) -> None:
     """Adds the gradients of one pass."""
     net.choose(choice)
-    with torch.enable_grad():
+    with torch.enable_grad(), sound_backward(net.task.model):
         loss = _loss(net.task, index, smoothing)
         if not torch.isfinite(loss):
             raise ValueError(f"the loss of batch {index} became {loss.item()} in training; wanted a smaller lr")
