@@ -79,12 +79,29 @@ inline Sums8<C, V> a8_steps(const uint8_t* codes, const Acts8& a, Place& at, int
   return sums[0];
 }
 
+// The same where `block` does it: sums of so many products as 16 bits are enough for, then of these.
+template <int BITS, int C, int V>
+inline Sums8<C, V> a8_blocks(const uint8_t* codes, const Acts8& a, Place& at, int64_t k) {
+  Sums8<C, V> sum;
+  for (bool first = true; k > 0; first = false) {
+    const int64_t count = smaller(smaller(Isa::template kNarrow<BITS>, k), at.left);
+    const int64_t bytes = mpq::packed_bytes(count, BITS) * kPanel;
+    for (int64_t i = 0; at.ahead && i < bytes; i += kLine) __builtin_prefetch(codes + at.ahead + i, 0, 2);
+    Isa::template block<BITS, C>(codes, at.q, a.ld, count, first, &sum);
+    codes += bytes, k -= count, at.q += count, at.left -= count;
+    if (at.left == 0) at.q += *at.jump++, at.left = a.piece;
+  }
+  return sum;
+}
+
 // Of the codes of one span.
 template <int BITS, int C, int V>
 inline Sums8<C, V> a8_span(const uint8_t* codes, const Acts8& a, Place& at, int64_t k) {
   constexpr int64_t kNarrow = Isa::template kNarrow<BITS>;
   if constexpr (kNarrow == 0) {
     return a8_steps<BITS, C, V>(codes, a, at, k);
+  } else if constexpr (Isa::template kBlocks<BITS> && V == 2) {
+    return a8_blocks<BITS, C, V>(codes, a, at, k);
   } else {
     Sums8<C, V> sum = {};
     for (int64_t i = 0; i < k; i += kNarrow) {

@@ -14,6 +14,8 @@ struct Isa : Avx2 {
   template <int BITS>
   static constexpr int kWideRows = 0;
   template <int BITS>
+  static constexpr bool kBlocks = false;
+  template <int BITS>
   static constexpr int64_t kNarrow = 0;
   static constexpr int kPlaces = 4;
   using Factors = Bytes;

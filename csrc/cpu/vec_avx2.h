@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "block_avx2.h"
+
 namespace {
 
 struct Avx2 {
@@ -206,6 +208,13 @@ struct Avx2 {
     else
       asm("vpmaddubsw %2, %3, %1\n\tvpaddw %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(x), "x"(c.value));
     return sum;
+  }
+  // Whether `block` does, for two vectors, what else is `factors`, `dot` and `widened`.
+  template <int BITS>
+  static constexpr bool kBlocks = BITS < 8;
+  template <int BITS, int C>
+  static void block(const uint8_t* codes, const int8_t* q, int64_t ld, int64_t count, bool first, void* sums) {
+    avx2_block<BITS, C>(codes, q, ld, count, first, sums);
   }
   template <int BITS>
   static Vec of_codes(Ints sum, Vec x_sum) {  // exact
