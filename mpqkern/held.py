@@ -94,11 +94,11 @@ NARROW = 16  # channels: floats in the widest vector
 
 @contextmanager
 def sound_backward(*models: nn.Module) -> Iterator[None]:
-    """Context for backward passes: oneDNN's convolutions are off where they could spoil gradients of weights.
+    """Context for backward passes: oneDNN is off, in all of the process, where it could spoil gradients of weights.
 
-    With strides and kernels of one pixel it takes its scratch memory for larger than it is if there are fewer channels
-    than floats in a vector (github.com/uxlfoundation/oneDNN/issues/6035): gradients are wrong, what lies beside the
-    scratch is written to, threads wait forever.
+    In channels-last memory, with strides and kernels of one pixel, it takes its scratch for larger than it is if there
+    are fewer channels than floats in a vector (github.com/uxlfoundation/oneDNN/issues/6035): gradients are wrong, what
+    lies beside the scratch is written to, threads wait forever. Convolutions that are no modules are not seen.
     """
     spoilt = any(
         isinstance(m, nn.Conv2d)
@@ -109,10 +109,12 @@ def sound_backward(*models: nn.Module) -> Iterator[None]:
         for model in models
         for m in model.modules()
     )
-    # None: as it is
-    off = torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None, fp32_precision=None)
-    with off if spoilt else nullcontext():
+    was = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = was and not spoilt  # `flags` would set precisions for good on leaving
+    try:
         yield
+    finally:
+        torch.backends.mkldnn.enabled = was
 
 
 class _Module:

@@ -303,9 +303,9 @@ def test_states_are_kept_as_far_as_memory_allows() -> None:
 
 
 @pytest.mark.slow
-def test_updating_beats_ranking_once_on_data_it_has_not_seen() -> None:
+def test_updating_all_the_time_beats_ranking_once_on_data_it_has_not_seen() -> None:
     """Mean loss over networks and budgets on 597 unseen digits; the claim of Tsuji et al. 2021 in small. Networks, and
-    means with them, differ between processors: of five networks those ranked once may come second."""
+    with them means, differ between processors, on some of which updating by stages alone is no better."""
     pytest.importorskip("sklearn")
     from bench.models import digits, trained_resnet8
 

@@ -88,20 +88,22 @@ namespace {
                "2:\n\t"                                                                           \
                MPQ_JOIN_##rows(MPQ_PUT)                                                           \
                "3:\n\t"                                                                           \
-               : [codes] "+r"(codes), [q] "+r"(q), [q3] "+r"(q3), [count] "+r"(count)             \
+               : [codes] "+&r"(codes), [q] "+&r"(q), [q3] "+&r"(q3), [count] "+&r"(count)         \
                : [ld] "r"(ld), [sums] "r"(sums), [first] "r"(int(first)), [mask] "m"(kMask),      \
                  [ones] "m"(kOnes)                                                                \
                : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7",  \
                  "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15")
 // clang-format on
 
-// sums[ROWS][16] = or, unless it is the first time, += products of `count` codes, a multiple of 16, of 16 columns of a
-// panel with as many bytes of each row of activations. 16 bits must be enough for two neighbours' sums.
+// sums[ROWS][16] = or, unless it is the first time, += products of `count` codes, a multiple of 16 above 0, of 16
+// columns of a panel with as many bytes of each row of activations. 16 bits must be enough for two neighbours' sums;
+// these lie on 32 bytes.
 template <int BITS, int ROWS>
 inline void avx2_block(const uint8_t* codes, const int8_t* q, int64_t ld, int64_t count, bool first, void* sums) {
   constexpr uint64_t kField = 0x0101010101010101 * ((1 << BITS) - 1), kOne = 0x0001000100010001;
   alignas(32) static constexpr uint64_t kMask[] = {kField, kField, kField, kField}, kOnes[] = {kOne, kOne, kOne, kOne};
-  const int8_t* q3 = q + 3 * ld;
+  static_assert((BITS == 2 || BITS == 4) && ROWS >= 1 && ROWS <= 6);
+  const int8_t* q3 = ROWS > 3 ? q + 3 * ld : q;
   if constexpr (BITS == 2) {
     if constexpr (ROWS == 1) MPQ_BLOCK(2, 1);
     if constexpr (ROWS == 2) MPQ_BLOCK(2, 2);

@@ -209,7 +209,7 @@ struct Avx2 {
       asm("vpmaddubsw %2, %3, %1\n\tvpaddw %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(x), "x"(c.value));
     return sum;
   }
-  // Whether `block` does, for two vectors, what else is `factors`, `dot` and `widened`.
+  // Whether, for two vectors, `block` does what `factors`, `dot` and `widened` do elsewhere.
   template <int BITS>
   static constexpr bool kBlocks = BITS < 8;
   template <int BITS, int C>

@@ -161,8 +161,6 @@ struct Avx512 : Avx2 {
   static constexpr int kWideRows = 0;
   template <int BITS>
   static constexpr bool kBlocks = false;
-  template <int BITS, int C>
-  static void block(const uint8_t*, const int8_t*, int64_t, int64_t, bool, void*) {}
   static constexpr int kTurns = 4;
   template <int BITS>
   static constexpr int64_t kNarrow = 0;

@@ -11,6 +11,8 @@ of v * Hv estimate their own blocks: what they catch of other blocks is zero in 
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -91,10 +93,11 @@ def _probed(run: Run, index: int, number: int) -> Item:
     draw = run.generator(index, "probes", number)
     products = np.zeros((ROUND, len(weights)))
     # fused attention has no second derivative
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), sound_backward(task.model):
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), ExitStack() as undo:
         loss = task.losses(task.run(task.batches[index]), index).mean()
         if not loss.requires_grad:
             raise ValueError("the loss has no gradient; wanted a forward and a loss that torch can differentiate")
+        undo.enter_context(sound_backward(task.model))
         grads = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
         curved = [grad for grad in grads if grad.requires_grad]
         for i in range(ROUND):

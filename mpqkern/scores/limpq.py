@@ -187,11 +187,12 @@ def _train(run: Run, net: Supernet, sgd: Sgd, key: str, smoothing: float, step_m
 def _backward(net: Supernet, choice: Sequence[int], index: int, smoothing: float) -> None:
     """Adds the gradients of one pass."""
     net.choose(choice)
-    with torch.enable_grad(), sound_backward(net.task.model):
+    with torch.enable_grad():
         loss = _loss(net.task, index, smoothing)
         if not torch.isfinite(loss):
             raise ValueError(f"the loss of batch {index} became {loss.item()} in training; wanted a smaller lr")
-        loss.backward()
+        with sound_backward(net.task.model):
+            loss.backward()
 
 
 def _loss(task: Task, index: int, smoothing: float) -> Tensor:
