@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+
+import highspy
 import numpy as np
 import pytest
 
@@ -86,6 +89,28 @@ def test_reformulation_bounds_from_below() -> None:
         at = np.arange(5) * 3 + arg  # the same value at every assignment
         linear = task.unary.ravel() - last.form.diagonal()
         assert linear[at].sum() + last.form[np.ix_(at, at)].sum() == pytest.approx(best / task.scale, abs=1e-9)
+
+
+@needs_host
+def test_reformulation_beside_another_highs_of_the_same_thread() -> None:
+    """HiGHS keeps, for each thread, the number of threads of its first run, and refuses any other."""
+    found = []
+
+    def work() -> None:
+        other = highspy.Highs()
+        other.silent()
+        other.setOptionValue("threads", 2)
+        other.maximize(other.addVariable(0, 1))
+        assert other.getModelStatus() == highspy.HighsModelStatus.kOptimal
+        problem = case(1, 5, 3, 1)
+        task = prepare.Task(problem.unary, problem.pairwise, None, problem.rows, problem.caps, problem.allowed)
+        args = (task.unary, task.pairwise, task.use, task.rest, task.alive)
+        found.append(convexify.convexify(*args, rounds=0, incumbent=1.0))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert len(found) == 1 and found[0] is not None
 
 
 @needs_host

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .highs import run
 from .lazy import highspy
 
 STALL = 3e-3  # of the incumbent: three rounds that gain less than this together are the last
@@ -115,7 +116,8 @@ def relax(
     solver.setOptionValue("qp_iteration_limit", ITERATIONS * n)
     solver.setOptionValue("time_limit", max(seconds, 0.01))
     solver.passModel(model)
-    solver.run()
+    if run(solver):  # in a thread of its own: in the caller's, HiGHS refuses other numbers of threads than its first
+        raise KeyboardInterrupt
     solution = solver.getSolution()
     shares = np.clip(np.array(solution.col_value), 0, 1).reshape(layers, width) * allowed
     if not solution.value_valid or not (shares.sum(axis=1) > 0.5).all():
