@@ -91,6 +91,30 @@ def test_reformulation_bounds_from_below() -> None:
         assert linear[at].sum() + last.form[np.ix_(at, at)].sum() == pytest.approx(best / task.scale, abs=1e-9)
 
 
+@pytest.mark.parametrize("only", [False, True])
+@pytest.mark.parametrize("budgets", [0, 1, 2])
+def test_relaxation_of_a_form_that_is_convex_on_shares_alone(budgets: int, only: bool) -> None:
+    layers, width = 5, 3
+    ones = np.kron(np.eye(layers), np.ones((width, 1)))
+    basis = np.kron(np.eye(layers), convexify._differences(width))
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        inner = rng.standard_normal((layers * (width - 1), layers * (width - 1)))
+        across = ones @ rng.standard_normal((layers, layers * width))
+        form = basis @ (inner @ inner.T / 10 + 1e-4 * np.eye(len(inner))) @ basis.T + across + across.T
+        assert np.linalg.eigvalsh(form)[0] < -1
+        linear, use = rng.random((layers, width)), rng.random((budgets, layers, width))
+        allowed = np.ones((layers, width), dtype=bool)
+        allowed[0, 1:] = not only
+        found = convexify.relax(form, linear, use, use[:, :, 0].sum(axis=1), allowed)
+        assert found is not None
+        bound, shares = found
+        x = shares.ravel()
+        assert bound == pytest.approx(x @ form @ x + linear.ravel() @ x, abs=1e-5)
+        assert all(np.all(part[~kept] == 0) for part, kept in zip(shares, allowed, strict=True))
+        assert bound <= form[::width, ::width].sum() + linear[:, 0].sum()  # the first choices fit
+
+
 @needs_host
 def test_reformulation_beside_another_highs_of_the_same_thread() -> None:
     """HiGHS keeps, for each thread, the number of threads of its first run, and refuses any other."""

@@ -90,12 +90,14 @@ def relax(
     """
     layers, width = allowed.shape
     n, budgets = allowed.size, len(cap)
-    scale = max(np.abs(form).max(), np.abs(linear).max(), 1e-300)
+    convex, tilt = _everywhere(form, layers, width)
+    tilt += linear.ravel()
+    scale = max(np.abs(convex).max(), np.abs(tilt).max(), 1e-300)
     share = use.reshape(budgets, n) / cap[:, None]
     model = highspy.HighsModel()
     program, hessian = model.lp_, model.hessian_
     program.num_col_, program.num_row_ = n, layers + budgets
-    program.col_cost_ = linear.ravel() / scale
+    program.col_cost_ = tilt / scale
     program.col_lower_, program.col_upper_ = np.zeros(n), allowed.ravel().astype(float)
     program.row_lower_ = np.concatenate([np.ones(layers), np.full(budgets, -np.inf)])
     program.row_upper_ = np.ones(layers + budgets)
@@ -109,7 +111,7 @@ def relax(
     hessian.dim_, hessian.format_ = n, highspy.HessianFormat.kTriangular
     hessian.start_ = np.concatenate([[0], np.cumsum(np.arange(n, 0, -1))]).astype(np.int32)
     hessian.index_ = lower[0][order].astype(np.int32)
-    hessian.value_ = (2 * (form / scale + RIDGE * np.eye(n)))[lower][order]
+    hessian.value_ = (2 * (convex / scale + RIDGE * np.eye(n)))[lower][order]
     solver = highspy.Highs()
     solver.silent()
     solver.setOptionValue("threads", 1)
@@ -131,6 +133,18 @@ def relax(
     paid = (slope + price @ share).reshape(layers, width)
     bound = -(x @ form @ x) + np.where(allowed, paid, np.inf).min(axis=1).sum() - price.sum()
     return float(bound), shares
+
+
+def _everywhere(form: np.ndarray, layers: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A form that is convex everywhere, and linear terms with which it is x'form x, but for a constant, on shares.
+
+    HiGHS's QP solver leaves the simplices on its way, and gives up where a form is not convex there.
+    """
+    mean = np.kron(np.eye(layers), np.full((width, width), 1 / width))
+    apart = np.eye(layers * width) - mean  # of shares: their differences from equal ones
+    inner = apart @ form @ apart
+    inner += np.abs(inner.diagonal()).mean() * mean
+    return (inner + inner.T) / 2, 2 * apart @ form.mean(axis=1) * layers
 
 
 def _differences(width: int) -> np.ndarray:
