@@ -140,11 +140,15 @@ def _everywhere(form: np.ndarray, layers: int, width: int) -> tuple[np.ndarray, 
 
     HiGHS's QP solver leaves the simplices on its way, and gives up where a form is not convex there.
     """
-    mean = np.kron(np.eye(layers), np.full((width, width), 1 / width))
-    apart = np.eye(layers * width) - mean  # of shares: their differences from equal ones
-    inner = apart @ form @ apart
-    inner += np.abs(inner.diagonal()).mean() * mean
-    return (inner + inner.T) / 2, 2 * apart @ form.mean(axis=1) * layers
+    n = layers * width
+    blocks = form.reshape(layers, width, layers, width)
+    blocks = blocks - blocks.mean(axis=1, keepdims=True)  # of shares, their differences from equal ones are left
+    slope = 2 * blocks.mean(axis=3).sum(axis=2).ravel()
+    blocks = blocks - blocks.mean(axis=3, keepdims=True)
+    apart = blocks.reshape(n, n)
+    at = np.arange(layers)
+    blocks[at, :, at, :] += np.abs(apart.diagonal()).mean() / width
+    return (apart + apart.T) / 2, slope
 
 
 def _differences(width: int) -> np.ndarray:
