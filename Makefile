@@ -5,10 +5,12 @@
 # make gpu    on a machine with a GPU: builds for it, tests and measures there, in ten minutes, fetching nothing
 # make lint   formatting and style;  make bench   kernels against torch;  make clean
 #
-# PYTHON=python3.12 picks the interpreter, TORCH=torch==2.12.0 the torch to install where there is none.
+# PYTHON=python3.12 picks the interpreter, TORCH=torch==2.12.0 the torch to install where there is none, JOBS=1 how many
+# tests run at a time.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0+cpu
+JOBS ?= auto
 BIN = $(VENV)/bin
 INPUTS = setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
@@ -20,8 +22,9 @@ EXAMPLE = --model mpqkern.cli.example:net --data mpqkern.cli.example:batches
 demo: $(VENV)/.installed
 	$(BIN)/python bench/demo.py
 
+# File by file in the order of their names: the longest, which builds everything once more, is one of the first.
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
