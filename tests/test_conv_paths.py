@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mpqkern import ops
+from mpqkern import ops, packed
 from mpqkern.plain import quantize_activations
 
 from . import reference
@@ -48,6 +48,16 @@ DENSE = [
     (32, 40, 1, (3, 3), (1, 1), (1, 1), (1, 1), 5, 14),
     (16, 34, 1, (3, 1), (1, 1), (2, 0), (1, 1), 4, 28),
 ]
+# Many meetings of each activation, or sums of 16 bits would not start with what is taken from them.
+BLOCKS = [
+    (64, 20, 1, (3, 3), (1, 1), (1, 1), (1, 1), 7, 9),  # pixels of one block
+    (128, 16, 1, (3, 3), (2, 1), (2, 3), (2, 3), 9, 13),  # of two, taps that lie apart
+    (192, 130, 1, (1, 1), (1, 1), (0, 0), (1, 1), 5, 7),
+    (200, 129, 1, (1, 1), (1, 1), (0, 0), (1, 1), 3, 11),  # the last block is shorter
+    (64, 33, 1, (3, 3), (1, 2), (1, 1), (1, 1), 8, 11),  # pixels that do not lie side by side
+    (20, 130, 1, (3, 3), (1, 1), (1, 1), (1, 1), 5, 6),  # copied
+    (128, 260, 2, (3, 3), (1, 1), (1, 1), (1, 1), 6, 4),  # and in groups
+]
 
 
 def orders(x: torch.Tensor) -> list[torch.Tensor]:
@@ -76,6 +86,30 @@ def test_tails(path: SimpleNamespace, case: tuple, group: int, symmetric: bool, 
         got = path.conv2d(y, *weight, bias, 4, group, kernel, stride, padding, dilation, groups, act_bits)
         factor = reference.a8_factor(k, group) if act_bits else (6 * k**0.5 + 2) * reference.U
         reference.assert_within(got, want, factor * size)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("group", [0, 32, 64])
+@pytest.mark.parametrize("case", BLOCKS)
+def test_blocks_of_sums(path: SimpleNamespace, case: tuple, group: int) -> None:
+    """Integers, and codes and activations at their limits: every step is exact in fp32, so results must be, too."""
+    cin, cout, groups, kernel, stride, padding, dilation, height, width = case
+    shape = (cout, cin // groups, *kernel)
+    k = cin // groups * kernel[0] * kernel[1]
+    x, bias = torch.randint(-127, 128, (4, cin, height, width)).float(), torch.randint(-99, 99, (cout,)).float()
+    x[2], x[3] = 127, -127
+    codes = torch.randint(0, 16, (cout, k), dtype=torch.uint8)
+    codes[::3], codes[1::3] = 0, 15
+    zeros = torch.randint(0, 64, (cout, -(-k // group) if group else 1)) / 4
+    rows = codes - packed.spread(zeros, group, k)
+    want = F.conv2d(x.double(), packed.weight_from_rows(rows, shape).double(), bias.double(), **geometry(case))
+    weight, one = (path.pack(codes, 4), torch.ones_like(zeros), zeros), torch.ones(1)
+    how = (4, group, kernel, stride, padding, dilation, groups)
+    for y in orders(x):
+        assert torch.equal(path.conv2d(y, *weight, bias, *how, 8, one).double(), want)
+        step = torch.tensor([2.0**12])
+        got = path.conv2d_bytes(y, *weight, bias, *how, one, None, None, step)
+        assert torch.equal(got.double(), (want / step).round().clamp(-127, 127)) and got.unique().numel() > 9
 
 
 @pytest.mark.sanitize

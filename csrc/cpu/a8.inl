@@ -27,6 +27,8 @@ struct Place {
   int64_t left;
   const int64_t* jump;
   const int64_t ahead;
+  const int32_t* starts;    // of row 0, where there are any
+  const int64_t* start_at;  // of the next block
 };
 
 // Over k codes, above 0 and a multiple of 16. Of each 4 rows the first one's address is kept: with one for each row,
@@ -88,30 +90,31 @@ inline void read_ends([[maybe_unused]] const void* p, [[maybe_unused]] int64_t c
 }
 
 // The same where `block` does it: sums of so many products as 16 bits are enough for, then of these. k is above 0.
-template <int BITS, int C, int V>
+template <int BITS, int C, int V, bool STARTED>
 inline Sums8<C, V> a8_blocks(const uint8_t* codes, const Acts8& a, Place& at, int64_t k) {
+  constexpr int64_t kMost = STARTED ? Isa::template kStartCodes<BITS> : Isa::template kNarrow<BITS>;
   Sums8<C, V> sum;
   for (bool first = true; k > 0; first = false) {
-    const int64_t count = smaller(smaller(Isa::template kNarrow<BITS>, k), at.left);
+    const int64_t count = smaller(smaller(kMost, k), at.left);
     const int64_t bytes = mpq::packed_bytes(count, BITS) * kPanel;
-    for (int64_t i = 0; at.ahead && i < bytes; i += kLine) __builtin_prefetch(codes + at.ahead + i, 0, 2);
     read_ends(codes, bytes - 4 * kPanel + 4 * V * Isa::kWidth);
     for (int c = 0; c < C; ++c) read_ends(at.q + c * a.ld, count);
-    Isa::template block<BITS, C>(codes, at.q, a.ld, count, first, &sum);
+    Isa::template block<BITS, C, STARTED>(codes, at.ahead, at.q, a.ld, STARTED ? at.starts + *at.start_at++ : nullptr,
+                                          count, first, &sum);
     codes += bytes, k -= count, at.q += count, at.left -= count;
     if (at.left == 0) at.q += *at.jump++, at.left = a.piece;
   }
   return sum;
 }
 
-// Of the codes of one span.
-template <int BITS, int C, int V>
+// Of the codes of one span; less half of their number each where STARTED.
+template <int BITS, int C, int V, bool STARTED>
 inline Sums8<C, V> a8_span(const uint8_t* codes, const Acts8& a, Place& at, int64_t k) {
   constexpr int64_t kNarrow = Isa::template kNarrow<BITS>;
   if constexpr (kNarrow == 0) {
     return a8_steps<BITS, C, V>(codes, a, at, k);
   } else if constexpr (Isa::template kBlocks<BITS> && V == 2) {
-    return a8_blocks<BITS, C, V>(codes, a, at, k);
+    return a8_blocks<BITS, C, V, STARTED>(codes, a, at, k);
   } else {
     Sums8<C, V> sum = {};
     for (int64_t i = 0; i < k; i += kNarrow) {
@@ -131,7 +134,7 @@ struct Grids8 {
 
 // take(c, v, value, x_scale) for each sum of a span: value * x_scale is what it counts. Inlined in any case: a call
 // would pass its many arguments through memory.
-template <int BITS, int C, int V, class Take>
+template <int BITS, int C, int V, bool STARTED, class Take>
 [[gnu::always_inline]] inline void a8_scaled(const Sums8<C, V>& sum, const Grids8& grid, int64_t groups, int64_t spans,
                                              const Take& take) {
   typename Isa::Vec scale[V], minus[V];
@@ -143,7 +146,9 @@ template <int BITS, int C, int V, class Take>
     const typename Isa::Vec x_sum = Isa::set1(grid.act_sums[c * spans]);
     const typename Isa::Vec x_scale = Isa::set1(grid.act_scales[c * groups]);
     MPQ_UNROLL for (int v = 0; v < V; ++v) {
-      const typename Isa::Vec centred = Isa::fused(minus[v], x_sum, Isa::template of_codes<BITS>(sum.v[c][v], x_sum));
+      typename Isa::Vec codes = Isa::template of_codes<BITS>(sum.v[c][v], x_sum);
+      if constexpr (STARTED) codes = Isa::fma(Isa::set1(1 << (BITS - 1)), x_sum, codes);  // exact
+      const typename Isa::Vec centred = Isa::fused(minus[v], x_sum, codes);
       take(c, v, Isa::mul(centred, scale[v]), x_scale);
     }
   }
@@ -151,7 +156,7 @@ template <int BITS, int C, int V, class Take>
 
 // The panel's columns from j on, rows of activations from m on. By reference: a copy is read again by vectors that wait
 // until its words have reached the cache, behind all results of the tile before. `ahead`: as in Panel8.
-template <int BITS, int C, int V, class To>
+template <int BITS, int C, int V, bool STARTED, class To>
 bool a8_tile(const Packed& w, const Panel8& panel, int64_t j, const Acts8& a, int64_t m, int64_t ahead, const To& to) {
   using Vec = typename Isa::Vec;
   const To y = to;
@@ -161,15 +166,15 @@ bool a8_tile(const Packed& w, const Panel8& panel, int64_t j, const Acts8& a, in
   y.template fetch<C, V>();
   const uint8_t* codes = panel.codes + 4 * j;
   Grids8 grid{panel.scales + j, panel.zeros + j, a.scales + m * w.groups, a.sums + m * spans.count};
-  Place at{a.q + m * a.ld, a.piece, a.jumps, ahead};
+  Place at{a.q + m * a.ld, a.piece, a.jumps, ahead, STARTED ? a.starts + m : nullptr, a.start_at};
   const float* bias = panel.bias + j;
   Vec shift[V];
   MPQ_UNROLL for (int v = 0; v < V; ++v) shift[v] = Isa::load(bias + v * Isa::kWidth);
   if (spans.count == 1) {  // straight from sums to results
-    a8_scaled<BITS>(a8_span<BITS, C, V>(codes, a, at, end), grid, 1, 1,
-                    [&](int c, int v, Vec value, Vec scale) __attribute__((always_inline)) {
-                      y.template put<C, V>(held, c, v, Isa::add(Isa::mul(value, scale), shift[v]));
-                    });
+    a8_scaled<BITS, C, V, STARTED>(a8_span<BITS, C, V, STARTED>(codes, a, at, end), grid, 1, 1,
+                                   [&](int c, int v, Vec value, Vec scale) __attribute__((always_inline)) {
+                                     y.template put<C, V>(held, c, v, Isa::add(Isa::mul(value, scale), shift[v]));
+                                   });
     return y.done(held);
   }
   // Results fill no registers, but are read and written nowhere else than in their places on the stack.
@@ -178,9 +183,10 @@ bool a8_tile(const Packed& w, const Panel8& panel, int64_t j, const Acts8& a, in
   int64_t k = 0, left = smaller(spans.group, end);
   for (int64_t s = 0; s < spans.count; ++s) {  // without a division, which would hold up what follows
     const int64_t length = smaller(spans.length, left), bytes = mpq::packed_bytes(length, BITS) * kPanel;
-    a8_scaled<BITS>(a8_span<BITS, C, V>(codes, a, at, length), grid, w.groups, spans.count,
-                    [&](int c, int v, Vec value, Vec scale)
-                        __attribute__((always_inline)) { tile[c][v] = Isa::fused(value, scale, tile[c][v]); });
+    a8_scaled<BITS, C, V, STARTED>(a8_span<BITS, C, V, STARTED>(codes, a, at, length), grid, w.groups, spans.count,
+                                   [&](int c, int v, Vec value, Vec scale) __attribute__((always_inline)) {
+                                     tile[c][v] = Isa::fused(value, scale, tile[c][v]);
+                                   });
     codes += bytes, ++grid.act_sums, k += length, left -= length;
     if (left > 0) continue;
     grid.scales += kPanel, grid.zeros += zero_step, ++grid.act_scales;
@@ -210,7 +216,7 @@ void a8_rows(const Panel8& panel, int64_t m, int64_t rows, const Tile& tile) {
   }
 }
 
-template <int BITS>
+template <int BITS, bool STARTED = false>
 struct Tiles8 {
   const Packed& w;
   const Panel8& panel;
@@ -237,8 +243,8 @@ struct Tiles8 {
   bool tile(int64_t m, int64_t j, const To& to) const {
     const int64_t ahead = m + j ? 0 : panel.ahead;
     if constexpr (kTileVecs * Isa::kWidth == kPanel)
-      if (narrow()) return a8_tile<BITS, C, 1>(w, panel, j, acts, m, ahead, to);
-    return a8_tile<BITS, C, kTileVecs>(w, panel, j, acts, m, ahead, to);
+      if (narrow()) return a8_tile<BITS, C, 1, false>(w, panel, j, acts, m, ahead, to);
+    return a8_tile<BITS, C, kTileVecs, STARTED>(w, panel, j, acts, m, ahead, to);
   }
 
   void floats(int64_t rows, float* y, int64_t ld) const {
@@ -247,7 +253,7 @@ struct Tiles8 {
       const ToFloats to{y + m * ld + j, ld, clamp, panel.far};
       if constexpr (c <= Isa::template kWideRows<BITS>)
         if (panel.columns == kPanel) {  // lines of codes one after the other
-          if (j == 0) a8_tile<BITS, c, kPanel / Isa::kWidth>(w, panel, j, acts, m, m ? 0 : panel.ahead, to);
+          if (j == 0) a8_tile<BITS, c, kPanel / Isa::kWidth, false>(w, panel, j, acts, m, m ? 0 : panel.ahead, to);
           return;
         }
       tile<c>(m, j, to);
@@ -284,6 +290,8 @@ struct Tiles8 {
 
 void gemm_a8(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float* y, int64_t ldy) {
   if (w.bits == 2) Tiles8<2>{w, panel, a}.floats(rows, y, ldy);
+  if constexpr (Isa::kStartCodes<4> > 0)
+    if (w.bits == 4 && a.starts) return Tiles8<4, true>{w, panel, a}.floats(rows, y, ldy);
   if (w.bits == 4) Tiles8<4>{w, panel, a}.floats(rows, y, ldy);
   if (w.bits == 8) Tiles8<8>{w, panel, a}.floats(rows, y, ldy);
 }
@@ -291,6 +299,8 @@ void gemm_a8(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows,
 bool gemm_a8_bytes(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, const mpq::ByteGrid& grid,
                    int8_t* y, int64_t ldy) {
   if (w.bits == 2) return Tiles8<2>{w, panel, a}.bytes(rows, grid, y, ldy);
+  if constexpr (Isa::kStartCodes<4> > 0)
+    if (w.bits == 4 && a.starts) return Tiles8<4, true>{w, panel, a}.bytes(rows, grid, y, ldy);
   if (w.bits == 4) return Tiles8<4>{w, panel, a}.bytes(rows, grid, y, ldy);
   return Tiles8<8>{w, panel, a}.bytes(rows, grid, y, ldy);
 }

@@ -98,6 +98,13 @@ void order_a8(int bits, const int8_t* in, int64_t in_ld, int64_t rows, int64_t c
   if (bits == 8) order_rows<8>(in, in_ld, rows, count, out, ld, width, sums);
 }
 
+void start_a8(const int8_t* q, int64_t ld, int64_t rows, int64_t count, int32_t* starts, int64_t step) {
+  constexpr int64_t kCodes = Isa::kStartCodes<4>;
+  if constexpr (kCodes > 0)
+    for (int64_t k = 0; k < count; k += kCodes, starts += step)
+      for (int64_t r = 0; r < rows; ++r) starts[r] = Isa::start(q + r * ld + k, smaller(kCodes, count - k));
+}
+
 // Over count bytes; up to a vector is read in any case.
 inline typename Isa::Vec byte_sums(const int8_t* q, int64_t ld, int64_t rows, int64_t count) {
   alignas(64) uint8_t bytes[2 * kStep];

@@ -33,7 +33,7 @@ namespace {
   "vpand %[mask], %%ymm12, %%ymm12\n\t"      \
   "vpand %[mask], %%ymm13, %%ymm13\n\t"
 
-// 16 codes of each weight row, and the bytes that those of a whole panel take.
+// 16 codes of each weight row, and the bytes that those of a whole panel take, which memory is asked for ahead of time.
 #define MPQ_STEP_2(rows)             \
   MPQ_LOWEST("0") rows("0")          \
   MPQ_FIELD("0", "2") rows("4")      \
@@ -44,11 +44,15 @@ namespace {
   MPQ_FIELD("0", "4") rows("4")      \
   MPQ_LOWEST("128") rows("8")        \
   MPQ_FIELD("128", "4") rows("12")
+#define MPQ_FETCH(at) "prefetcht1 " at "(%[codes],%[ahead])\n\t"
+#define MPQ_FETCH_2 MPQ_FETCH("0") MPQ_FETCH("64")
+#define MPQ_FETCH_4 MPQ_FETCH_2 MPQ_FETCH("128") MPQ_FETCH("192")
 #define MPQ_BYTES_2 "128"
 #define MPQ_BYTES_4 "256"
 
-#define MPQ_NONE(left, right)                                 \
-  "vpxor %%xmm" left ", %%xmm" left ", %%xmm" left "\n\t"     \
+// What sums start with: the two numbers of a row, or nothing.
+#define MPQ_NONE(left, right)                             \
+  "vpxor %%xmm" left ", %%xmm" left ", %%xmm" left "\n\t" \
   "vpxor %%xmm" right ", %%xmm" right ", %%xmm" right "\n\t"
 #define MPQ_NONE_1 MPQ_NONE("0", "1")
 #define MPQ_NONE_2 MPQ_NONE_1 MPQ_NONE("2", "3")
@@ -56,6 +60,15 @@ namespace {
 #define MPQ_NONE_4 MPQ_NONE_3 MPQ_NONE("6", "7")
 #define MPQ_NONE_5 MPQ_NONE_4 MPQ_NONE("8", "9")
 #define MPQ_NONE_6 MPQ_NONE_5 MPQ_NONE("10", "11")
+#define MPQ_START(at, left, right)                    \
+  "vpbroadcastd " at "(%[starts]), %%ymm" left "\n\t" \
+  "vmovdqa %%ymm" left ", %%ymm" right "\n\t"
+#define MPQ_START_1 MPQ_START("0", "0", "1")
+#define MPQ_START_2 MPQ_START_1 MPQ_START("4", "2", "3")
+#define MPQ_START_3 MPQ_START_2 MPQ_START("8", "4", "5")
+#define MPQ_START_4 MPQ_START_3 MPQ_START("12", "6", "7")
+#define MPQ_START_5 MPQ_START_4 MPQ_START("16", "8", "9")
+#define MPQ_START_6 MPQ_START_5 MPQ_START("20", "10", "11")
 
 // Neighbours' sums joined in 32 bits, and added to those in memory, or put there.
 #define MPQ_ADD(sum, at) "vpaddd " at "(%[sums]), %%ymm" sum ", %%ymm" sum "\n\t"
@@ -71,9 +84,13 @@ namespace {
 #define MPQ_JOIN_5(how) MPQ_JOIN_4(how) MPQ_JOIN(how, "8", "256") MPQ_JOIN(how, "9", "288")
 #define MPQ_JOIN_6(how) MPQ_JOIN_5(how) MPQ_JOIN(how, "10", "320") MPQ_JOIN(how, "11", "352")
 
-#define MPQ_BLOCK(bits, rows)                                                                     \
-  asm volatile(MPQ_NONE_##rows                                                                    \
+#define MPQ_BLOCK(bits, rows, begin)                                                              \
+  asm volatile(begin##_##rows                                                                     \
                "1:\n\t"                                                                           \
+               "test %[ahead], %[ahead]\n\t"                                                      \
+               "jz 2f\n\t"                                                                        \
+               MPQ_FETCH_##bits                                                                   \
+               "2:\n\t"                                                                           \
                MPQ_STEP_##bits(MPQ_ROWS_##rows)                                                   \
                "add $16, %[q]\n\t"                                                                \
                "add $16, %[q3]\n\t"                                                               \
@@ -82,42 +99,44 @@ namespace {
                "jnz 1b\n\t"                                                                       \
                "vmovdqa %[ones], %%ymm12\n\t"                                                     \
                "test %[first], %[first]\n\t"                                                      \
-               "jnz 2f\n\t"                                                                       \
+               "jnz 3f\n\t"                                                                       \
                MPQ_JOIN_##rows(MPQ_ADD)                                                           \
-               "jmp 3f\n"                                                                         \
-               "2:\n\t"                                                                           \
-               MPQ_JOIN_##rows(MPQ_PUT)                                                           \
+               "jmp 4f\n"                                                                         \
                "3:\n\t"                                                                           \
+               MPQ_JOIN_##rows(MPQ_PUT)                                                           \
+               "4:\n\t"                                                                           \
                : [codes] "+&r"(codes), [q] "+&r"(q), [q3] "+&r"(q3), [count] "+&r"(count)         \
-               : [ld] "r"(ld), [sums] "r"(sums), [first] "r"(int(first)), [mask] "m"(kMask),      \
-                 [ones] "m"(kOnes)                                                                \
+               : [ahead] "r"(ahead), [ld] "r"(ld), [starts] "r"(starts), [sums] "r"(sums),        \
+                 [first] "r"(int(first)), [mask] "m"(kMask), [ones] "m"(kOnes)                    \
                : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7",  \
                  "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15")
+
+#define MPQ_BLOCKS(bits, begin)                       \
+  if constexpr (ROWS == 1) MPQ_BLOCK(bits, 1, begin); \
+  if constexpr (ROWS == 2) MPQ_BLOCK(bits, 2, begin); \
+  if constexpr (ROWS == 3) MPQ_BLOCK(bits, 3, begin); \
+  if constexpr (ROWS == 4) MPQ_BLOCK(bits, 4, begin); \
+  if constexpr (ROWS == 5) MPQ_BLOCK(bits, 5, begin); \
+  if constexpr (ROWS == 6) MPQ_BLOCK(bits, 6, begin)
 // clang-format on
 
 // sums[ROWS][16] = or, unless it is the first time, += products of `count` codes, a multiple of 16 above 0, of 16
-// columns of a panel with as many bytes of each row of activations. 16 bits must be enough for two neighbours' sums;
-// these lie on 32 bytes.
-template <int BITS, int ROWS>
-inline void avx2_block(const uint8_t* codes, const int8_t* q, int64_t ld, int64_t count, bool first, void* sums) {
+// columns of a panel with as many bytes of each row of activations, and, where STARTED, two numbers of 16 bits for each
+// row, with which its sums start. In the end 16 bits must be enough for two neighbours' sums; `sums` lie on 32 bytes.
+// Unless `ahead` is 0, the panel's codes that are so many bytes on are asked for meanwhile.
+template <int BITS, int ROWS, bool STARTED>
+inline void avx2_block(const uint8_t* codes, int64_t ahead, const int8_t* q, int64_t ld, const int32_t* starts,
+                       int64_t count, bool first, void* sums) {
   constexpr uint64_t kField = 0x0101010101010101 * ((1 << BITS) - 1), kOne = 0x0001000100010001;
   alignas(32) static constexpr uint64_t kMask[] = {kField, kField, kField, kField}, kOnes[] = {kOne, kOne, kOne, kOne};
   static_assert((BITS == 2 || BITS == 4) && ROWS >= 1 && ROWS <= 6);
   const int8_t* q3 = ROWS > 3 ? q + 3 * ld : q;
   if constexpr (BITS == 2) {
-    if constexpr (ROWS == 1) MPQ_BLOCK(2, 1);
-    if constexpr (ROWS == 2) MPQ_BLOCK(2, 2);
-    if constexpr (ROWS == 3) MPQ_BLOCK(2, 3);
-    if constexpr (ROWS == 4) MPQ_BLOCK(2, 4);
-    if constexpr (ROWS == 5) MPQ_BLOCK(2, 5);
-    if constexpr (ROWS == 6) MPQ_BLOCK(2, 6);
+    MPQ_BLOCKS(2, MPQ_NONE);
+  } else if constexpr (STARTED) {
+    MPQ_BLOCKS(4, MPQ_START);
   } else {
-    if constexpr (ROWS == 1) MPQ_BLOCK(4, 1);
-    if constexpr (ROWS == 2) MPQ_BLOCK(4, 2);
-    if constexpr (ROWS == 3) MPQ_BLOCK(4, 3);
-    if constexpr (ROWS == 4) MPQ_BLOCK(4, 4);
-    if constexpr (ROWS == 5) MPQ_BLOCK(4, 5);
-    if constexpr (ROWS == 6) MPQ_BLOCK(4, 6);
+    MPQ_BLOCKS(4, MPQ_NONE);
   }
 }
 

@@ -22,6 +22,18 @@ struct LinearArgs {
 };
 void linear(const LinearArgs& args);
 
+// Whether products with 8-bit activations gain by what `start_a8` makes of these. They take it only where every span of
+// the weight begins with a block. `meetings`: of each activation with weights.
+constexpr int64_t kMinMeetings = 128;  // estimated: a start costs as many instructions as it saves in 64
+inline bool takes_starts(const Packed& w, int64_t meetings) {
+  const int64_t codes = kernels().start_codes;
+  if (w.bits != 4 || codes == 0 || w.kp <= codes / 2 || meetings < kMinMeetings) return false;
+  const Spans spans(w);
+  for (int64_t s = 0; s < spans.count; ++s)
+    if (spans.begin(s) % codes != 0) return false;
+  return true;
+}
+
 // y[i] = f(y[i]), computed in fp32.
 void activate(Activation f, void* y, Float type, int64_t count);
 

@@ -156,7 +156,9 @@ struct Acts8 {
   int64_t ld;
   const float *scales, *sums;  // [rows][groups], [rows][spans]
   int64_t piece;
-  const int64_t* jumps;  // one for each piece; that behind the last is read, but goes nowhere
+  const int64_t* jumps;               // one for each piece; that behind the last is read, but goes nowhere
+  const int32_t* starts = nullptr;    // as `start_a8` makes them, of rows one after the other, or none
+  const int64_t* start_at = nullptr;  // for each block, where they are from there
 };
 constexpr int64_t kNoJump[1] = {};
 
@@ -275,6 +277,10 @@ struct Kernels {
   // sums, too, unless null: exact below 2^24.
   void (*order_a8)(int bits, const int8_t* in, int64_t in_ld, int64_t rows, int64_t count, int8_t* out, int64_t ld,
                    int64_t width, float* sums);
+  // For codes of 4 bits: what sums of 16 bits start with in each block of so many bytes of a row; the two of row r and
+  // the i-th block are starts[i * step + r]. `count` is a multiple of 16. Where start_codes is 0 none are wanted.
+  int64_t start_codes;
+  void (*start_a8)(const int8_t* q, int64_t ld, int64_t rows, int64_t count, int32_t* starts, int64_t step);
   // sums[r * step] = the sum of `count` bytes, exact below 2^24, of rows ld bytes apart; up to kLine bytes are read in
   // any case.
   void (*sum_a8)(const int8_t* q, int64_t ld, int64_t rows, int64_t count, float* sums, int64_t step);

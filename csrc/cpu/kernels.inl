@@ -337,6 +337,6 @@ void gather(const float* x, const float* end, const int64_t* taps, int64_t count
       transpose, transpose_far, every, filter_plane, filter_row, spread, quads_of_floats,    \
       quads_of_bytes, quads_of_planes, quad_weights,                                         \
       filter_quads, Isa::kQuadMost, largest, round_act, round_bytes, quantize_act, order_a8, \
-      sum_a8, panel_a8, grid_a8, gemm_a8, gemm_a8_bytes, gram<false>, gram_pairs(), T,       \
+      Isa::kStartCodes<4>, start_a8, sum_a8, panel_a8, grid_a8, gemm_a8, gemm_a8_bytes, gram<false>, gram_pairs(), T,       \
       kTileSums, Isa::kGemmFrom, Isa::ahead, load_rows, quantize, probe_errors}
 // clang-format on

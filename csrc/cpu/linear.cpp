@@ -136,10 +136,20 @@ struct Rounded {
   const int64_t ld;  // rows a power of two apart would fall on each other in the cache
   Buffer<int8_t> q;
   Buffer<float> scales, sums;
+  const int64_t blocks;  // that have starts
+  Buffer<int32_t> starts;
+  Buffer<int64_t> start_at;
 
   Rounded(const LinearArgs& a, const Spans& spans, const float* x)
-      : ld(a.weight.kp + kLine), q(a.m * ld), scales(a.m * a.weight.groups), sums(a.m * spans.count) {
+      : ld(a.weight.kp + kLine),
+        q(a.m * ld),
+        scales(a.m * a.weight.groups),
+        sums(a.m * spans.count),
+        blocks(takes_starts(a.weight, a.weight.n) ? ceil_div(a.weight.kp, kernels().start_codes) : 0),
+        starts(a.m * blocks),
+        start_at(blocks) {
     const Packed& w = a.weight;
+    for (int64_t i = 0; i < blocks; ++i) start_at[i] = i * a.m;
     parallel_for(a.m, ceil_div(kGrainMacs, w.kp), [&](int64_t begin, int64_t end) {
       for (int64_t m = begin; m < end; ++m)
         kernels().quantize_act(x + m * w.kp, w.kp, w.group, a.act_scale, q + m * ld, scales + m * w.groups);
@@ -150,15 +160,17 @@ struct Rounded {
       int8_t* const first = q + begin * ld;
       float* const whole = spans.count == 1 ? sums + begin : nullptr;
       kernels().order_a8(w.bits, first, ld, end - begin, w.kp, first, ld, w.kp, whole);
+      if (blocks) kernels().start_a8(first, ld, end - begin, w.kp, starts + begin, a.m);
     });
   }
+  Acts8 acts(int64_t kp) const { return {q, ld, scales, sums, kp, kNoJump, starts, start_at}; }
 };
 
 void by_panels8(const LinearArgs& a, const float* x) {
   const Packed& w = a.weight;
   const Spans spans(w);
   const Rounded rounded(a, spans, x);
-  const Acts8 acts{rounded.q, rounded.ld, rounded.scales, rounded.sums, w.kp, kNoJump};
+  const Acts8 acts = rounded.acts(w.kp);
   const bool direct = a.type == Float::f32;
   const int64_t least = w.k < kFarDepth ? kFarBytes : kFarBytesOfDeep;
   const bool far = direct && !bends(a.activation) && goes_far(static_cast<float*>(a.y), w.n, a.m * w.n, least);

@@ -28,6 +28,13 @@ inline Patch kind_of_patch(const ConvArgs& a) {
   return a.in_channels / a.groups % kTaken == 0 && a.out_width > kShort ? Patch::in_image : Patch::copied;
 }
 
+// Whether an image's pixels are to have starts: those of its patches then lie side by side, too, in every block.
+inline bool pixels_have_starts(const ConvArgs& a, Patch patch) {
+  if (!takes_starts(a.weight, a.weight.n * a.kernel[0] * a.kernel[1])) return false;
+  return patch == Patch::pixel ||
+         (patch == Patch::in_image && a.groups == 1 && a.stride[1] == 1 && a.in_channels % kernels().start_codes == 0);
+}
+
 // The input as bytes with its zero padding in place, channels last: [batch][height][width][pixel], a pixel being its
 // channels, and zeros up to the packed length of a row where a patch is just one pixel.
 struct Image8 {
@@ -35,6 +42,8 @@ struct Image8 {
   const bool ordered;          // as `order_a8` does, so that patches need not be
   const bool summed;           // where the sum of a patch is that of whole pixels
   Buffer<float> scales, sums;  // of samples; of pixels
+  const int64_t blocks;        // of a pixel, that have starts
+  Buffer<int32_t> starts;      // [block][pixel]
   Buffer<int8_t> data;
 
   Image8(const ConvArgs& a, Patch patch)
@@ -44,7 +53,9 @@ struct Image8 {
         ordered(a.in_channels / a.groups % kTaken == 0 || patch == Patch::pixel),
         summed(ordered && a.groups == 1 && Spans(a.weight).count == 1),
         scales(a.batch),
-        sums(summed ? a.batch * height * width : 0),
+        sums(summed ? pixels(a) : 0),
+        blocks(pixels_have_starts(a, patch) ? ceil_div(pixel, kernels().start_codes) : 0),
+        starts(blocks * pixels(a)),
         data(padded(a.batch * sample()) + kSlack) {
     const int64_t bytes = a.batch * sample();
     std::memset(data + bytes, 0, padded(bytes) + kSlack - bytes);
@@ -83,6 +94,7 @@ struct Image8 {
       if (spoiled.at(b)) scales[b] = std::numeric_limits<float>::quiet_NaN();
   }
 
+  int64_t pixels(const ConvArgs& a) const { return a.batch * height * width; }
   int64_t sample() const { return height * width * pixel; }
   int64_t index(int64_t b, int64_t y, int64_t x) const { return (b * height + y) * width + x; }
   int64_t at(int64_t b, int64_t y, int64_t x) const { return index(b, y, x) * pixel; }
@@ -95,6 +107,7 @@ struct Image8 {
     for (int64_t y = 0; y <= a.height; ++y) {
       std::memset(data + to * pixel, 0, count * pixel);
       if (summed) std::memset(sums + to, 0, count * sizeof(float));
+      for (int64_t i = 0; i < blocks; ++i) std::memset(starts + i * pixels(a) + to, 0, count * sizeof(int32_t));
       to += count + a.width;
       count = y + 1 < a.height ? across : around;
     }
@@ -117,6 +130,7 @@ struct Image8 {
   void order(const ConvArgs& a, const int8_t* x, int64_t gap, int64_t pixels, int64_t to) {
     kernels().order_a8(a.weight.bits, x, gap, pixels, a.in_channels, data + to * pixel, pixel, pixel,
                        summed ? sums + to : nullptr);
+    if (blocks) kernels().start_a8(data + to * pixel, pixel, pixels, pixel, starts + to, this->pixels(a));
   }
 
   // Pixels p0..p1 of sample b from x, `gap` floats apart. False where one is not finite.
@@ -163,30 +177,43 @@ struct Atoms {
 struct Patches {
   const Spans spans;
   const Patch kind;
-  const bool joined;  // taps that lie side by side make one piece
-  const int64_t channels, piece, ld;
-  Buffer<int64_t> jumps;
+  const bool joined;                        // taps that lie side by side make one piece
+  const int64_t most, channels, piece, ld;  // most: patches at a time
+  const int64_t blocks;                     // of a patch, that have starts
+  Buffer<int64_t> jumps, start_at;
   Buffer<int8_t> room;
   Buffer<float> scales, sums, line;
+  Buffer<int32_t> starts;  // of patches that are copied
 
   Patches(const ConvArgs& a, const Image8& image, Patch patch, int64_t pixels)
       : spans(a.weight),
         kind(patch),
         joined(a.groups == 1 && a.dilation[1] == 1),
+        most(pixels),
         channels(a.in_channels / a.groups),
         piece(joined ? a.kernel[1] * channels : channels),
         ld(patch == Patch::pixel      ? image.pixel
            : patch == Patch::in_image ? a.stride[1] * image.pixel
                                       : a.weight.kp + kBlock),
+        blocks(image.blocks || (patch == Patch::copied && takes_starts(a.weight, a.weight.n / a.groups))
+                   ? ceil_div(a.weight.kp, kernels().start_codes)
+                   : 0),
         jumps(a.kernel[0] * a.kernel[1]),
+        start_at(blocks),
         room(patch == Patch::copied ? pixels * ld + kSlack : 0),
         scales(pixels * a.weight.groups),
         sums(pixels * spans.count),
-        line(pixels) {
+        line(pixels),
+        starts(image.blocks ? 0 : blocks * pixels) {
     const int64_t down = a.dilation[0] * image.width * image.pixel, right = a.dilation[1] * image.pixel;
     const int64_t across = joined ? 1 : a.kernel[1];  // pieces of a row of taps
     for (int64_t i = 0; i < a.kernel[0] * across; ++i)
       jumps[i] = ((i + 1) % across ? right : down - (across - 1) * right) - piece;
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t k = i * kernels().start_codes, tap = patch == Patch::in_image ? k / channels : 0;
+      const int64_t y = tap / a.kernel[1] * a.dilation[0], x = tap % a.kernel[1] * a.dilation[1];
+      start_at[i] = image.blocks ? i % image.blocks * image.pixels(a) + y * image.width + x : i * pixels;
+    }
   }
 
   void gather(const ConvArgs& a, const Image8& image, const Atoms* atoms, int64_t group, int64_t p0, int64_t p1,
@@ -200,6 +227,7 @@ struct Patches {
     if (kind == Patch::in_image || (kind == Patch::pixel && image.summed)) return;
     const bool one = !image.ordered && spans.count == 1;
     if (!image.ordered) kernels().order_a8(w.bits, room, ld, p1 - p0, w.kp, room, ld, w.kp, one ? &sums[0] : nullptr);
+    if (starts) kernels().start_a8(room, ld, p1 - p0, w.kp, starts, most);
     if (one) return;
     const int8_t* rows = kind == Patch::pixel ? image.data + p0 * ld : room;
     for (int64_t s = 0; s < spans.count; ++s)
@@ -209,16 +237,25 @@ struct Patches {
   // Of a run where it lies in the image; and of the pixels from p on, which p0 begins.
   Acts8 rows(const ConvArgs& a, const Image8& image, int64_t group, const Run& run) const {
     const int64_t lane = run.lane;
-    return {first(a, image, group, run), ld, scales + lane * a.weight.groups, sums + lane * spans.count, piece, jumps};
+    Acts8 acts{first(a, image, group, run), ld,    scales + lane * a.weight.groups,
+               sums + lane * spans.count,   piece, jumps};
+    if (blocks) acts.starts = image.starts + at(a, image, run), acts.start_at = start_at;
+    return acts;
   }
   Acts8 rows(const ConvArgs& a, const Image8& image, int64_t p0, int64_t p) const {
     const int8_t* q = kind == Patch::pixel ? image.data + p * ld : room + (p - p0) * ld;
     const float* its_sums = kind == Patch::pixel && image.summed ? image.sums + p : sums + (p - p0) * spans.count;
-    return {q, ld, scales + (p - p0) * a.weight.groups, its_sums, a.weight.kp, kNoJump};
+    Acts8 acts{q, ld, scales + (p - p0) * a.weight.groups, its_sums, a.weight.kp, kNoJump};
+    if (blocks) acts.starts = image.blocks ? image.starts + p : starts + (p - p0), acts.start_at = start_at;
+    return acts;
   }
 
+  // The first pixel that a run meets, and its bytes.
+  static int64_t at(const ConvArgs& a, const Image8& image, const Run& run) {
+    return image.index(run.batch, run.y * a.stride[0], run.x * a.stride[1]);
+  }
   const int8_t* first(const ConvArgs& a, const Image8& image, int64_t group, const Run& run) const {
-    return image.data + image.at(run.batch, run.y * a.stride[0], run.x * a.stride[1]) + group * channels;
+    return image.data + at(a, image, run) * image.pixel + group * channels;
   }
 
   // The run's sums, from those of atoms in the order of taps.

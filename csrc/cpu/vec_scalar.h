@@ -185,8 +185,11 @@ struct Isa {
   static constexpr int kWideRows = 0;
   template <int BITS>
   static constexpr bool kBlocks = false;
-  template <int BITS, int C>
-  static void block(const uint8_t*, const int8_t*, int64_t, int64_t, bool, void*) {}
+  template <int BITS, int C, bool STARTED>
+  static void block(const uint8_t*, int64_t, const int8_t*, int64_t, const int32_t*, int64_t, bool, void*) {}
+  template <int BITS>
+  static constexpr int64_t kStartCodes = 0;
+  static int32_t start(const int8_t*, int64_t) { return 0; }
   static constexpr int kTurns = 4;
   template <int BITS>
   static constexpr int64_t kNarrow = 0;
