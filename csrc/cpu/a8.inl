@@ -166,7 +166,7 @@ bool a8_tile(const Packed& w, const Panel8& panel, int64_t j, const Acts8& a, in
   y.template fetch<C, V>();
   const uint8_t* codes = panel.codes + 4 * j;
   Grids8 grid{panel.scales + j, panel.zeros + j, a.scales + m * w.groups, a.sums + m * spans.count};
-  Place at{a.q + m * a.ld, a.piece, a.jumps, ahead, STARTED ? a.starts + m : nullptr, a.start_at};
+  Place at{a.q + m * a.ld, a.piece, a.jumps, ahead, STARTED ? a.starts + m : nullptr, STARTED ? a.start_at : nullptr};
   const float* bias = panel.bias + j;
   Vec shift[V];
   MPQ_UNROLL for (int v = 0; v < V; ++v) shift[v] = Isa::load(bias + v * Isa::kWidth);
