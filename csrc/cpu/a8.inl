@@ -99,8 +99,9 @@ inline Sums8<C, V> a8_blocks(const uint8_t* codes, const Acts8& a, Place& at, in
     const int64_t bytes = mpq::packed_bytes(count, BITS) * kPanel;
     read_ends(codes, bytes - 4 * kPanel + 4 * V * Isa::kWidth);
     for (int c = 0; c < C; ++c) read_ends(at.q + c * a.ld, count);
-    Isa::template block<BITS, C, STARTED>(codes, at.ahead, at.q, a.ld, STARTED ? at.starts + *at.start_at++ : nullptr,
-                                          count, first, &sum);
+    const int32_t* start = STARTED ? at.starts + *at.start_at++ : nullptr;
+    if (STARTED) read_ends(start, C * sizeof(int32_t));
+    Isa::template block<BITS, C, STARTED>(codes, at.ahead, at.q, a.ld, start, count, first, &sum);
     codes += bytes, k -= count, at.q += count, at.left -= count;
     if (at.left == 0) at.q += *at.jump++, at.left = a.piece;
   }
