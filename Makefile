@@ -10,7 +10,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0+cpu
-JOBS ?= auto
+# A process of some hundred megabytes for each, of files that mostly wait for the longest one: more than 8 gain nothing.
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 BIN = $(VENV)/bin
 INPUTS = setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
@@ -22,9 +23,10 @@ EXAMPLE = --model mpqkern.cli.example:net --data mpqkern.cli.example:batches
 demo: $(VENV)/.installed
 	$(BIN)/python bench/demo.py
 
-# File by file in the order of their names: the longest, which builds everything once more, is one of the first.
+# File by file, since what a file builds serves all its tests, and in the order of their names: test_builds.py takes
+# longest, and is one of the first.
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -q -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

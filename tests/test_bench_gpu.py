@@ -36,13 +36,13 @@ def test_outcomes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_step_that_hangs_is_cut_off_with_what_it_started(tmp_path: Path) -> None:
     alive = tmp_path / "alive"
-    child = f"import time, pathlib; time.sleep(1.2); pathlib.Path({str(alive)!r}).touch()"
+    child = f"import time, pathlib; time.sleep(8); pathlib.Path({str(alive)!r}).touch()"
     start = time.monotonic()
     code = f"import subprocess, sys; print('at work', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
-    found = ran(tmp_path, code, left=0.6)
+    found = ran(tmp_path, code, left=3)
     assert found.result.startswith("cut off after") and found.said == "at work"
-    assert time.monotonic() - start < 1.1
-    time.sleep(start + 1.7 - time.monotonic())
+    assert time.monotonic() - start < 7
+    time.sleep(max(0, start + 12 - time.monotonic()))
     assert not alive.exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -48,7 +49,7 @@ DENSE = [
     (32, 40, 1, (3, 3), (1, 1), (1, 1), (1, 1), 5, 14),
     (16, 34, 1, (3, 1), (1, 1), (2, 0), (1, 1), 4, 28),
 ]
-# Many meetings of each activation, or sums of 16 bits would not start with what is taken from them.
+# At least 128 meetings of each activation: below that no sums of 16 bits start with what is taken from them.
 BLOCKS = [
     (64, 20, 1, (3, 3), (1, 1), (1, 1), (1, 1), 7, 9),  # pixels of one block
     (128, 16, 1, (3, 3), (2, 1), (2, 3), (2, 3), 9, 13),  # of two, taps that lie apart
@@ -103,13 +104,16 @@ def test_blocks_of_sums(path: SimpleNamespace, case: tuple, group: int) -> None:
     zeros = torch.randint(0, 64, (cout, -(-k // group) if group else 1)) / 4
     rows = codes - packed.spread(zeros, group, k)
     want = F.conv2d(x.double(), packed.weight_from_rows(rows, shape).double(), bias.double(), **geometry(case))
-    weight, one = (path.pack(codes, 4), torch.ones_like(zeros), zeros), torch.ones(1)
+    weight, one, step = (path.pack(codes, 4), torch.ones_like(zeros), zeros), torch.ones(1), torch.tensor([2.0**12])
     how = (4, group, kernel, stride, padding, dilation, groups)
-    for y in orders(x):
+    rounded, fragments = (want / step).round().clamp(-127, 127), path.fragments(weight[0], 4, k)
+    for threads, y in itertools.product((1, 3), orders(x)):
+        torch.set_num_threads(threads)
         assert torch.equal(path.conv2d(y, *weight, bias, *how, 8, one).double(), want)
-        step = torch.tensor([2.0**12])
-        got = path.conv2d_bytes(y, *weight, bias, *how, one, None, None, step)
-        assert torch.equal(got.double(), (want / step).round().clamp(-127, 127)) and got.unique().numel() > 9
+        for given in (y, y.to(torch.int8).contiguous(memory_format=torch.channels_last)):
+            for panels in (None, fragments):
+                got = path.conv2d_bytes(given, *weight, bias, *how, one, panels, None, step)
+                assert torch.equal(got.double(), rounded) and got.unique().numel() > 9
 
 
 @pytest.mark.sanitize
@@ -182,7 +186,7 @@ def test_any_number_of_threads_gives_the_same_bits(
 
 
 @pytest.mark.parametrize("group", [0, 32])
-@pytest.mark.parametrize("case", DEPTHWISE + DENSE)
+@pytest.mark.parametrize("case", DEPTHWISE + DENSE + BLOCKS)
 def test_every_instruction_set_gives_the_same_bits(case: tuple, group: int) -> None:
     if ops.why_plain is not None:
         pytest.skip(f"no compiled kernels: {ops.why_plain}")

@@ -92,7 +92,7 @@ inline void read_ends([[maybe_unused]] const void* p, [[maybe_unused]] int64_t c
 // The same where `block` does it: sums of so many products as 16 bits are enough for, then of these. k is above 0.
 template <int BITS, int C, int V, bool STARTED>
 inline Sums8<C, V> a8_blocks(const uint8_t* codes, const Acts8& a, Place& at, int64_t k) {
-  constexpr int64_t kMost = STARTED ? Isa::template kStartCodes<BITS> : Isa::template kNarrow<BITS>;
+  constexpr int64_t kMost = STARTED ? mpq::kStartCodes : Isa::template kNarrow<BITS>;
   Sums8<C, V> sum;
   for (bool first = true; k > 0; first = false) {
     const int64_t count = smaller(smaller(kMost, k), at.left);
@@ -108,7 +108,7 @@ inline Sums8<C, V> a8_blocks(const uint8_t* codes, const Acts8& a, Place& at, in
   return sum;
 }
 
-// Of the codes of one span; less half of their number each where STARTED.
+// Of the codes of one span; where STARTED each less 2^(BITS - 1).
 template <int BITS, int C, int V, bool STARTED>
 inline Sums8<C, V> a8_span(const uint8_t* codes, const Acts8& a, Place& at, int64_t k) {
   constexpr int64_t kNarrow = Isa::template kNarrow<BITS>;
@@ -291,7 +291,7 @@ struct Tiles8 {
 
 void gemm_a8(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float* y, int64_t ldy) {
   if (w.bits == 2) Tiles8<2>{w, panel, a}.floats(rows, y, ldy);
-  if constexpr (Isa::kStartCodes<4> > 0)
+  if constexpr (Isa::kStarts)
     if (w.bits == 4 && a.starts) return Tiles8<4, true>{w, panel, a}.floats(rows, y, ldy);
   if (w.bits == 4) Tiles8<4>{w, panel, a}.floats(rows, y, ldy);
   if (w.bits == 8) Tiles8<8>{w, panel, a}.floats(rows, y, ldy);
@@ -300,7 +300,7 @@ void gemm_a8(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows,
 bool gemm_a8_bytes(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, const mpq::ByteGrid& grid,
                    int8_t* y, int64_t ldy) {
   if (w.bits == 2) return Tiles8<2>{w, panel, a}.bytes(rows, grid, y, ldy);
-  if constexpr (Isa::kStartCodes<4> > 0)
+  if constexpr (Isa::kStarts)
     if (w.bits == 4 && a.starts) return Tiles8<4, true>{w, panel, a}.bytes(rows, grid, y, ldy);
   if (w.bits == 4) return Tiles8<4>{w, panel, a}.bytes(rows, grid, y, ldy);
   return Tiles8<8>{w, panel, a}.bytes(rows, grid, y, ldy);

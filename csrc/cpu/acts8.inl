@@ -99,10 +99,8 @@ void order_a8(int bits, const int8_t* in, int64_t in_ld, int64_t rows, int64_t c
 }
 
 void start_a8(const int8_t* q, int64_t ld, int64_t rows, int64_t count, int32_t* starts, int64_t step) {
-  constexpr int64_t kCodes = Isa::kStartCodes<4>;
-  if constexpr (kCodes > 0)
-    for (int64_t k = 0; k < count; k += kCodes, starts += step)
-      for (int64_t r = 0; r < rows; ++r) starts[r] = Isa::start(q + r * ld + k, smaller(kCodes, count - k));
+  for (int64_t k = 0; k < count; k += mpq::kStartCodes, starts += step)
+    for (int64_t r = 0; r < rows; ++r) starts[r] = Isa::start(q + r * ld + k, smaller(mpq::kStartCodes, count - k));
 }
 
 // Over count bytes; up to a vector is read in any case.

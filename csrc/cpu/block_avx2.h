@@ -33,7 +33,7 @@ namespace {
   "vpand %[mask], %%ymm12, %%ymm12\n\t"      \
   "vpand %[mask], %%ymm13, %%ymm13\n\t"
 
-// 16 codes of each weight row, and the bytes that those of a whole panel take, which memory is asked for ahead of time.
+// 16 codes of each weight row.
 #define MPQ_STEP_2(rows)             \
   MPQ_LOWEST("0") rows("0")          \
   MPQ_FIELD("0", "2") rows("4")      \
@@ -44,11 +44,13 @@ namespace {
   MPQ_FIELD("0", "4") rows("4")      \
   MPQ_LOWEST("128") rows("8")        \
   MPQ_FIELD("128", "4") rows("12")
+
+// Of a whole panel those take so many bytes; as many, `ahead` of them, are asked for into level 2.
+#define MPQ_BYTES_2 "128"
+#define MPQ_BYTES_4 "256"
 #define MPQ_FETCH(at) "prefetcht1 " at "(%[codes],%[ahead])\n\t"
 #define MPQ_FETCH_2 MPQ_FETCH("0") MPQ_FETCH("64")
 #define MPQ_FETCH_4 MPQ_FETCH_2 MPQ_FETCH("128") MPQ_FETCH("192")
-#define MPQ_BYTES_2 "128"
-#define MPQ_BYTES_4 "256"
 
 // What sums start with: the two numbers of a row, or nothing.
 #define MPQ_NONE(left, right)                             \

@@ -69,7 +69,7 @@ void conv_a8(const ConvArgs& a) {
   // With few tiles for each thread the output channels are shared out too, and patches gathered more than once.
   const int64_t parts = std::min(panels, std::max<int64_t>(1, ceil_div(2 * thread_count(), tiles)));
   parallel_for(tiles * parts, 1, [&](int64_t begin, int64_t end) {
-    Patches patches(a, image, kind, tile_pixels);
+    Patches patches(a, image, kind, tile_pixels, rows / parts);
     Panels8 all(w, made, a.bias, a.activation);
     Buffer<float> results(tile_pixels * kPanel);
     Buffer<Run> runs(tile_pixels);

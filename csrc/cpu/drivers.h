@@ -22,16 +22,15 @@ struct LinearArgs {
 };
 void linear(const LinearArgs& args);
 
-// Whether products with 8-bit activations gain by what `start_a8` makes of these. They take it only where every span of
-// the weight begins with a block. `meetings`: of each activation with weights.
-constexpr int64_t kMinMeetings = 128;  // estimated: a start costs as many instructions as it saves in 64
-inline bool takes_starts(const Packed& w, int64_t meetings) {
-  const int64_t codes = kernels().start_codes;
-  if (w.bits != 4 || codes == 0 || w.kp <= codes / 2 || meetings < kMinMeetings) return false;
+// Blocks that have starts, of rows that are as long as the weight's; 0 where products cannot take what `start_a8`
+// makes, or gain nothing by it. `meetings`: of each activation with weights.
+constexpr int64_t kMinMeetings = 128;  // twice as many as, counted in instructions, pay for a start
+inline int64_t started_blocks(const Packed& w, int64_t meetings) {
+  if (w.bits != 4 || !kernels().starts_a8 || w.kp <= kStartCodes / 2 || meetings < kMinMeetings) return 0;
   const Spans spans(w);
   for (int64_t s = 0; s < spans.count; ++s)
-    if (spans.begin(s) % codes != 0) return false;
-  return true;
+    if (spans.begin(s) % kStartCodes != 0) return 0;
+  return ceil_div(w.kp, kStartCodes);
 }
 
 // y[i] = f(y[i]), computed in fp32.

@@ -17,8 +17,7 @@ struct Isa : Avx2 {
   static constexpr bool kBlocks = false;
   template <int BITS>
   static constexpr int64_t kNarrow = 0;
-  template <int BITS>
-  static constexpr int64_t kStartCodes = 0;
+  static constexpr bool kStarts = false;
   static constexpr int kPlaces = 4;
   using Factors = Bytes;
   template <int BITS>

@@ -150,7 +150,9 @@ struct Panel8 {
 };
 
 // Rows of 8-bit activations, `ld` bytes apart, in the order of `order_a8`. A row lies in pieces of so many bytes, a
-// multiple of 16; from the end of each it is a jump to the next.
+// multiple of 16; from the end of each it is a jump to the next. With starts, for codes of 4 bits, all pieces but the
+// last, and all spans of the weight but the last, are multiples of kStartCodes, since each such block takes its own.
+constexpr int64_t kStartCodes = 64;
 struct Acts8 {
   const int8_t* q;
   int64_t ld;
@@ -277,9 +279,11 @@ struct Kernels {
   // sums, too, unless null: exact below 2^24.
   void (*order_a8)(int bits, const int8_t* in, int64_t in_ld, int64_t rows, int64_t count, int8_t* out, int64_t ld,
                    int64_t width, float* sums);
-  // For codes of 4 bits: what sums of 16 bits start with in each block of so many bytes of a row; the two of row r and
-  // the i-th block are starts[i * step + r]. `count` is a multiple of 16. Where start_codes is 0 none are wanted.
-  int64_t start_codes;
+  // starts[i * step + r] = what sums of 16 bits start with in the i-th block of kStartCodes bytes of row r: minus 8
+  // times the sum of the first two bytes of its quads, and, in the upper half, of the last two. `count` is a multiple
+  // of
+  // 32. Only where `starts_a8`; elsewhere products read none.
+  bool starts_a8;
   void (*start_a8)(const int8_t* q, int64_t ld, int64_t rows, int64_t count, int32_t* starts, int64_t step);
   // sums[r * step] = the sum of `count` bytes, exact below 2^24, of rows ld bytes apart; up to kLine bytes are read in
   // any case.

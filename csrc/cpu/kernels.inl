@@ -332,11 +332,11 @@ void gather(const float* x, const float* end, const int64_t* taps, int64_t count
 // clang-format off
 #define MPQ_KERNELS(table, isa)                                                              \
   const mpq::Kernels mpq::table = {                                                          \
-      isa, to_float, from_float, activate, unpack, dequantize, gemv, words_length,           \
-      words_fit, words_order, gemv_words, gemm, gemm_at, add, copy_far, gather,              \
-      transpose, transpose_far, every, filter_plane, filter_row, spread, quads_of_floats,    \
-      quads_of_bytes, quads_of_planes, quad_weights,                                         \
-      filter_quads, Isa::kQuadMost, largest, round_act, round_bytes, quantize_act, order_a8, \
-      Isa::kStartCodes<4>, start_a8, sum_a8, panel_a8, grid_a8, gemm_a8, gemm_a8_bytes, gram<false>, gram_pairs(), T,       \
-      kTileSums, Isa::kGemmFrom, Isa::ahead, load_rows, quantize, probe_errors}
+      isa, to_float, from_float, activate, unpack, dequantize, gemv, words_length, words_fit,\
+      words_order, gemv_words, gemm, gemm_at, add, copy_far, gather, transpose, transpose_far,\
+      every, filter_plane, filter_row, spread, quads_of_floats, quads_of_bytes,              \
+      quads_of_planes, quad_weights, filter_quads, Isa::kQuadMost, largest, round_act,       \
+      round_bytes, quantize_act, order_a8, Isa::kStarts, start_a8, sum_a8, panel_a8, grid_a8,\
+      gemm_a8, gemm_a8_bytes, gram<false>, gram_pairs(), T, kTileSums, Isa::kGemmFrom,       \
+      Isa::ahead, load_rows, quantize, probe_errors}
 // clang-format on

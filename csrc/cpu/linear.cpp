@@ -131,6 +131,8 @@ void fetch_grids(const Packed& w, int64_t n0, int64_t n1) {
 // each other out of the caches: where weights are so long that memory has time enough, fewer bytes go past these.
 constexpr int64_t kFarDepth = 512, kFarBytesOfDeep = 256 * 1024;  // measured
 
+constexpr int64_t kStartsFrom = 3;  // rows of activations: fewer meet whole panels, without starts
+
 // Rows of activations rounded to 8 bits.
 struct Rounded {
   const int64_t ld;  // rows a power of two apart would fall on each other in the cache
@@ -145,7 +147,7 @@ struct Rounded {
         q(a.m * ld),
         scales(a.m * a.weight.groups),
         sums(a.m * spans.count),
-        blocks(takes_starts(a.weight, a.weight.n) ? ceil_div(a.weight.kp, kernels().start_codes) : 0),
+        blocks(a.m < kStartsFrom ? 0 : started_blocks(a.weight, a.weight.n)),
         starts(a.m * blocks),
         start_at(blocks) {
     const Packed& w = a.weight;

@@ -28,11 +28,11 @@ inline Patch kind_of_patch(const ConvArgs& a) {
   return a.in_channels / a.groups % kTaken == 0 && a.out_width > kShort ? Patch::in_image : Patch::copied;
 }
 
-// Whether an image's pixels are to have starts: those of its patches then lie side by side, too, in every block.
-inline bool pixels_have_starts(const ConvArgs& a, Patch patch) {
-  if (!takes_starts(a.weight, a.weight.n * a.kernel[0] * a.kernel[1])) return false;
-  return patch == Patch::pixel ||
-         (patch == Patch::in_image && a.groups == 1 && a.stride[1] == 1 && a.in_channels % kernels().start_codes == 0);
+// Blocks of a pixel that are to have starts, or 0: those of patches must lie side by side, too, in every block.
+inline int64_t pixel_blocks(const ConvArgs& a, Patch patch) {
+  const int64_t taps = a.kernel[0] * a.kernel[1], all = started_blocks(a.weight, a.weight.n * taps);
+  const bool whole = a.groups == 1 && a.stride[1] == 1 && a.in_channels % kStartCodes == 0;
+  return patch == Patch::pixel ? all : patch == Patch::in_image && whole ? all / taps : 0;
 }
 
 // The input as bytes with its zero padding in place, channels last: [batch][height][width][pixel], a pixel being its
@@ -54,7 +54,7 @@ struct Image8 {
         summed(ordered && a.groups == 1 && Spans(a.weight).count == 1),
         scales(a.batch),
         sums(summed ? pixels(a) : 0),
-        blocks(pixels_have_starts(a, patch) ? ceil_div(pixel, kernels().start_codes) : 0),
+        blocks(pixel_blocks(a, patch)),
         starts(blocks * pixels(a)),
         data(padded(a.batch * sample()) + kSlack) {
     const int64_t bytes = a.batch * sample();
@@ -185,7 +185,8 @@ struct Patches {
   Buffer<float> scales, sums, line;
   Buffer<int32_t> starts;  // of patches that are copied
 
-  Patches(const ConvArgs& a, const Image8& image, Patch patch, int64_t pixels)
+  // So many at a time, each of which meets so many rows of the weight.
+  Patches(const ConvArgs& a, const Image8& image, Patch patch, int64_t pixels, int64_t meetings)
       : spans(a.weight),
         kind(patch),
         joined(a.groups == 1 && a.dilation[1] == 1),
@@ -195,9 +196,9 @@ struct Patches {
         ld(patch == Patch::pixel      ? image.pixel
            : patch == Patch::in_image ? a.stride[1] * image.pixel
                                       : a.weight.kp + kBlock),
-        blocks(image.blocks || (patch == Patch::copied && takes_starts(a.weight, a.weight.n / a.groups))
-                   ? ceil_div(a.weight.kp, kernels().start_codes)
-                   : 0),
+        blocks(image.blocks             ? ceil_div(a.weight.kp, kStartCodes)
+               : patch == Patch::copied ? started_blocks(a.weight, meetings)
+                                        : 0),
         jumps(a.kernel[0] * a.kernel[1]),
         start_at(blocks),
         room(patch == Patch::copied ? pixels * ld + kSlack : 0),
@@ -210,7 +211,7 @@ struct Patches {
     for (int64_t i = 0; i < a.kernel[0] * across; ++i)
       jumps[i] = ((i + 1) % across ? right : down - (across - 1) * right) - piece;
     for (int64_t i = 0; i < blocks; ++i) {
-      const int64_t k = i * kernels().start_codes, tap = patch == Patch::in_image ? k / channels : 0;
+      const int64_t k = i * kStartCodes, tap = patch == Patch::in_image ? k / channels : 0;
       const int64_t y = tap / a.kernel[1] * a.dilation[0], x = tap % a.kernel[1] * a.dilation[1];
       start_at[i] = image.blocks ? i % image.blocks * image.pixels(a) + y * image.width + x : i * pixels;
     }

@@ -217,16 +217,13 @@ struct Avx2 {
                     int64_t count, bool first, void* sums) {
     avx2_block<BITS, C, STARTED>(codes, ahead, q, ld, starts, count, first, sums);
   }
-  // Codes less 8 are half as large. Where a block's sums start at minus 8 times those of its activations, 16 bits are
-  // enough in the end for 16 steps of 8 * 127 * 2 = 2032, whatever they are on the way.
-  template <int BITS>
-  static constexpr int64_t kStartCodes = BITS == 4 ? 64 : 0;
-  static int32_t start(const int8_t* q, int64_t count) {  // count: a multiple of 16
+  // 4-bit codes less 8 are half as large. Where a block's sums start at minus 8 times those of its activations, 16 bits
+  // are enough in the end for 16 steps of 8 * 127 * 2 = 2032: on the way additions are modulo 2^16.
+  static constexpr bool kStarts = true;
+  static int32_t start(const int8_t* q, int64_t count) {  // count: a multiple of 32, up to kStartCodes
     __m256i sum = _mm256_setzero_si256();
-    for (int64_t i = 0; i < count; i += 32) {
-      const __m256i x = count - i < 32 ? load_some(q + i, 16) : load_bytes(q + i);
-      sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(_mm256_set1_epi8(8), x));
-    }
+    for (int64_t i = 0; i < count; i += 32)
+      sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(_mm256_set1_epi8(8), load_bytes(q + i)));
     __m128i half = _mm_add_epi16(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
     half = _mm_add_epi16(half, _mm_shuffle_epi32(half, 0x4e));
     half = _mm_add_epi16(half, _mm_shuffle_epi32(half, 0xb1));

@@ -161,8 +161,7 @@ struct Avx512 : Avx2 {
   static constexpr int kWideRows = 0;
   template <int BITS>
   static constexpr bool kBlocks = false;
-  template <int BITS>
-  static constexpr int64_t kStartCodes = 0;
+  static constexpr bool kStarts = false;
   static constexpr int kTurns = 4;
   template <int BITS>
   static constexpr int64_t kNarrow = 0;

@@ -187,8 +187,7 @@ struct Isa {
   static constexpr bool kBlocks = false;
   template <int BITS, int C, bool STARTED>
   static void block(const uint8_t*, int64_t, const int8_t*, int64_t, const int32_t*, int64_t, bool, void*) {}
-  template <int BITS>
-  static constexpr int64_t kStartCodes = 0;
+  static constexpr bool kStarts = false;
   static int32_t start(const int8_t*, int64_t) { return 0; }
   static constexpr int kTurns = 4;
   template <int BITS>

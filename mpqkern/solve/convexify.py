@@ -118,7 +118,9 @@ def relax(
     solver.setOptionValue("qp_iteration_limit", ITERATIONS * n)
     solver.setOptionValue("time_limit", max(seconds, 0.01))
     solver.passModel(model)
-    if run(solver):  # in a thread of its own: in the caller's, HiGHS refuses other numbers of threads than its first
+    # In a thread of its own: the caller's may have run HiGHS with another number of threads, and then HiGHS refuses.
+    # Ctrl-C waits for the end: QPs ask nobody meanwhile.
+    if run(solver):
         raise KeyboardInterrupt
     solution = solver.getSolution()
     shares = np.clip(np.array(solution.col_value), 0, 1).reshape(layers, width) * allowed
@@ -138,17 +140,18 @@ def relax(
 def _everywhere(form: np.ndarray, layers: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """A form that is convex everywhere, and linear terms with which it is x'form x, but for a constant, on shares.
 
-    HiGHS's QP solver leaves the simplices on its way, and gives up where a form is not convex there.
+    `form` is symmetric. HiGHS's QP solver leaves the simplices on its way, and gives up where a form is not convex
+    there.
     """
     n = layers * width
     blocks = form.reshape(layers, width, layers, width)
     blocks = blocks - blocks.mean(axis=1, keepdims=True)  # of shares, their differences from equal ones are left
     slope = 2 * blocks.mean(axis=3).sum(axis=2).ravel()
     blocks = blocks - blocks.mean(axis=3, keepdims=True)
-    apart = blocks.reshape(n, n)
     at = np.arange(layers)
-    blocks[at, :, at, :] += np.abs(apart.diagonal()).mean() / width
-    return (apart + apart.T) / 2, slope
+    blocks[at, :, at, :] += np.abs(np.einsum("lblb->lb", blocks)).mean() / width
+    whole = blocks.reshape(n, n)
+    return (whole + whole.T) / 2, slope
 
 
 def _differences(width: int) -> np.ndarray:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes as c
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,10 +49,20 @@ def build() -> Path | None:
         return _make(_kept(source.stem, ".o", made_of), [nvcc, *flags, "-c", str(source)])
 
     sources = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), Path(__file__).with_name("fakecudart.c")]
-    with ThreadPoolExecutor(max_workers=2) as pool:
+    with _alone(), ThreadPoolExecutor(max_workers=2) as pool:
         objects = list(pool.map(compiled, sources))
-    out = _kept("kernels", ".so", [str(path).encode() for path in objects])
-    return _make(out, [nvcc, "-shared", "-cudart", "none", *map(str, objects)])
+        out = _kept("kernels", ".so", [str(path).encode() for path in objects])
+        return _make(out, [nvcc, "-shared", "-cudart", "none", *map(str, objects)])
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Of several processes that test at a time the first one builds, and the others find what it has made."""
+    lock = ROOT / "build" / "ptxsim" / ".lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
 
 
 def _includes(path: Path) -> list[Path]:
