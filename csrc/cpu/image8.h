@@ -65,7 +65,8 @@ struct Image8 {
     const int64_t bytes = a.batch * sample();
     std::memset(data + bytes, 0, padded(bytes) + kSlack - bytes);
     for (int64_t b = 0; b < a.batch; ++b) pad(a, b);
-    if (blocks) std::memset(starts, 0, blocks * block_starts * sizeof(int32_t));  // those of the padding
+    const bool pads = width > a.width || height > a.height;
+    if (blocks && pads) std::memset(starts, 0, blocks * block_starts * sizeof(int32_t));
     const Scales8 found(a);
     Spoiled spoiled(a.batch);
     const bool last = a.x8 || (a.x_stride[1] == 1 && a.in_channels > 1);

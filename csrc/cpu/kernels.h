@@ -280,9 +280,8 @@ struct Kernels {
   void (*order_a8)(int bits, const int8_t* in, int64_t in_ld, int64_t rows, int64_t count, int8_t* out, int64_t ld,
                    int64_t width, float* sums);
   // starts[i * step + r] = what sums of 16 bits start with in the i-th block of kStartCodes bytes of row r: minus 8
-  // times the sum of the first two bytes of its quads, and, in the upper half, of the last two. `count` is a multiple
-  // of
-  // 32. Only where `starts_a8`; elsewhere products read none.
+  // times the sum of the first two bytes of its quads, and, in the upper half, of the last two. A row's count is a
+  // multiple of 32. Only where `starts_a8`; elsewhere products read none.
   bool starts_a8;
   void (*start_a8)(const int8_t* q, int64_t ld, int64_t rows, int64_t count, int32_t* starts, int64_t step);
   // sums[r * step] = the sum of `count` bytes, exact below 2^24, of rows ld bytes apart; up to kLine bytes are read in
