@@ -106,10 +106,13 @@ void conv_a8(const ConvArgs& a) {
         const int64_t ldy = in_place ? w.n : kPanel;
         here.far = in_place && far;
         if (kind != Patch::in_image) {
+          here.next = kPanel;
           kernels().gemm_a8(w, here, patches.rows(a, image, p0, p0), p1 - p0, y, ldy);
         } else {
-          for (const Run* run = runs; run < runs + count; ++run, here.ahead = 0)
+          for (const Run* run = runs; run < runs + count; ++run, here.ahead = 0) {
+            here.next = run->length * ldy;
             kernels().gemm_a8(w, here, patches.rows(a, image, group, *run), run->length, y + run->lane * ldy, ldy);
+          }
         }
         if (bends(a.activation)) kernels().activate(a.activation, y, p1 - p0, n1 - n0, ldy);
         if (a.y8)

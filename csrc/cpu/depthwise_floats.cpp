@@ -6,7 +6,8 @@ namespace mpq {
 namespace {
 
 constexpr int64_t kManyTaps = 25;
-constexpr int64_t kNarrow = 16;  // results of a narrow row
+constexpr int64_t kNarrow = 16;      // results of a narrow row
+constexpr int64_t kPixelsAhead = 8;  // of those whose results are found together
 
 // Weights, scales and biases, kLanes channels at a time, as `filter_row` takes them.
 struct FloatFilters {
@@ -99,6 +100,7 @@ struct FloatRows {
         r.scale = f.centered ? scale + c : ones, r.bias = f.centered ? w.bias + c0 + c : zeros;
         r.range = f.centered ? range_of(a.activation) : Range{};
         r.y = landing.data, r.y_pixel = landing.pixel, r.far = landing.far && f.centered;
+        r.ahead = landing.asks() ? kPixelsAhead * landing.pixel : 0;
         kernels().filter_row(r);
         if (!f.centered) settle_row(w, r, c0, c);
         finite &= landing.land(f.centered, i + 1 == last);

@@ -77,6 +77,8 @@ class Landing {
   int8_t* bytes = nullptr;  // in place of data, or null
   int64_t row = 0, pixel = 0;
   bool far = false;  // as in Output
+  // Whether it helps to ask for the memory of results before there are any.
+  bool asks() const { return direct_ && !bytes && !far; }
 
   // At `rows` rows from i on, `count` channels from c on, of which `used` are there; returns how many rows it will be.
   // Rows of the same channels follow each other, and land before the next ones are aimed at.

@@ -27,11 +27,8 @@ bool present(const void* p) {
 
 bool goes_far(const float* y, int64_t step, int64_t floats, int64_t least) {
   constexpr int64_t kFloat = sizeof(float);
-#ifndef __SSE__
-  return false;
-#endif
-  return floats * kFloat >= least && step * kFloat % kLine == 0 && reinterpret_cast<uintptr_t>(y) % kLine == 0 &&
-         present(y + floats - 1);
+  return kernels().far && floats * kFloat >= least && step * kFloat % kLine == 0 &&
+         reinterpret_cast<uintptr_t>(y) % kLine == 0 && present(y + floats - 1);
 }
 
 }  // namespace mpq

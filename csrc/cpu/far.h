@@ -12,8 +12,8 @@ namespace mpq {
 // with who reads their results. Measured with 1 MiB of a level 2 cache and 32 of a level 3.
 constexpr int64_t kFarBytes = 4 * 1024 * 1024;
 
-// Whether `floats` results from y on, `least` bytes or more, go there: only whole lines can, so pixels (or rows),
-// `step` apart, have to begin with one.
+// Whether `floats` results from y on, `least` bytes or more, go there: only whole lines can (Kernels::far), so pixels
+// (or rows), `step` apart, have to begin with one.
 bool goes_far(const float* y, int64_t step, int64_t floats, int64_t least = kFarBytes);
 
 // Behind it other threads find what this one has written so.

@@ -2,15 +2,17 @@
 
 namespace {
 
-// Where the k-th row of columns lies: in a panel, or anywhere.
+// Where the k-th row of columns lies: in a panel, or anywhere. from: a later column.
 struct PanelRows {
   const float* panel;
   const float* operator[](int64_t k) const { return panel + k * kPanel; }
+  PanelRows from(int64_t j) const { return {panel + j}; }
 };
 struct TapRows {
   const float* x;
   const int64_t* taps;
   const float* operator[](int64_t k) const { return x + taps[k]; }
+  TapRows from(int64_t j) const { return {x + j, taps}; }
 };
 
 // R weight rows by WIDE vectors of columns, all sums in registers.
@@ -59,13 +61,11 @@ void gemm_wide(const float* a, int64_t lda, int64_t rows, const Columns& columns
 template <class Columns>
 void gemm_columns(const float* a, int64_t lda, int64_t rows, const Columns& columns, int64_t count, int64_t depth,
                   float* c, int64_t ldc, bool first) {
-  const int64_t wide = mpq::ceil_div(smaller(count, kPanel), Isa::kWidth);
-  if (wide == 1) return gemm_wide<1>(a, lda, rows, columns, depth, c, ldc, first);
-  if constexpr (kPanel / Isa::kWidth == 4) {
-    if (wide == 2) return gemm_wide<2>(a, lda, rows, columns, depth, c, ldc, first);
-    if (wide == 3) return gemm_wide<3>(a, lda, rows, columns, depth, c, ldc, first);
-  }
-  gemm_wide<kPanel / Isa::kWidth>(a, lda, rows, columns, depth, c, ldc, first);
+  for (int64_t j = 0; j < smaller(count, kPanel); j += 2 * Isa::kWidth)
+    if (count - j <= Isa::kWidth)
+      gemm_wide<1>(a, lda, rows, columns.from(j), depth, c + j, ldc, first);
+    else
+      gemm_wide<2>(a, lda, rows, columns.from(j), depth, c + j, ldc, first);
 }
 
 void gemm(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t columns, int64_t depth, float* c,

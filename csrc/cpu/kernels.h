@@ -77,6 +77,7 @@ struct FilterRow {
   Range range;                                    // and that within the range
   float* y = nullptr;
   bool far = false;                                  // y goes past the caches: goes_far
+  int64_t ahead = 0;                                 // from results to some that memory is asked for meanwhile; or 0
   int64_t y_pixel = 0, out_width = 0, channels = 0;  // channels: a multiple of kWidest
 };
 
@@ -127,6 +128,7 @@ struct QuadTask {
   Range range;
   float* y = nullptr;
   bool far = false;      // as in FilterRow
+  int64_t ahead = 0;     // likewise
   int8_t* y8 = nullptr;  // in place of y: rounded
   ByteGrid grid;
   int64_t y_row = 0, y_pixel = 0, out_width = 0;
@@ -147,6 +149,7 @@ struct Panel8 {
   int64_t columns;       // rows of the weight that it holds
   int64_t ahead;         // from each code to one that memory is asked for meanwhile, in bytes; or 0
   bool far = false;      // floats of results go past the caches: goes_far
+  int64_t next = 0;      // from these results to those of the next product, in floats
 };
 
 // Rows of 8-bit activations, `ld` bytes apart, in the order of `order_a8`. A row lies in pieces of so many bytes, a
@@ -215,6 +218,7 @@ struct Kernels {
   // out[i] = in[i] + value; out may be in.
   void (*add)(const float* in, float value, int64_t count, float* out);
 
+  bool far;  // whether stores past the caches pay: vectors that are lines
   // out[i] = in[i], past the caches.
   void (*copy_far)(const float* in, int64_t count, float* out);
 

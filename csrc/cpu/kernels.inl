@@ -26,7 +26,7 @@ constexpr float kRound = 12582912.0f;
 
 // A vector of results: past the caches where y is far (goes_far).
 inline void store_result(float* y, typename Isa::Vec v, bool far) {
-  if (far)
+  if (Isa::kFar && far)
     Isa::store_far(y, v);
   else
     Isa::store(y, v);
@@ -228,30 +228,40 @@ void copy_far(const float* in, int64_t count, float* out) {
 }
 
 // By squares of S x S, of which the last overlap those before; by smaller ones where there is none, and single numbers.
+// Whichever lies further apart goes line by line; where that is `out`, memory is asked for the lines of S rows on.
 template <int S>
 void transpose_by(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld) {
-  for (int64_t row = 0; row < rows; row += S)
-    for (int64_t column = 0; column < columns; column += S) {
-      const int64_t i = rows < S ? row : smaller(row, rows - S),
-                    j = columns < S ? column : smaller(column, columns - S);
-      const float* from = in + i * in_ld + j;
-      float* to = out + j * out_ld + i;
-      const int64_t height = smaller(S, rows - i), width = smaller(S, columns - j);
-      if (height == S && width == S) {
-        if constexpr (S == 8) {
-          Isa::transpose8(from, in_ld, to, out_ld);
-        } else {
-          typename Isa::Bytes square[S];
-          Isa::transpose_words(reinterpret_cast<const uint8_t*>(from), 4 * in_ld, square);
-          for (int r = 0; r < S; ++r) Isa::store_bytes(to + r * out_ld, square[r]);
-        }
-      } else if constexpr (S > 8) {
-        transpose_by<8>(from, in_ld, height, width, to, out_ld);
+  auto square = [&](int64_t row, int64_t column) __attribute__((always_inline)) {
+    const int64_t i = rows < S ? row : smaller(row, rows - S), j = columns < S ? column : smaller(column, columns - S);
+    const float* from = in + i * in_ld + j;
+    float* to = out + j * out_ld + i;
+    const int64_t height = smaller(S, rows - i), width = smaller(S, columns - j);
+    if (height == S && width == S) {
+      if constexpr (S == 8) {
+        Isa::transpose8(from, in_ld, to, out_ld);
       } else {
-        for (int64_t r = 0; r < height; ++r)
-          for (int64_t c = 0; c < width; ++c) to[c * out_ld + r] = from[r * in_ld + c];
+        typename Isa::Bytes words[S];
+        Isa::transpose_words(reinterpret_cast<const uint8_t*>(from), 4 * in_ld, words);
+        for (int r = 0; r < S; ++r) Isa::store_bytes(to + r * out_ld, words[r]);
       }
+    } else if constexpr (S > 8) {
+      transpose_by<8>(from, in_ld, height, width, to, out_ld);
+    } else {
+      for (int64_t r = 0; r < height; ++r)
+        for (int64_t c = 0; c < width; ++c) to[c * out_ld + r] = from[r * in_ld + c];
     }
+  };
+  if (out_ld > in_ld) {
+    for (int64_t column = 0; column < columns; column += S)
+      for (int64_t row = 0; row < rows; row += S) {
+        for (int64_t r = 0; row % mpq::kWidest == 0 && columns >= S && r < S; ++r)
+          __builtin_prefetch(out + (column + S + r) * out_ld + row, 1);
+        square(row, column);
+      }
+  } else {
+    for (int64_t row = 0; row < rows; row += S)
+      for (int64_t column = 0; column < columns; column += S) square(row, column);
+  }
 }
 
 void transpose(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld) {
@@ -333,10 +343,10 @@ void gather(const float* x, const float* end, const int64_t* taps, int64_t count
 #define MPQ_KERNELS(table, isa)                                                              \
   const mpq::Kernels mpq::table = {                                                          \
       isa, to_float, from_float, activate, unpack, dequantize, gemv, words_length, words_fit,\
-      words_order, gemv_words, gemm, gemm_at, add, copy_far, gather, transpose, transpose_far,\
-      every, filter_plane, filter_row, spread, quads_of_floats, quads_of_bytes,              \
-      quads_of_planes, quad_weights, filter_quads, Isa::kQuadMost, largest, round_act,       \
-      round_bytes, quantize_act, order_a8, Isa::kStarts, start_a8, sum_a8, panel_a8, grid_a8,\
-      gemm_a8, gemm_a8_bytes, gram<false>, gram_pairs(), T, kTileSums, Isa::kGemmFrom,       \
-      Isa::ahead, load_rows, quantize, probe_errors}
+      words_order, gemv_words, gemm, gemm_at, add, Isa::kFar, copy_far, gather, transpose,   \
+      transpose_far, every, filter_plane, filter_row, spread, quads_of_floats,               \
+      quads_of_bytes, quads_of_planes, quad_weights, filter_quads, Isa::kQuadMost, largest,  \
+      round_act, round_bytes, quantize_act, order_a8, Isa::kStarts, start_a8, sum_a8,        \
+      panel_a8, grid_a8, gemm_a8, gemm_a8_bytes, gram<false>, gram_pairs(), T, kTileSums,    \
+      Isa::kGemmFrom, Isa::ahead, load_rows, quantize, probe_errors}
 // clang-format on

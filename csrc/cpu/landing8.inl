@@ -11,17 +11,17 @@ struct ToFloats {
   float* y;
   int64_t ld;
   const Clamp clamp;
-  const bool far = false;  // as in Panel8
+  const bool far = false;       // as in Panel8
+  const float* soon = nullptr;  // where C rows go soon, or null
   struct Held {};
 
-  // Asks for where C rows go, if they lie apart: a panel's own width apart they are on their way elsewhere, in a
-  // cache, or follow each other. Unrolled, addresses would be kept in registers of vectors.
+  // Asks for that memory. Unrolled, addresses would be kept in registers of vectors.
   template <int C, int V>
   void fetch() const {
-    if (ld <= kPanel || far) return;
+    if (!soon) return;
 #pragma GCC unroll 1
     for (int c = 0; c < C; ++c)
-      for (int v = 0; v < V; ++v) __builtin_prefetch(y + c * ld + v * Isa::kWidth, 1);
+      for (int v = 0; v < V; ++v) __builtin_prefetch(soon + c * ld + v * Isa::kWidth, 1);
   }
   // Vector v of V in row c of C, in order.
   template <int C, int V>

@@ -187,7 +187,7 @@ void by_panels8(const LinearArgs& a, const float* x) {
       const bool in_place = direct && (n1 - n0) % kWidest == 0;
       float* y = in_place ? static_cast<float*>(a.y) + n0 : room;
       const int64_t ldy = in_place ? w.n : kPanel;
-      panel.far = in_place && far;
+      panel.far = in_place && far, panel.next = kPanel;
       kernels().gemm_a8(w, panel, acts, a.m, y, ldy);
       if (bends(a.activation)) kernels().activate(a.activation, y, a.m, n1 - n0, ldy);
       for (int64_t m = 0; !in_place && m < a.m; ++m) put(a, m, n0, n1, y + m * kPanel);

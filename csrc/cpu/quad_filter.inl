@@ -150,8 +150,11 @@ bool quad_column(const mpq::QuadTask& r, int64_t first, int64_t quads) {
   if (!r.y8) {
     float* y = r.y + begin * r.y_pixel;
     for (int64_t row = 0; row < r.rows; ++row, x += r.x_row, y += r.y_row)
-      for (int64_t b = 0; b < r.blocks; ++b)
-        quad_tile<QUADS, STEP>(r, r.block[b], x, left, QuadFloats<FAR>{y + b * mpq::kWidest, r.y_pixel, clamp});
+      for (int64_t b = 0; b < r.blocks; ++b) {
+        float* const to = y + b * mpq::kWidest;
+        for (int64_t i = 0; r.ahead && i < left; ++i) __builtin_prefetch(to + r.ahead + i * r.y_pixel, 1);
+        quad_tile<QUADS, STEP>(r, r.block[b], x, left, QuadFloats<FAR>{to, r.y_pixel, clamp});
+      }
     return true;
   }
   const Rounding8 rounding(r.grid);
@@ -181,7 +184,8 @@ bool quad_columns(const mpq::QuadTask& r) {
 }
 
 bool filter_quads(const mpq::QuadTask& r) {
-  if (r.far) return r.step == 1 ? quad_columns<1, true>(r) : quad_columns<2, true>(r);
+  if constexpr (Isa::kFar)
+    if (r.far) return r.step == 1 ? quad_columns<1, true>(r) : quad_columns<2, true>(r);
   return r.step == 1 ? quad_columns<1, false>(r) : quad_columns<2, false>(r);
 }
 

@@ -16,19 +16,22 @@ struct Avx2 {
   static constexpr int kWidth = 8;
   using Vec = __m256;
   // Rows of a tile that is so many vectors wide: sums for two multiply-add ports of 4 cycles each, and room
-  // for the operands among 16 registers.
-  static constexpr int tile_rows(int wide) { return wide == 4 ? 3 : wide == 3 ? 4 : wide == 2 ? 6 : 8; }
+  // for the operands among 16 registers. A sum without one waits twice as long for its last product.
+  static constexpr int tile_rows(int wide) { return wide == 2 ? 6 : 8; }
 
   static constexpr int kGemmFrom = 12;
   static int64_t ahead(int, int64_t) { return 2048; }
 
   static constexpr int kGramTile = 3;    // 9 sums, enough to hide the latency, 3 rows and a column
   static constexpr bool kPairs = false;  // whether add_pairs multiplies bf16
+  // Past the caches half a line waits for the other, and what comes between may send it off alone: up to 3 times
+  // slower.
+  static constexpr bool kFar = false;
+  static void store_far(float* p, Vec a) { store(p, a); }
 
   static Vec zero() { return _mm256_setzero_ps(); }
   static Vec load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, Vec a) { _mm256_storeu_ps(p, a); }
-  static void store_far(float* p, Vec a) { _mm256_stream_ps(p, a); }  // on the start of half a line
   static Vec set1(float x) { return _mm256_set1_ps(x); }
   static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
   static Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
@@ -165,8 +168,8 @@ struct Avx2 {
   }  // of a tile two vectors wide
   static constexpr int kFullRows = 0;  // there are no larger tiles
   static Bytes load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static void store_bytes_far(void* p, Bytes v) { store_bytes(p, v); }
   static void store_bytes(void* p, Bytes v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
-  static void store_bytes_far(void* p, Bytes v) { _mm256_stream_si256(static_cast<__m256i*>(p), v); }
   static Ints no_ints() { return Ints{}; }
   static Vec to_floats(Ints v) { return _mm256_cvtepi32_ps((__m256i)v); }
 

@@ -15,6 +15,7 @@ struct Avx512 : Avx2 {
 
   static constexpr int kGramTile = 5;
   static constexpr bool kPairs = true;
+  static constexpr bool kFar = true;
 
   static Vec zero() { return _mm512_setzero_ps(); }
   static Vec load(const float* p) { return _mm512_loadu_ps(p); }

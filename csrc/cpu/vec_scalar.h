@@ -16,6 +16,8 @@ struct Isa {
 
   static constexpr int kGramTile = 2;
   static constexpr bool kPairs = false;
+  static constexpr bool kFar = false;
+  static void store_far(float* p, Vec a) { store(p, a); }
 
   static Vec zero() { return Vec{}; }
   static Vec load(const float* p) {
@@ -24,7 +26,6 @@ struct Isa {
     return r;
   }
   static void store(float* p, Vec a) { std::memcpy(p, a.v, sizeof a.v); }
-  static void store_far(float* p, Vec a) { store(p, a); }
   static Vec set1(float x) {
     Vec r;
     for (float& e : r.v) e = x;
@@ -160,8 +161,8 @@ struct Isa {
     std::memcpy(r.v, p, sizeof r.v);
     return r;
   }
-  static void store_bytes(void* p, const Bytes& b) { std::memcpy(p, b.v, sizeof b.v); }
   static void store_bytes_far(void* p, const Bytes& b) { store_bytes(p, b); }
+  static void store_bytes(void* p, const Bytes& b) { std::memcpy(p, b.v, sizeof b.v); }
   static Ints no_ints() { return Ints{}; }
   static Vec to_floats(const Ints& a) {
     Vec r;
