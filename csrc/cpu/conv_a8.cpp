@@ -39,9 +39,8 @@ void store(const ConvArgs& a, bool far, int64_t n0, int64_t n1, int64_t p0, int6
   }
   for (int64_t p = p0, stop; p < p1; p = stop) {  // sample by sample
     stop = std::min(p1, (p / plane + 1) * plane);
-    const auto transpose = far ? kernels().transpose_far : kernels().transpose;
-    transpose(results + (p - p0) * kPanel, kPanel, stop - p, columns,
-              a.y + p / plane * a.y_stride[0] + n0 * a.y_stride[1] + p % plane, a.y_stride[1]);
+    kernels().transpose_out(results + (p - p0) * kPanel, kPanel, stop - p, columns,
+                            a.y + p / plane * a.y_stride[0] + n0 * a.y_stride[1] + p % plane, a.y_stride[1], far);
   }
 }
 

@@ -194,10 +194,9 @@ void store_last(const ConvArgs& a, bool far, int64_t n0, int64_t n1, const std::
       if (a.bias) kernels().add(row, Target(a, i).bias(a), ld, row);
       kernels().activate(a.activation, row, 1, ld, ld);
     }
-    const auto transpose = far ? kernels().transpose_far : kernels().transpose;
     for (const Stretch& s : stretches)
-      transpose(sums + s.lane, ld, stop - n, s.length,
-                Target(a, n).in(a) + s.batch * a.y_stride[0] + s.pixel * channels, channels);
+      kernels().transpose_out(sums + s.lane, ld, stop - n, s.length,
+                              Target(a, n).in(a) + s.batch * a.y_stride[0] + s.pixel * channels, channels, far);
   }
 }
 

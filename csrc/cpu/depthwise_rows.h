@@ -117,8 +117,7 @@ class Landing {
     const int64_t rows = std::exchange(held_, 0), pixels = rows * a_.out_width;
     if (y_.bytes) return kernels().round_bytes(lines_, kLanes, pixels, used_, a_.y8_scale, y_.bytes + at_, y_.pixel);
     if (y_.plane != 1) {
-      const auto transpose = y_.far ? kernels().transpose_far : kernels().transpose;
-      transpose(lines_, kLanes, pixels, used_, y_.floats + at_, y_.plane);
+      kernels().transpose_out(lines_, kLanes, pixels, used_, y_.floats + at_, y_.plane, y_.far);
       return true;
     }
     for (int64_t i = 0; i < rows; ++i)

@@ -2,13 +2,16 @@
 
 namespace {
 
-// Where the k-th row of columns lies: in a panel, or anywhere. from: a later column.
+// Where the k-th row of columns lies: in a panel, or anywhere. from: a later column. kWide: vectors of columns that a
+// tile takes at the most, measured; where each is found by its tap, compilers keep all in registers, with room for two.
 struct PanelRows {
+  static constexpr int kWide = kPanel / Isa::kWidth;
   const float* panel;
   const float* operator[](int64_t k) const { return panel + k * kPanel; }
   PanelRows from(int64_t j) const { return {panel + j}; }
 };
 struct TapRows {
+  static constexpr int kWide = 2;
   const float* x;
   const int64_t* taps;
   const float* operator[](int64_t k) const { return x + taps[k]; }
@@ -48,8 +51,10 @@ void gemm_rows(const float* a, int64_t lda, int64_t rows, const Columns& columns
 }
 
 template <int WIDE, class Columns>
-void gemm_wide(const float* a, int64_t lda, int64_t rows, const Columns& columns, int64_t depth, float* c, int64_t ldc,
-               bool first) {
+void gemm_wide(const float* a, int64_t lda, int64_t rows, const Columns& columns, int64_t wide, int64_t depth, float* c,
+               int64_t ldc, bool first) {
+  if constexpr (WIDE > 1)
+    if (wide < WIDE) return gemm_wide<WIDE - 1>(a, lda, rows, columns, wide, depth, c, ldc, first);
   constexpr int kTile = Isa::tile_rows(WIDE);
   const int64_t tiles = mpq::ceil_div(rows, kTile);  // as even as can be: a tile of few rows is slow
   for (int64_t t = 0; t < tiles; ++t) {
@@ -61,11 +66,11 @@ void gemm_wide(const float* a, int64_t lda, int64_t rows, const Columns& columns
 template <class Columns>
 void gemm_columns(const float* a, int64_t lda, int64_t rows, const Columns& columns, int64_t count, int64_t depth,
                   float* c, int64_t ldc, bool first) {
-  for (int64_t j = 0; j < smaller(count, kPanel); j += 2 * Isa::kWidth)
-    if (count - j <= Isa::kWidth)
-      gemm_wide<1>(a, lda, rows, columns.from(j), depth, c + j, ldc, first);
-    else
-      gemm_wide<2>(a, lda, rows, columns.from(j), depth, c + j, ldc, first);
+  const int64_t vecs = mpq::ceil_div(smaller(count, kPanel), Isa::kWidth);
+  for (int64_t v = 0; v < vecs; v += Columns::kWide) {
+    const int64_t j = v * Isa::kWidth;
+    gemm_wide<Columns::kWide>(a, lda, rows, columns.from(j), vecs - v, depth, c + j, ldc, first);
+  }
 }
 
 void gemm(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t columns, int64_t depth, float* c,

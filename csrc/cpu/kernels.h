@@ -229,8 +229,10 @@ struct Kernels {
 
   // out[j * out_ld + i] = in[i * in_ld + j] for i < rows, j < columns.
   void (*transpose)(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld);
-  // The same past the caches; out_ld is a multiple of a line, in which `out` may begin anywhere.
-  void (*transpose_far)(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld);
+  // The same of results that memory is asked for ahead, or, where they are far, past the caches: then out_ld is a
+  // multiple of a line, in which `out` may begin anywhere.
+  void (*transpose_out)(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld,
+                        bool far);
 
   // out[i] = in[i * gap]
   void (*every)(const float* in, int64_t gap, int64_t count, float* out);

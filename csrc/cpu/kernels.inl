@@ -228,8 +228,8 @@ void copy_far(const float* in, int64_t count, float* out) {
 }
 
 // By squares of S x S, of which the last overlap those before; by smaller ones where there is none, and single numbers.
-// Whichever lies further apart goes line by line; where that is `out`, memory is asked for the lines of S rows on.
-template <int S>
+// Rows of `in` follow each other, or, with OUT, those of `out`, and memory is asked for those that are S on.
+template <int S, bool OUT>
 void transpose_by(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld) {
   auto square = [&](int64_t row, int64_t column) __attribute__((always_inline)) {
     const int64_t i = rows < S ? row : smaller(row, rows - S), j = columns < S ? column : smaller(column, columns - S);
@@ -245,16 +245,16 @@ void transpose_by(const float* in, int64_t in_ld, int64_t rows, int64_t columns,
         for (int r = 0; r < S; ++r) Isa::store_bytes(to + r * out_ld, words[r]);
       }
     } else if constexpr (S > 8) {
-      transpose_by<8>(from, in_ld, height, width, to, out_ld);
+      transpose_by<8, OUT>(from, in_ld, height, width, to, out_ld);
     } else {
       for (int64_t r = 0; r < height; ++r)
         for (int64_t c = 0; c < width; ++c) to[c * out_ld + r] = from[r * in_ld + c];
     }
   };
-  if (out_ld > in_ld) {
+  if constexpr (OUT) {
     for (int64_t column = 0; column < columns; column += S)
       for (int64_t row = 0; row < rows; row += S) {
-        for (int64_t r = 0; row % mpq::kWidest == 0 && columns >= S && r < S; ++r)
+        for (int64_t r = 0; row % mpq::kWidest == 0 && r < S; ++r)
           __builtin_prefetch(out + (column + S + r) * out_ld + row, 1);
         square(row, column);
       }
@@ -264,12 +264,15 @@ void transpose_by(const float* in, int64_t in_ld, int64_t rows, int64_t columns,
   }
 }
 
+constexpr int kSquare = Isa::kWidth > 8 ? Isa::kWidth : 8;
 void transpose(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld) {
-  transpose_by<(Isa::kWidth > 8 ? Isa::kWidth : 8)>(in, in_ld, rows, columns, out, out_ld);
+  transpose_by<kSquare, false>(in, in_ld, rows, columns, out, out_ld);
 }
 
-// Whole lines of each row of `out`, one after the other, and what is before and behind them as above.
-void transpose_far(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld) {
+// Far: whole lines of each row of `out`, one after the other, and what is before and behind them as above.
+void transpose_out(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld,
+                   bool far) {
+  if (!Isa::kFar || !far) return transpose_by<kSquare, true>(in, in_ld, rows, columns, out, out_ld);
   constexpr int64_t S = Isa::kWidth;
   const int64_t first = smaller(rows, floats_to_line(out)), last = rows - (rows - first) % mpq::kWidest;
   transpose(in, in_ld, first, columns, out, out_ld);
@@ -344,7 +347,7 @@ void gather(const float* x, const float* end, const int64_t* taps, int64_t count
   const mpq::Kernels mpq::table = {                                                          \
       isa, to_float, from_float, activate, unpack, dequantize, gemv, words_length, words_fit,\
       words_order, gemv_words, gemm, gemm_at, add, Isa::kFar, copy_far, gather, transpose,   \
-      transpose_far, every, filter_plane, filter_row, spread, quads_of_floats,               \
+      transpose_out, every, filter_plane, filter_row, spread, quads_of_floats,               \
       quads_of_bytes, quads_of_planes, quad_weights, filter_quads, Isa::kQuadMost, largest,  \
       round_act, round_bytes, quantize_act, order_a8, Isa::kStarts, start_a8, sum_a8,        \
       panel_a8, grid_a8, gemm_a8, gemm_a8_bytes, gram<false>, gram_pairs(), T, kTileSums,    \

@@ -16,8 +16,8 @@ struct Avx2 {
   static constexpr int kWidth = 8;
   using Vec = __m256;
   // Rows of a tile that is so many vectors wide: sums for two multiply-add ports of 4 cycles each, and room
-  // for the operands among 16 registers. A sum without one waits twice as long for its last product.
-  static constexpr int tile_rows(int wide) { return wide == 2 ? 6 : 8; }
+  // for the operands among 16 registers, if of four vectors all but three are read for each row.
+  static constexpr int tile_rows(int wide) { return wide == 4 ? 3 : wide == 3 ? 4 : wide == 2 ? 6 : 8; }
 
   static constexpr int kGemmFrom = 12;
   static int64_t ahead(int, int64_t) { return 2048; }
