@@ -217,8 +217,8 @@ void a8_rows(const Panel8& panel, int64_t m, int64_t rows, const Tile& tile) {
   }
 }
 
-// Products of so many codes are done before memory answers: it is asked for results so many rows ahead.
-constexpr int64_t kShallow = 256, kRowsAhead = 24;
+// Products of up to so many codes are done before memory answers: it is asked for results so many rows early.
+constexpr int64_t kShallow = 256, kRowsEarly = 24;
 
 template <int BITS, bool STARTED = false>
 struct Tiles8 {
@@ -253,13 +253,13 @@ struct Tiles8 {
 
   void floats(int64_t rows, float* y, int64_t ld) const {
     const Clamp clamp(panel.range);
-    const int64_t on = w.kp <= kShallow ? smaller(rows, kRowsAhead) : 0;
+    const int64_t early = w.kp <= kShallow ? smaller(rows, kRowsEarly) : 0;
     // A panel's own width apart results are on their way elsewhere, in a cache, or follow each other.
     const bool asks = ld > kPanel && !panel.far;
     each(rows, [&](int64_t m, int64_t j, auto c) {
-      const int64_t then = m + on;
-      const float* const soon = y + j + (then < rows ? then * ld : panel.next + (then - rows) * ld);
-      const ToFloats to{y + m * ld + j, ld, clamp, panel.far, asks ? soon : nullptr};
+      const int64_t row = m + early;  // behind the last it is one of the next product's
+      const float* const soon = !asks ? nullptr : y + j + (row < rows ? row * ld : panel.next + (row - rows) * ld);
+      const ToFloats to{y + m * ld + j, ld, clamp, panel.far, soon};
       if constexpr (c <= Isa::template kWideRows<BITS>)
         if (panel.columns == kPanel) {  // lines of codes one after the other
           if (j == 0) a8_tile<BITS, c, kPanel / Isa::kWidth, false>(w, panel, j, acts, m, m ? 0 : panel.ahead, to);

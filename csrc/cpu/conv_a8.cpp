@@ -109,7 +109,7 @@ void conv_a8(const ConvArgs& a) {
           kernels().gemm_a8(w, here, patches.rows(a, image, p0, p0), p1 - p0, y, ldy);
         } else {
           for (const Run* run = runs; run < runs + count; ++run, here.ahead = 0) {
-            here.next = run->length * ldy;
+            here.next = run + 1 < runs + count ? run->length * ldy : kPanel - run->lane * ldy;
             kernels().gemm_a8(w, here, patches.rows(a, image, group, *run), run->length, y + run->lane * ldy, ldy);
           }
         }

@@ -106,7 +106,7 @@ inline void row_tile(const mpq::FilterRow& r, int64_t x0, int64_t k0, int64_t k1
         for (int j = 0; j < PIXELS; ++j) acc[j] = Isa::fma(weight, Isa::load(x + j * step), acc[j]);
       }
     }
-    for (int j = 0; r.ahead && lane == 0 && j < PIXELS; ++j) __builtin_prefetch(y + r.ahead + j * r.y_pixel + c, 1);
+    for (int j = 0; r.soon && lane == 0 && j < PIXELS; ++j) __builtin_prefetch(y + r.soon + j * r.y_pixel + c, 1);
     const typename Isa::Vec scale = Isa::load(r.scale + c), bias = Isa::load(r.bias + c);
     for (int j = 0; j < PIXELS; ++j) store_result(y + j * r.y_pixel + c, clamp(Isa::fused(scale, acc[j], bias)), r.far);
   }

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int64_t kManyTaps = 25;
 constexpr int64_t kNarrow = 16;      // results of a narrow row
-constexpr int64_t kPixelsAhead = 8;  // of those whose results are found together
+constexpr int64_t kPixelsEarly = 8;  // as many as `filter_row` computes together
 
 // Weights, scales and biases, kLanes channels at a time, as `filter_row` takes them.
 struct FloatFilters {
@@ -100,7 +100,7 @@ struct FloatRows {
         r.scale = f.centered ? scale + c : ones, r.bias = f.centered ? w.bias + c0 + c : zeros;
         r.range = f.centered ? range_of(a.activation) : Range{};
         r.y = landing.data, r.y_pixel = landing.pixel, r.far = landing.far && f.centered;
-        r.ahead = landing.asks() ? kPixelsAhead * landing.pixel : 0;
+        r.soon = landing.asks() ? kPixelsEarly * landing.pixel : 0;
         kernels().filter_row(r);
         if (!f.centered) settle_row(w, r, c0, c);
         finite &= landing.land(f.centered, i + 1 == last);
@@ -124,7 +124,7 @@ struct FloatRows {
   void settle_row(const FloatFilters& w, FilterRow r, int64_t c0, int64_t c) {
     float* sums = r.y;
     const int64_t pixel = r.y_pixel;
-    r.weights = ones, r.y = totals, r.y_pixel = kLanes;
+    r.weights = ones, r.y = totals, r.y_pixel = kLanes, r.soon = 0;
     kernels().filter_row(r);
     for (int64_t p = 0; p < a.out_width; ++p)
       for (int64_t j = 0; j < kLanes; ++j)

@@ -6,7 +6,7 @@ namespace mpq {
 namespace {
 
 constexpr int64_t kBlocks = 8;  // whose results are found together, so that more of a pixel's lie together: measured
-constexpr int64_t kTilesAhead = 4;  // blocks' results that are found while memory answers
+constexpr int64_t kTilesEarly = 4;  // that are computed while memory answers
 constexpr int64_t kNarrow = 12;     // rows of fewer pixels are turned as floats: each one costs as much as a wider one
 
 // Weights as `filter_quads` takes them.
@@ -120,7 +120,7 @@ struct QuadRows {
           for (int64_t b = 0; b < r.blocks; ++b)
             group[b] = at(w, c0, c + b * kLanes, run.taps, run.taps.y - in.y0 + i * a.stride[0]);
           r.rows = landing.aim(y, run.first + i, run.rows - i, c, count, std::min(count, channels - c));
-          r.far = landing.far, r.ahead = landing.asks() ? ceil_div(kTilesAhead, r.blocks) * landing.row : 0;
+          r.far = landing.far, r.soon = landing.asks() ? ceil_div(kTilesEarly, r.blocks) * landing.row : 0;
           r.y = landing.data, r.y8 = landing.bytes, r.y_row = landing.row, r.y_pixel = landing.pixel;
           finite &= kernels().filter_quads(r);
           finite &= landing.land(true, run.first + i + r.rows == last);

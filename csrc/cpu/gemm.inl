@@ -3,7 +3,8 @@
 namespace {
 
 // Where the k-th row of columns lies: in a panel, or anywhere. from: a later column. kWide: vectors of columns that a
-// tile takes at the most, measured; where each is found by its tap, compilers keep all in registers, with room for two.
+// tile takes at the most. Compilers load those of a tap once, never as operands from memory: four would leave no
+// register for one of the sums with AVX2.
 struct PanelRows {
   static constexpr int kWide = kPanel / Isa::kWidth;
   const float* panel;

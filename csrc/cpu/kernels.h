@@ -77,7 +77,7 @@ struct FilterRow {
   Range range;                                    // and that within the range
   float* y = nullptr;
   bool far = false;                                  // y goes past the caches: goes_far
-  int64_t ahead = 0;                                 // from results to some that memory is asked for meanwhile; or 0
+  int64_t soon = 0;                                  // from results to some that memory is asked for, in floats; or 0
   int64_t y_pixel = 0, out_width = 0, channels = 0;  // channels: a multiple of kWidest
 };
 
@@ -128,7 +128,7 @@ struct QuadTask {
   Range range;
   float* y = nullptr;
   bool far = false;      // as in FilterRow
-  int64_t ahead = 0;     // likewise
+  int64_t soon = 0;      // as in FilterRow
   int8_t* y8 = nullptr;  // in place of y: rounded
   ByteGrid grid;
   int64_t y_row = 0, y_pixel = 0, out_width = 0;

@@ -228,7 +228,7 @@ void copy_far(const float* in, int64_t count, float* out) {
 }
 
 // By squares of S x S, of which the last overlap those before; by smaller ones where there is none, and single numbers.
-// Rows of `in` follow each other, or, with OUT, those of `out`, and memory is asked for those that are S on.
+// `in` is walked S rows after S rows, or, with OUT, `out` is, and memory is asked for its next S rows.
 template <int S, bool OUT>
 void transpose_by(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld) {
   auto square = [&](int64_t row, int64_t column) __attribute__((always_inline)) {
@@ -254,7 +254,7 @@ void transpose_by(const float* in, int64_t in_ld, int64_t rows, int64_t columns,
   if constexpr (OUT) {
     for (int64_t column = 0; column < columns; column += S)
       for (int64_t row = 0; row < rows; row += S) {
-        for (int64_t r = 0; row % mpq::kWidest == 0 && r < S; ++r)
+        for (int64_t r = 0; row % mpq::kWidest == 0 && r < smaller(S, columns - column - S); ++r)
           __builtin_prefetch(out + (column + S + r) * out_ld + row, 1);
         square(row, column);
       }

@@ -15,7 +15,7 @@ struct ToFloats {
   const float* soon = nullptr;  // where C rows go soon, or null
   struct Held {};
 
-  // Asks for that memory. Unrolled, addresses would be kept in registers of vectors.
+  // Asks for memory there. Unrolled, addresses would be kept in registers of vectors.
   template <int C, int V>
   void fetch() const {
     if (!soon) return;

@@ -152,7 +152,7 @@ bool quad_column(const mpq::QuadTask& r, int64_t first, int64_t quads) {
     for (int64_t row = 0; row < r.rows; ++row, x += r.x_row, y += r.y_row)
       for (int64_t b = 0; b < r.blocks; ++b) {
         float* const to = y + b * mpq::kWidest;
-        for (int64_t i = 0; r.ahead && i < left; ++i) __builtin_prefetch(to + r.ahead + i * r.y_pixel, 1);
+        for (int64_t i = 0; r.soon && i < left; ++i) __builtin_prefetch(to + r.soon + i * r.y_pixel, 1);
         quad_tile<QUADS, STEP>(r, r.block[b], x, left, QuadFloats<FAR>{to, r.y_pixel, clamp});
       }
     return true;

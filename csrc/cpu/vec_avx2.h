@@ -16,7 +16,7 @@ struct Avx2 {
   static constexpr int kWidth = 8;
   using Vec = __m256;
   // Rows of a tile that is so many vectors wide: sums for two multiply-add ports of 4 cycles each, and room
-  // for the operands among 16 registers, if of four vectors all but three are read for each row.
+  // for the operands among 16 registers; of four vectors one is read from memory for each row.
   static constexpr int tile_rows(int wide) { return wide == 4 ? 3 : wide == 3 ? 4 : wide == 2 ? 6 : 8; }
 
   static constexpr int kGemmFrom = 12;
@@ -24,8 +24,7 @@ struct Avx2 {
 
   static constexpr int kGramTile = 3;    // 9 sums, enough to hide the latency, 3 rows and a column
   static constexpr bool kPairs = false;  // whether add_pairs multiplies bf16
-  // Past the caches half a line waits for the other, and what comes between may send it off alone: up to 3 times
-  // slower.
+  // Past the caches half a line waits for the other, and what comes between may send it off alone: an eighth as fast.
   static constexpr bool kFar = false;
   static void store_far(float* p, Vec a) { store(p, a); }
 
