@@ -1,5 +1,5 @@
-"""Results of so many bytes that with AVX-512 they go to memory past the caches, and elsewhere memory is asked for early:
-the same bits as those of few rows or one sample."""
+"""Results of so many bytes that with AVX-512 they go to memory past the caches, and elsewhere memory is asked for
+early: the same bits as those of few rows or one sample."""
 
 from __future__ import annotations
 
