@@ -3,7 +3,6 @@
 namespace {
 
 using mpq::Acts8;
-using mpq::kLine;
 using mpq::Panel8;
 using mpq::Spans;
 
@@ -20,13 +19,12 @@ constexpr int turns(int sums) {
   return smaller(Isa::kTurns, 4 * sums <= kMost ? 4 : 2 * sums <= kMost ? 2 : 1);
 }
 
-// Where in rows of activations products go on: in row 0, and bytes of its piece that are left there; and how far ahead
-// of the codes memory is asked for others.
+// Where in rows of activations products go on: in row 0, and bytes of its piece that are left there.
 struct Place {
   const int8_t* q;
   int64_t left;
   const int64_t* jump;
-  const int64_t ahead;
+  const Asked asked;
   const int32_t* starts;    // of row 0, where there are any
   const int64_t* start_at;  // of the next block
 };
@@ -53,7 +51,7 @@ inline Sums8<C, V> a8_steps(const uint8_t* codes, const Acts8& a, Place& at, int
   int64_t left = at.left;
   const uint8_t* end = codes + mpq::packed_bytes(k, BITS) * kPanel;
   do {
-    MPQ_UNROLL for (int64_t i = 0; i < kBytes; i += kLine) __builtin_prefetch(codes + at.ahead + i, 0, 2);
+    at.asked.template fetch<BITS, V, kBytes>(codes);
     MPQ_UNROLL for (int i = 0; i < kQuads; ++i) {
       const uint8_t* word = codes + i / kFields<BITS> * 4 * kPanel;
       Sums8<C, V>& sum = sums[i % kTurns];
@@ -101,7 +99,8 @@ inline Sums8<C, V> a8_blocks(const uint8_t* codes, const Acts8& a, Place& at, in
     for (int c = 0; c < C; ++c) read_ends(at.q + c * a.ld, count);
     const int32_t* start = STARTED ? at.starts + *at.start_at++ : nullptr;
     if (STARTED) read_ends(start, C * sizeof(int32_t));
-    Isa::template block<BITS, C, STARTED>(codes, at.ahead, at.q, a.ld, start, count, first, &sum);
+    Isa::template block<BITS, C, STARTED>(codes, at.asked.template soon<BITS, V>(codes), at.q, a.ld, start, count,
+                                          first, &sum);
     codes += bytes, k -= count, at.q += count, at.left -= count;
     if (at.left == 0) at.q += *at.jump++, at.left = a.piece;
   }
@@ -156,9 +155,9 @@ template <int BITS, int C, int V, bool STARTED, class Take>
 }
 
 // The panel's columns from j on, rows of activations from m on. By reference: a copy is read again by vectors that wait
-// until its words have reached the cache, behind all results of the tile before. `ahead`: as in Panel8.
+// until its words have reached the cache, behind all results of the tile before.
 template <int BITS, int C, int V, bool STARTED, class To>
-bool a8_tile(const Packed& w, const Panel8& panel, int64_t j, const Acts8& a, int64_t m, int64_t ahead, const To& to) {
+bool a8_tile(const Packed& w, const Panel8& panel, int64_t j, const Acts8& a, int64_t m, Asked asked, const To& to) {
   using Vec = typename Isa::Vec;
   const To y = to;
   const Spans& spans = panel.spans;
@@ -167,7 +166,7 @@ bool a8_tile(const Packed& w, const Panel8& panel, int64_t j, const Acts8& a, in
   y.template fetch<C, V>();
   const uint8_t* codes = panel.codes + 4 * j;
   Grids8 grid{panel.scales + j, panel.zeros + j, a.scales + m * w.groups, a.sums + m * spans.count};
-  Place at{a.q + m * a.ld, a.piece, a.jumps, ahead, STARTED ? a.starts + m : nullptr, STARTED ? a.start_at : nullptr};
+  Place at{a.q + m * a.ld, a.piece, a.jumps, asked, STARTED ? a.starts + m : nullptr, STARTED ? a.start_at : nullptr};
   const float* bias = panel.bias + j;
   Vec shift[V];
   MPQ_UNROLL for (int v = 0; v < V; ++v) shift[v] = Isa::load(bias + v * Isa::kWidth);
@@ -240,15 +239,21 @@ struct Tiles8 {
       a8_rows<kMost>(panel, m, many, tile);
     }
   }
+  Asked tile_asks(int64_t m, int64_t j) const {
+    const uint8_t* const part = panel.codes + mpq::packed_bytes(w.kp, BITS) * j;
+    if (m > 0 || (j > 0 && Asked::kParts<BITS, kTileVecs> == 1)) return {0, nullptr, panel.codes, panel.codes};
+    return {panel.ahead, panel.until, panel.codes + 4 * j, part};
+  }
+
   // Panels of a vector at the most take tiles of one where others would meet all columns; elsewhere they take fewer.
   bool narrow() const { return kTileVecs * Isa::kWidth == kPanel && panel.columns <= Isa::kWidth; }
 
   template <int C, class To>
   bool tile(int64_t m, int64_t j, const To& to) const {
-    const int64_t ahead = m + j ? 0 : panel.ahead;
+    const Asked asked = tile_asks(m, j);
     if constexpr (kTileVecs * Isa::kWidth == kPanel)
-      if (narrow()) return a8_tile<BITS, C, 1, false>(w, panel, j, acts, m, ahead, to);
-    return a8_tile<BITS, C, kTileVecs, STARTED>(w, panel, j, acts, m, ahead, to);
+      if (narrow()) return a8_tile<BITS, C, 1, false>(w, panel, j, acts, m, asked, to);
+    return a8_tile<BITS, C, kTileVecs, STARTED>(w, panel, j, acts, m, asked, to);
   }
 
   void floats(int64_t rows, float* y, int64_t ld) const {
@@ -262,7 +267,7 @@ struct Tiles8 {
       const ToFloats to{y + m * ld + j, ld, clamp, panel.far, soon};
       if constexpr (c <= Isa::template kWideRows<BITS>)
         if (panel.columns == kPanel) {  // lines of codes one after the other
-          if (j == 0) a8_tile<BITS, c, kPanel / Isa::kWidth, false>(w, panel, j, acts, m, m ? 0 : panel.ahead, to);
+          if (j == 0) a8_tile<BITS, c, kPanel / Isa::kWidth, false>(w, panel, j, acts, m, tile_asks(m, j), to);
           return;
         }
       tile<c>(m, j, to);

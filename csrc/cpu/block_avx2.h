@@ -45,12 +45,10 @@ namespace {
   MPQ_LOWEST("128") rows("8")        \
   MPQ_FIELD("128", "4") rows("12")
 
-// Of a whole panel those take so many bytes; as many, `ahead` of them, are asked for into level 2.
+// Of a whole panel those take so many bytes; and two lines are asked for into level 2.
 #define MPQ_BYTES_2 "128"
 #define MPQ_BYTES_4 "256"
-#define MPQ_FETCH(at) "prefetcht1 " at "(%[codes],%[ahead])\n\t"
-#define MPQ_FETCH_2 MPQ_FETCH("0") MPQ_FETCH("64")
-#define MPQ_FETCH_4 MPQ_FETCH_2 MPQ_FETCH("128") MPQ_FETCH("192")
+#define MPQ_FETCH "prefetcht1 (%[soon])\n\tprefetcht1 64(%[soon])\n\tadd $128, %[soon]\n\t"
 
 // What sums start with: the two numbers of a row, or nothing.
 #define MPQ_NONE(left, right)                             \
@@ -89,9 +87,9 @@ namespace {
 #define MPQ_BLOCK(bits, rows, begin)                                                              \
   asm volatile(begin##_##rows                                                                     \
                "1:\n\t"                                                                           \
-               "test %[ahead], %[ahead]\n\t"                                                      \
+               "test %[soon], %[soon]\n\t"                                                        \
                "jz 2f\n\t"                                                                        \
-               MPQ_FETCH_##bits                                                                   \
+               MPQ_FETCH                                                                          \
                "2:\n\t"                                                                           \
                MPQ_STEP_##bits(MPQ_ROWS_##rows)                                                   \
                "add $16, %[q]\n\t"                                                                \
@@ -107,8 +105,9 @@ namespace {
                "3:\n\t"                                                                           \
                MPQ_JOIN_##rows(MPQ_PUT)                                                           \
                "4:\n\t"                                                                           \
-               : [codes] "+&r"(codes), [q] "+&r"(q), [q3] "+&r"(q3), [count] "+&r"(count)         \
-               : [ahead] "r"(ahead), [ld] "r"(ld), [starts] "r"(starts), [sums] "r"(sums),        \
+               : [codes] "+&r"(codes), [q] "+&r"(q), [q3] "+&r"(q3), [count] "+&r"(count),        \
+                 [soon] "+&r"(soon)                                                               \
+               : [ld] "r"(ld), [starts] "r"(starts), [sums] "r"(sums),                            \
                  [first] "r"(int(first)), [mask] "m"(kMask), [ones] "m"(kOnes)                    \
                : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7",  \
                  "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15")
@@ -125,9 +124,10 @@ namespace {
 // sums[ROWS][16] = or, unless it is the first time, += products of `count` codes, a multiple of 16 above 0, of 16
 // columns of a panel with as many bytes of each row of activations, and, where STARTED, two numbers of 16 bits for each
 // row, with which its sums start. In the end 16 bits must be enough for two neighbours' sums; `sums` lie on 32 bytes.
-// Unless `ahead` is 0, the panel's codes that are so many bytes on are asked for meanwhile.
+// Unless `soon` is null, codes from there on are asked for meanwhile: of 2 bits as many as those of the whole panel, of
+// 4 half of that.
 template <int BITS, int ROWS, bool STARTED>
-inline void avx2_block(const uint8_t* codes, int64_t ahead, const int8_t* q, int64_t ld, const int32_t* starts,
+inline void avx2_block(const uint8_t* codes, const uint8_t* soon, const int8_t* q, int64_t ld, const int32_t* starts,
                        int64_t count, bool first, void* sums) {
   constexpr uint64_t kField = 0x0101010101010101 * ((1 << BITS) - 1), kOne = 0x0001000100010001;
   alignas(32) static constexpr uint64_t kMask[] = {kField, kField, kField, kField}, kOnes[] = {kOne, kOne, kOne, kOne};

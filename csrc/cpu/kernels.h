@@ -148,6 +148,7 @@ struct Panel8 {
   Spans spans;           // of the weight's rows
   int64_t columns;       // rows of the weight that it holds
   int64_t ahead;         // from each code to one that memory is asked for meanwhile, in bytes; or 0
+  const uint8_t* until;  // the end of this and the panels that follow it in memory, where they come next; or null
   bool far = false;      // floats of results go past the caches: goes_far
   int64_t next = 0;      // from these results to those of the next product, in floats
 };

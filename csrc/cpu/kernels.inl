@@ -333,6 +333,7 @@ void gather(const float* x, const float* end, const int64_t* taps, int64_t count
 #include "act.inl"
 #include "landing8.inl"
 #include "panels8.inl"
+#include "asked8.inl"
 #include "a8.inl"
 #include "depthwise.inl"
 #include "quads.inl"

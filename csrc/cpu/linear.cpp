@@ -184,6 +184,7 @@ void by_panels8(const LinearArgs& a, const float* x) {
       Panel8 panel = panels.at(n0, n1);
       fetch_grids(w, n1, std::min(w.n, n1 + kPanel));
       panel.ahead = a.panels ? kernels().ahead(w.bits, a.m) : w.row(n1) - panel.codes;
+      if (a.panels) panel.until = panel.codes + (end - p) * kPanel * packed_bytes(w.kp, w.bits);
       const bool in_place = direct && (n1 - n0) % kWidest == 0;
       float* y = in_place ? static_cast<float*>(a.y) + n0 : room;
       const int64_t ldy = in_place ? w.n : kPanel;

@@ -33,7 +33,7 @@ class Panels8 {
     if (!made_) kernels().panel_a8(w_, n0, n1, codes_);
     if (bias_) std::copy(bias_ + n0, bias_ + n1, its_bias_);
     const uint8_t* codes = made_ ? made_ + n0 / kPanel * bytes_ : codes_;
-    return {codes, scales_, zeros_, its_bias_, range_, spans_, n1 - n0, 0, false, 0};
+    return {codes, scales_, zeros_, its_bias_, range_, spans_, n1 - n0, 0, nullptr, false, 0};
   }
 
  private:

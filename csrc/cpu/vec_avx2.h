@@ -21,6 +21,9 @@ struct Avx2 {
 
   static constexpr int kGemmFrom = 12;
   static int64_t ahead(int, int64_t) { return 2048; }
+  // Whether memory is asked for codes in turn. Products of 2 bits take as long as memory does one page after the other.
+  template <int BITS>
+  static constexpr bool kInTurn = BITS > 2;
 
   static constexpr int kGramTile = 3;    // 9 sums, enough to hide the latency, 3 rows and a column
   static constexpr bool kPairs = false;  // whether add_pairs multiplies bf16
@@ -215,9 +218,9 @@ struct Avx2 {
   template <int BITS>
   static constexpr bool kBlocks = BITS < 8;
   template <int BITS, int C, bool STARTED>
-  static void block(const uint8_t* codes, int64_t ahead, const int8_t* q, int64_t ld, const int32_t* starts,
+  static void block(const uint8_t* codes, const uint8_t* soon, const int8_t* q, int64_t ld, const int32_t* starts,
                     int64_t count, bool first, void* sums) {
-    avx2_block<BITS, C, STARTED>(codes, ahead, q, ld, starts, count, first, sums);
+    avx2_block<BITS, C, STARTED>(codes, soon, q, ld, starts, count, first, sums);
   }
   // 4-bit codes less 8 are half as large. Where a block's sums start at minus 8 times those of its activations, 16 bits
   // are enough in the end for 16 steps of 8 * 127 * 2 = 2032: on the way additions are modulo 2^16.

@@ -12,6 +12,8 @@ struct Avx512 : Avx2 {
   static constexpr int kGemmFrom = 24;
   // Few rows against 8 bits leave the processor time to ask by itself, which is faster.
   static int64_t ahead(int bits, int64_t rows) { return bits < 8 ? 16384 : rows > 5 ? 8192 : 0; }
+  template <int BITS>
+  static constexpr bool kInTurn = false;
 
   static constexpr int kGramTile = 5;
   static constexpr bool kPairs = true;

@@ -13,6 +13,8 @@ struct Isa {
 
   static constexpr int kGemmFrom = 12;
   static int64_t ahead(int, int64_t) { return 0; }
+  template <int BITS>
+  static constexpr bool kInTurn = false;
 
   static constexpr int kGramTile = 2;
   static constexpr bool kPairs = false;
@@ -187,7 +189,7 @@ struct Isa {
   template <int BITS>
   static constexpr bool kBlocks = false;
   template <int BITS, int C, bool STARTED>
-  static void block(const uint8_t*, int64_t, const int8_t*, int64_t, const int32_t*, int64_t, bool, void*) {}
+  static void block(const uint8_t*, const uint8_t*, const int8_t*, int64_t, const int32_t*, int64_t, bool, void*) {}
   static constexpr bool kStarts = false;
   static int32_t start(const int8_t*, int64_t) { return 0; }
   static constexpr int kTurns = 4;
