@@ -168,8 +168,6 @@ struct Acts8 {
 };
 constexpr int64_t kNoJump[1] = {};
 
-constexpr int64_t kMostApart = 4;  // panels for gemv_a8_apart
-
 // Columns of a panel that lie side by side where they come from, too.
 struct Piece {
   int64_t lane, length, from;
@@ -306,11 +304,7 @@ struct Kernels {
   // the range, for m < rows, at least one, and the panel's columns; others up to a multiple of kWidest may be written.
   // Sums of a span are exact; then fp32, in order.
   void (*gemm_a8)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float* y, int64_t ldy);
-  // The same of one row and `apart` whole panels of a weight with one group, unless that is 0: y[p][j]. They are best
-  // far apart in memory, with those that come next behind them.
-  int64_t apart;
-  void (*gemv_a8_apart)(const Packed& w, const Panel8* panels, const Acts8& a, float* const* y);
-  // As `gemm_a8`, but bytes, and only for columns that the panel holds; false where one is not finite.
+  // The same as bytes, and only for columns that the panel holds; false where one is not finite.
   bool (*gemm_a8_bytes)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, const ByteGrid& grid,
                         int8_t* y, int64_t ldy);
 

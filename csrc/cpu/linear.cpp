@@ -169,36 +169,6 @@ struct Rounded {
   Acts8 acts(int64_t kp) const { return {q, ld, scales, sums, kp, kNoJump, starts, start_at}; }
 };
 
-// One row by whole panels from begin on, several together, each from the first to the last of a part of all. Returns
-// where those begin that are left. Weights with groups gain nothing by it: their scales come in between.
-int64_t one_row8(const LinearArgs& a, const Acts8& acts, int64_t begin, int64_t end) {
-  const Packed& w = a.weight;
-  const int64_t count = a.m == 1 && a.panels && w.groups == 1 ? kernels().apart : 0;
-  const int64_t part = count ? (std::min(end, w.n / kPanel) - begin) / count : 0;
-  if (part <= 0) return begin;
-  const auto each = [&] { return Panels8(w, a.panels, a.bias, a.activation); };
-  static_assert(kMostApart == 4);
-  Panels8 all[] = {each(), each(), each(), each()};
-  const bool direct = a.type == Float::f32;
-  Buffer<float> room(direct ? 0 : count * kPanel);
-  for (int64_t i = begin; i < begin + part; ++i) {
-    const auto at = [&](int64_t p) { return (i + p * part) * kPanel; };
-    const auto panel = [&](int64_t p) { return all[p].at(at(p), at(p) + kPanel); };
-    const Panel8 panels[] = {panel(0), panel(1), panel(2), panel(3)};
-    float* y[kMostApart];
-    for (int64_t p = 0; p < count; ++p) {
-      fetch_grids(w, at(p) + kPanel, std::min(w.n, at(p) + 2 * kPanel));
-      y[p] = direct ? static_cast<float*>(a.y) + at(p) : room + p * kPanel;
-    }
-    kernels().gemv_a8_apart(w, panels, acts, y);
-    for (int64_t p = 0; p < count; ++p) {
-      if (bends(a.activation)) kernels().activate(a.activation, y[p], 1, kPanel, kPanel);
-      put(a, 0, at(p), at(p) + kPanel, y[p]);
-    }
-  }
-  return begin + count * part;
-}
-
 void by_panels8(const LinearArgs& a, const float* x) {
   const Packed& w = a.weight;
   const Spans spans(w);
@@ -210,7 +180,7 @@ void by_panels8(const LinearArgs& a, const float* x) {
   parallel_for(panel_count(w.n), ceil_div(kGrainMacs8, kPanel * w.kp * a.m), [&](int64_t begin, int64_t end) {
     Panels8 panels(w, a.panels, a.bias, a.activation);
     Buffer<float> room(direct && w.n % kWidest == 0 ? 0 : a.m * kPanel);
-    for (int64_t p = one_row8(a, acts, begin, end); p < end; ++p) {
+    for (int64_t p = begin; p < end; ++p) {
       const int64_t n0 = p * kPanel, n1 = std::min(w.n, n0 + kPanel);
       Panel8 panel = panels.at(n0, n1);
       fetch_grids(w, n1, std::min(w.n, n1 + kPanel));

@@ -168,7 +168,6 @@ struct Avx2 {
   static constexpr int act_rows() {
     return BITS == 8 ? 4 : 6;
   }  // of a tile two vectors wide
-  static constexpr int kApart = 4;     // panels that are read by turns, kMostApart at the most
   static constexpr int kFullRows = 0;  // there are no larger tiles
   static Bytes load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static void store_bytes_far(void* p, Bytes v) { store_bytes(p, v); }

@@ -157,7 +157,6 @@ struct Isa {
   static constexpr int act_rows() {
     return 2;
   }
-  static constexpr int kApart = 0;
   static constexpr int kFullRows = 0;
   static Bytes load_bytes(const void* p) {
     Bytes r;
