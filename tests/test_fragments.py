@@ -54,6 +54,21 @@ def test_wrong_fragments_are_refused(op: str) -> None:
 
 
 @needs_kernels
+@pytest.mark.sanitize
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("rows", (1, 2, 3))
+def test_panels_that_are_read_by_turns_are_as_one_by_one(rows: int, bits: int) -> None:
+    """Few rows, one scale for each of the weight: panels far apart go together, but for those that are left."""
+    for n, k in ((128, 16), (300, 70), (420, 1100)):
+        q, scales, zeros, _ = mpq.quantize(torch.randn(n, k), bits, 0, False)
+        x, bias, fragments = torch.randn(rows, k), torch.randn(n), mpq.fragments(q, bits, k)
+        for dtype, activation in itertools.product((torch.float32, torch.bfloat16), ("relu6", "gelu")):
+            how = x.to(dtype), q, scales, zeros, bias, bits, 0, 8, None
+            got, wanted = (mpq.linear_activated(*how, f, activation) for f in (fragments, None))
+            assert torch.equal(got, wanted), (n, k, dtype, activation)
+
+
+@needs_kernels
 def test_the_number_of_rows_does_not_matter() -> None:
     """A row of activations gives the same results alone as among others."""
     for bits, group in itertools.product(BITS, (32, 0)):

@@ -168,6 +168,8 @@ struct Acts8 {
 };
 constexpr int64_t kNoJump[1] = {};
 
+constexpr int kApart = 4;  // panels for gemm_a8_apart
+
 // Columns of a panel that lie side by side where they come from, too.
 struct Piece {
   int64_t lane, length, from;
@@ -304,7 +306,11 @@ struct Kernels {
   // the range, for m < rows, at least one, and the panel's columns; others up to a multiple of kWidest may be written.
   // Sums of a span are exact; then fp32, in order.
   void (*gemm_a8)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, float* y, int64_t ldy);
-  // The same as bytes, and only for columns that the panel holds; false where one is not finite.
+  // The same of one or two rows and kApart whole panels of a weight with one group, to y[p][m * ld + j]. They are best
+  // far apart in memory, with those that come next behind them. Null where nothing is gained by it.
+  void (*gemm_a8_apart)(const Packed& w, const Panel8* panels, const Acts8& a, int64_t rows, float* const* y,
+                        int64_t ld);
+  // As `gemm_a8`, but bytes, and only for columns that the panel holds; false where one is not finite.
   bool (*gemm_a8_bytes)(const Packed& w, const Panel8& panel, const Acts8& a, int64_t rows, const ByteGrid& grid,
                         int8_t* y, int64_t ldy);
 

@@ -335,6 +335,7 @@ void gather(const float* x, const float* end, const int64_t* taps, int64_t count
 #include "panels8.inl"
 #include "asked8.inl"
 #include "a8.inl"
+#include "apart8.inl"
 #include "depthwise.inl"
 #include "quads.inl"
 #include "quad_filter.inl"
@@ -351,6 +352,6 @@ void gather(const float* x, const float* end, const int64_t* taps, int64_t count
       transpose_out, every, filter_plane, filter_row, spread, quads_of_floats,               \
       quads_of_bytes, quads_of_planes, quad_weights, filter_quads, Isa::kQuadMost, largest,  \
       round_act, round_bytes, quantize_act, order_a8, Isa::kStarts, start_a8, sum_a8,        \
-      panel_a8, grid_a8, gemm_a8, gemm_a8_bytes, gram<false>, gram_pairs(), T, kTileSums,    \
-      Isa::kGemmFrom, Isa::ahead, load_rows, quantize, probe_errors}
+      panel_a8, grid_a8, gemm_a8, gemm_a8_apart(), gemm_a8_bytes, gram<false>, gram_pairs(), \
+      T, kTileSums, Isa::kGemmFrom, Isa::ahead, load_rows, quantize, probe_errors}
 // clang-format on

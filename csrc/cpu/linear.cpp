@@ -169,6 +169,37 @@ struct Rounded {
   Acts8 acts(int64_t kp) const { return {q, ld, scales, sums, kp, kNoJump, starts, start_at}; }
 };
 
+// One or two rows by whole panels from begin on, several together, each from the first to the last of a part of all.
+// Returns where those begin that are left. Weights with groups gain nothing by it: their scales come in between.
+int64_t few_rows8(const LinearArgs& a, const Acts8& acts, int64_t begin, int64_t end) {
+  const Packed& w = a.weight;
+  const bool apart = a.m <= 2 && a.panels && w.groups == 1 && kernels().gemm_a8_apart;
+  const int64_t part = apart ? (std::min(end, w.n / kPanel) - begin) / kApart : 0;
+  if (part <= 0) return begin;
+  const auto each = [&] { return Panels8(w, a.panels, a.bias, a.activation); };
+  Panels8 all[] = {each(), each(), each(), each()};
+  static_assert(kApart == 4);
+  const bool direct = a.type == Float::f32;
+  const int64_t ld = direct ? w.n : kPanel;
+  Buffer<float> room(direct ? 0 : kApart * a.m * kPanel);
+  for (int64_t i = begin; i < begin + part; ++i) {
+    const auto at = [&](int64_t p) { return (i + p * part) * kPanel; };
+    const auto panel = [&](int64_t p) { return all[p].at(at(p), at(p) + kPanel); };
+    const Panel8 panels[] = {panel(0), panel(1), panel(2), panel(3)};
+    float* y[kApart];
+    for (int p = 0; p < kApart; ++p) {
+      fetch_grids(w, at(p) + kPanel, std::min(w.n, at(p) + 2 * kPanel));
+      y[p] = direct ? static_cast<float*>(a.y) + at(p) : room + p * a.m * kPanel;
+    }
+    kernels().gemm_a8_apart(w, panels, acts, a.m, y, ld);
+    for (int p = 0; p < kApart; ++p) {
+      if (bends(a.activation)) kernels().activate(a.activation, y[p], a.m, kPanel, ld);
+      for (int64_t m = 0; !direct && m < a.m; ++m) put(a, m, at(p), at(p) + kPanel, y[p] + m * ld);
+    }
+  }
+  return begin + kApart * part;
+}
+
 void by_panels8(const LinearArgs& a, const float* x) {
   const Packed& w = a.weight;
   const Spans spans(w);
@@ -180,7 +211,7 @@ void by_panels8(const LinearArgs& a, const float* x) {
   parallel_for(panel_count(w.n), ceil_div(kGrainMacs8, kPanel * w.kp * a.m), [&](int64_t begin, int64_t end) {
     Panels8 panels(w, a.panels, a.bias, a.activation);
     Buffer<float> room(direct && w.n % kWidest == 0 ? 0 : a.m * kPanel);
-    for (int64_t p = begin; p < end; ++p) {
+    for (int64_t p = few_rows8(a, acts, begin, end); p < end; ++p) {
       const int64_t n0 = p * kPanel, n1 = std::min(w.n, n0 + kPanel);
       Panel8 panel = panels.at(n0, n1);
       fetch_grids(w, n1, std::min(w.n, n1 + kPanel));

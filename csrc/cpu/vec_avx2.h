@@ -168,6 +168,7 @@ struct Avx2 {
   static constexpr int act_rows() {
     return BITS == 8 ? 4 : 6;
   }  // of a tile two vectors wide
+  static constexpr bool kApart = true;  // panels far apart are read by turns
   static constexpr int kFullRows = 0;  // there are no larger tiles
   static Bytes load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static void store_bytes_far(void* p, Bytes v) { store_bytes(p, v); }

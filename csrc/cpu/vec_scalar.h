@@ -157,6 +157,7 @@ struct Isa {
   static constexpr int act_rows() {
     return 2;
   }
+  static constexpr bool kApart = false;
   static constexpr int kFullRows = 0;
   static Bytes load_bytes(const void* p) {
     Bytes r;
