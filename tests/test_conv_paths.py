@@ -49,6 +49,18 @@ DENSE = [
     (32, 40, 1, (3, 3), (1, 1), (1, 1), (1, 1), 5, 14),
     (16, 34, 1, (3, 1), (1, 1), (2, 0), (1, 1), 4, 28),
 ]
+# Products of floats: pieces of a patch that take two products, k's that are decoded twice, a panel of one vector.
+FLOATS = [
+    (96, 40, 1, (3, 3), (1, 1), (1, 1), (1, 1), 5, 13),
+    (160, 41, 1, (3, 3), (2, 1), (1, 2), (1, 2), 6, 7),
+    (1200, 6, 1, (1, 1), (1, 1), (0, 0), (1, 1), 9, 8),
+    (24, 50, 1, (1, 1), (1, 1), (0, 0), (1, 1), 23, 41),  # planes that are columns, in two parts
+    (40, 100, 2, (1, 1), (1, 1), (0, 0), (1, 1), 8, 16),
+    (1040, 7, 1, (1, 1), (1, 1), (0, 0), (1, 1), 12, 11),
+    (3, 35, 1, (5, 5), (1, 2), (2, 2), (1, 1), 31, 50),  # patches are copied, in two parts
+    (12, 70, 2, (3, 2), (1, 1), (1, 0), (2, 1), 9, 9),
+    (1, 34, 1, (3, 3), (1, 1), (0, 0), (1, 1), 12, 12),
+]
 # At least 128 meetings of each activation: below that no sums of 16 bits start with what is taken from them.
 BLOCKS = [
     (64, 20, 1, (3, 3), (1, 1), (1, 1), (1, 1), 7, 9),  # pixels of one block
@@ -89,6 +101,30 @@ def test_tails(path: SimpleNamespace, case: tuple, group: int, symmetric: bool, 
         got = path.conv2d(y, *weight, bias, 4, group, kernel, stride, padding, dilation, groups, act_bits)
         factor = reference.a8_factor(k, group) if act_bits else (6 * k**0.5 + 2) * reference.U
         reference.assert_within(got, want, factor * size)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("bits,group,symmetric", [(2, 0, True), (4, 64, False), (8, 32, False)])
+@pytest.mark.parametrize("case", [*DENSE, *FLOATS])
+def test_products_of_floats(path: SimpleNamespace, case: tuple, bits: int, group: int, symmetric: bool) -> None:
+    """Each result is one chain of multiply-adds over k, whatever the way, the order of memory and the threads."""
+    cin, cout, groups, kernel, stride, padding, dilation, height, width = case
+    weight, w, k = problem(path, case, bits, group, symmetric)
+    x, bias, how = torch.randn(3, cin, height, width), torch.randn(cout), geometry(case)
+    want = F.conv2d(x.double(), w, bias.double(), **how).clamp_min(0)
+    size = F.conv2d(x.double().abs(), w.abs(), bias.double().abs(), **how)
+    rows = path.dequantize(*weight, bits, group, k)
+    floats = packed.weight_from_rows(rows, (cout, cin // groups, *kernel))[None]
+    results = []
+    for threads, y in itertools.product((1, 3), orders(x)):
+        torch.set_num_threads(threads)
+        got = path.conv2d_activated(
+            y, *weight, bias, bits, group, kernel, stride, padding, dilation, groups, None, None, None, "relu"
+        )
+        reference.assert_within(got, want, (6 * k**0.5 + 2) * reference.U * size)
+        results += [got, path.probe_conv2d(y, floats, bias, stride, padding, dilation, groups)[0].clamp_min(0)]
+    if path.name != "plain":
+        assert all(torch.equal(results[0], other) for other in results[1:])
 
 
 @pytest.mark.sanitize

@@ -71,4 +71,20 @@ void activate(Activation f, float* y, int64_t rows, int64_t count, int64_t ld) {
   if (f != Activation::none) each_of(y, rows, count, ld, Clamp(mpq::range_of(f)));
 }
 
+void finish(const float* in, int64_t in_ld, const float* bias, const Range& range, int64_t rows, int64_t count,
+            float* y, int64_t ld, bool far) {
+  const Clamp clamp(range);
+  for (; rows > 0; --rows, in += in_ld, y += ld) {
+    int64_t i = 0;
+    for (; i + Isa::kWidth <= count; i += Isa::kWidth) {
+      const typename Isa::Vec v = Isa::load(in + i);
+      store_result(y + i, clamp(bias ? Isa::add(v, Isa::load(bias + i)) : v), far);
+    }
+    for (; i < count; ++i) {
+      const float v = bias ? in[i] + bias[i] : in[i];
+      y[i] = v < range.low ? range.low : v > range.high ? range.high : v;
+    }
+  }
+}
+
 }  // namespace

@@ -38,6 +38,7 @@ void conv2d(const ConvArgs& a) {
   if (a.bytes() && takes_depthwise(a) && !depthwise_takes_bytes(a)) return by_floats(a);
   if (takes_depthwise(a)) return conv_depthwise(a);
   if (a.act8) return conv_a8(a);
+  if (takes_planes(a)) return conv_planes(a);
   conv_dense(a);
 }
 

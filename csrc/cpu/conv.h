@@ -88,8 +88,11 @@ class Spoiled {
   std::vector<std::atomic<bool>> found_;
 };
 
-// The three ways: patches against dequantized weights, the same in integers, and each channel on its own.
+// The ways: patches against dequantized weights, or planes where there is one tap; patches in integers; and each
+// channel on its own.
 void conv_dense(const ConvArgs& a);
+void conv_planes(const ConvArgs& a);
+bool takes_planes(const ConvArgs& a);
 void conv_a8(const ConvArgs& a);
 void conv_depthwise(const ConvArgs& a);
 bool takes_depthwise(const ConvArgs& a);

@@ -1,9 +1,10 @@
-// Many rows of activations: a dequantized block of weights against panels of 32 columns. Included by kernels.inl.
+// Products of floats: a dequantized block of weights against columns of activations, or rows of activations against
+// strips of decoded weights. Included by kernels.inl.
 
 namespace {
 
-// Where the k-th row of columns lies: in a panel, or anywhere. from: a later column. kWide: vectors of columns that a
-// tile takes at the most. Compilers load those of a tap once, never as operands from memory: four would leave no
+// Where the k-th row of columns lies: in a panel, or in a plane. from: a later column. kWide: vectors of columns that a
+// tile takes at the most. Compilers load those of a plane once, never as operands from memory: four would leave no
 // register for one of the sums with AVX2.
 struct PanelRows {
   static constexpr int kWide = kPanel / Isa::kWidth;
@@ -11,12 +12,12 @@ struct PanelRows {
   const float* operator[](int64_t k) const { return panel + k * kPanel; }
   PanelRows from(int64_t j) const { return {panel + j}; }
 };
-struct TapRows {
+struct PlaneRows {
   static constexpr int kWide = 2;
   const float* x;
-  const int64_t* taps;
-  const float* operator[](int64_t k) const { return x + taps[k]; }
-  TapRows from(int64_t j) const { return {x + j, taps}; }
+  int64_t ld;
+  const float* operator[](int64_t k) const { return x + k * ld; }
+  PlaneRows from(int64_t j) const { return {x + j, ld}; }
 };
 
 // R weight rows by WIDE vectors of columns, all sums in registers.
@@ -43,12 +44,12 @@ inline void gemm_tile(const float* a, int64_t lda, const Columns columns, int64_
 }
 
 template <int R, int WIDE, class Columns>
-void gemm_rows(const float* a, int64_t lda, int64_t rows, const Columns& columns, int64_t depth, float* c, int64_t ldc,
+void gemm_high(const float* a, int64_t lda, int64_t rows, const Columns& columns, int64_t depth, float* c, int64_t ldc,
                bool first) {
   if (rows == R)
     gemm_tile<R, WIDE>(a, lda, columns, depth, c, ldc, first);
   else if constexpr (R > 1)
-    gemm_rows<R - 1, WIDE>(a, lda, rows, columns, depth, c, ldc, first);
+    gemm_high<R - 1, WIDE>(a, lda, rows, columns, depth, c, ldc, first);
 }
 
 template <int WIDE, class Columns>
@@ -60,7 +61,7 @@ void gemm_wide(const float* a, int64_t lda, int64_t rows, const Columns& columns
   const int64_t tiles = mpq::ceil_div(rows, kTile);  // as even as can be: a tile of few rows is slow
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t n = rows * t / tiles, n1 = rows * (t + 1) / tiles;
-    gemm_rows<kTile, WIDE>(a + n * lda, lda, n1 - n, columns, depth, c + n * ldc, ldc, first);
+    gemm_high<kTile, WIDE>(a + n * lda, lda, n1 - n, columns, depth, c + n * ldc, ldc, first);
   }
 }
 
@@ -79,9 +80,58 @@ void gemm(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t
   gemm_columns(a, lda, rows, PanelRows{panel}, columns, depth, c, ldc, first);
 }
 
-void gemm_at(const float* a, int64_t lda, int64_t rows, const float* x, const int64_t* taps, int64_t columns,
-             int64_t depth, float* c, int64_t ldc, bool first) {
-  gemm_columns(a, lda, rows, TapRows{x, taps}, columns, depth, c, ldc, first);
+void gemm_at(const float* a, int64_t lda, int64_t rows, const float* x, int64_t ld, int64_t columns, int64_t depth,
+             float* c, int64_t ldc, bool first) {
+  gemm_columns(a, lda, rows, PlaneRows{x, ld}, columns, depth, c, ldc, first);
+}
+
+// R rows of activations by a strip's V vectors of columns, all sums in registers.
+template <int R, int V>
+void strip_tile(const float* const* x, int64_t from, const float* strip, int64_t depth, float* c, int64_t ldc,
+                bool first) {
+  typename Isa::Vec acc[R][V];
+  MPQ_UNROLL for (int r = 0; r < R; ++r) MPQ_UNROLL for (int v = 0; v < V; ++v) acc[r][v] =
+      first ? Isa::zero() : Isa::load(c + r * ldc + v * Isa::kWidth);
+  const float* row[R];
+  MPQ_UNROLL for (int r = 0; r < R; ++r) row[r] = x[r] + from;
+  for (int64_t k = 0; k < depth; ++k, strip += kStrip) {
+    typename Isa::Vec b[V];
+    MPQ_UNROLL for (int v = 0; v < V; ++v) b[v] = Isa::load(strip + v * Isa::kWidth);
+    MPQ_UNROLL for (int r = 0; r < R; ++r) {
+      const typename Isa::Vec s = Isa::set1(row[r][k]);
+      MPQ_UNROLL for (int v = 0; v < V; ++v) Isa::fma_to(acc[r][v], s, b[v]);
+    }
+  }
+  MPQ_UNROLL for (int r = 0; r < R; ++r) MPQ_UNROLL for (int v = 0; v < V; ++v)
+      Isa::store(c + r * ldc + v * Isa::kWidth, acc[r][v]);
+}
+
+template <int R, int V>
+void strip_high(const float* const* x, int64_t from, int64_t rows, const float* strip, int64_t depth, float* c,
+                int64_t ldc, bool first) {
+  if (rows == R)
+    strip_tile<R, V>(x, from, strip, depth, c, ldc, first);
+  else if constexpr (R > 1)
+    strip_high<R - 1, V>(x, from, rows, strip, depth, c, ldc, first);
+}
+
+template <int V>
+void strip_tiles(const float* const* x, int64_t from, int64_t rows, const float* strip, int64_t depth, float* c,
+                 int64_t ldc, bool first) {
+  constexpr int kTile = Isa::tile_rows(V);
+  const int64_t tiles = mpq::ceil_div(rows, kTile);  // as even as can be: a tile of few rows is slow
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t m = rows * t / tiles, m1 = rows * (t + 1) / tiles;
+    strip_high<kTile, V>(x + m, from, m1 - m, strip, depth, c + m * ldc, ldc, first);
+  }
+}
+
+void gemm_rows(const float* const* x, int64_t from, int64_t rows, const float* strip, int64_t columns, int64_t depth,
+               float* c, int64_t ldc, bool first) {
+  if (columns > Isa::kWidth)
+    strip_tiles<2>(x, from, rows, strip, depth, c, ldc, first);
+  else
+    strip_tiles<1>(x, from, rows, strip, depth, c, ldc, first);
 }
 
 }  // namespace

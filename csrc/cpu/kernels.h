@@ -170,11 +170,6 @@ constexpr int64_t kNoJump[1] = {};
 
 constexpr int kApart = 4;  // panels for gemm_a8_apart
 
-// Columns of a panel that lie side by side where they come from, too.
-struct Piece {
-  int64_t lane, length, from;
-};
-
 // Where tile (i, j <= i) of a Gram matrix lies among the others.
 constexpr int64_t gram_tile_index(int64_t i, int64_t j) { return i * (i + 1) / 2 + j; }
 
@@ -214,21 +209,21 @@ struct Kernels {
   // (rounded up to whole vectors); `first` overwrites c. a is dequantized weight that fits the cache.
   void (*gemm)(const float* a, int64_t lda, int64_t rows, const float* panel, int64_t columns, int64_t depth, float* c,
                int64_t ldc, bool first);
-  // The same with x[taps[k] + j] in place of panel[k * kPanel + j]; whole vectors are read.
-  void (*gemm_at)(const float* a, int64_t lda, int64_t rows, const float* x, const int64_t* taps, int64_t columns,
-                  int64_t depth, float* c, int64_t ldc, bool first);
+  // The same with x[k * ld + j] in place of panel[k * kPanel + j]; whole vectors are read.
+  void (*gemm_at)(const float* a, int64_t lda, int64_t rows, const float* x, int64_t ld, int64_t columns, int64_t depth,
+                  float* c, int64_t ldc, bool first);
 
   // out[i] = in[i] + value; out may be in.
   void (*add)(const float* in, float value, int64_t count, float* out);
 
+  // y[m * ld + j] = in[m * in_ld + j] + bias[j], where there is a bias, within the range, for m < rows and j < count; y
+  // may be in. Past the caches where it is far.
+  void (*finish)(const float* in, int64_t in_ld, const float* bias, const Range& range, int64_t rows, int64_t count,
+                 float* y, int64_t ld, bool far);
+
   bool far;  // whether stores past the caches pay: vectors that are lines
   // out[i] = in[i], past the caches.
   void (*copy_far)(const float* in, int64_t count, float* out);
-
-  // panel[t * kPanel + lane + j] = x[taps[t] + from + j] for t < count and each piece's j < length, x up to `end`. May
-  // write up to kWidest floats past the last piece.
-  void (*gather)(const float* x, const float* end, const int64_t* taps, int64_t count, const Piece* pieces,
-                 int64_t piece_count, float* panel);
 
   // out[j * out_ld + i] = in[i * in_ld + j] for i < rows, j < columns.
   void (*transpose)(const float* in, int64_t in_ld, int64_t rows, int64_t columns, float* out, int64_t out_ld);
@@ -301,6 +296,19 @@ struct Kernels {
   void (*panel_a8)(const Packed& w, int64_t n0, int64_t n1, uint8_t* codes);
   // A panel's scales and zeros, all groups. `scratch` holds kPanel * groups floats.
   void (*grid_a8)(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zeros, float* scratch);
+
+  // Up to kPanel rows of a weight as fp32 panels, which are strips of `strip` columns, `step` floats apart:
+  // out[j / strip * step + (k - k0) * strip + j % strip] = scale * (code - zero) of the panel's row j, as in
+  // `dequantize`. k0 is a multiple of 32, and columns up to such a one are written.
+  void (*panel_floats)(const Packed& w, const Panel8& panel, int64_t k0, int64_t k1, float* out, int64_t step);
+  // The same from floats, weights[j * ld + k] for j < rows, k < columns.
+  void (*turn_floats)(const float* weights, int64_t ld, int64_t rows, int64_t columns, float* out, int64_t step);
+  int64_t strip;
+  // c[m * ldc + j] (+)= sum over k < depth of x[m][from + k] * b[k * strip + j] for m < rows and j < columns of one
+  // strip (rounded up to whole vectors; what is beyond it is left out); `first` overwrites c. One chain of
+  // multiply-adds.
+  void (*gemm_rows)(const float* const* x, int64_t from, int64_t rows, const float* b, int64_t columns, int64_t depth,
+                    float* c, int64_t ldc, bool first);
 
   // y[m * ldy + j] = sum over spans of scale * a_scale * (sum of code * q - zero * sum of q), plus the bias, within
   // the range, for m < rows, at least one, and the panel's columns; others up to a multiple of kWidest may be written.

@@ -288,44 +288,6 @@ void transpose_out(const float* in, int64_t in_ld, int64_t rows, int64_t columns
   transpose(in + last * in_ld, in_ld, rows - last, columns, out + last, out_ld);
 }
 
-// Copies of whole vectors: what is too much is overwritten by the next.
-struct Moves {
-  int64_t count = 0, from[kPanel], lane[kPanel], reach = 0;  // reach: past the last float that is read
-
-  Moves(const mpq::Piece* pieces, int64_t pieces_count) {
-    for (int64_t i = 0; i < pieces_count; ++i)
-      for (int64_t j = 0; j < pieces[i].length; j += Isa::kWidth, ++count) {
-        from[count] = pieces[i].from + j, lane[count] = pieces[i].lane + j;
-        if (reach < from[count] + Isa::kWidth) reach = from[count] + Isa::kWidth;
-      }
-  }
-};
-
-// MOVES: how many there are, or 0.
-template <int MOVES>
-void gather_moves(const float* x, const float* end, const int64_t* taps, int64_t count, const Moves& moves,
-                  const mpq::Piece* pieces, int64_t pieces_count, float* panel) {
-  if constexpr (MOVES > 0)
-    if (moves.count < MOVES) return gather_moves<MOVES - 1>(x, end, taps, count, moves, pieces, pieces_count, panel);
-  for (int64_t t = 0; t < count; ++t, panel += kPanel) {
-    const float* at = x + taps[t];
-    if (moves.reach <= end - at) {
-      for (int64_t m = 0; m < (MOVES ? MOVES : moves.count); ++m)
-        Isa::store(panel + moves.lane[m], Isa::load(at + moves.from[m]));
-    } else {
-      for (int64_t i = 0; i < pieces_count; ++i)
-        std::memcpy(panel + pieces[i].lane, at + pieces[i].from, pieces[i].length * sizeof(float));
-    }
-  }
-}
-
-void gather(const float* x, const float* end, const int64_t* taps, int64_t count, const mpq::Piece* pieces,
-            int64_t pieces_count, float* panel) {
-  const Moves moves(pieces, pieces_count);
-  if (moves.count > 6) return gather_moves<0>(x, end, taps, count, moves, pieces, pieces_count, panel);
-  gather_moves<6>(x, end, taps, count, moves, pieces, pieces_count, panel);
-}
-
 }  // namespace
 
 #include "activate.inl"
@@ -348,10 +310,11 @@ void gather(const float* x, const float* end, const int64_t* taps, int64_t count
 #define MPQ_KERNELS(table, isa)                                                              \
   const mpq::Kernels mpq::table = {                                                          \
       isa, to_float, from_float, activate, unpack, dequantize, gemv, words_length, words_fit,\
-      words_order, gemv_words, gemm, gemm_at, add, Isa::kFar, copy_far, gather, transpose,   \
+      words_order, gemv_words, gemm, gemm_at, add, finish, Isa::kFar, copy_far, transpose,   \
       transpose_out, every, filter_plane, filter_row, spread, quads_of_floats,               \
       quads_of_bytes, quads_of_planes, quad_weights, filter_quads, Isa::kQuadMost, largest,  \
       round_act, round_bytes, quantize_act, order_a8, Isa::kStarts, start_a8, sum_a8,        \
-      panel_a8, grid_a8, gemm_a8, gemm_a8_apart(), gemm_a8_bytes, gram<false>, gram_pairs(), \
-      T, kTileSums, Isa::kGemmFrom, Isa::ahead, load_rows, quantize, probe_errors}
+      panel_a8, grid_a8, panel_floats, turn_floats, kStrip, gemm_rows, gemm_a8,              \
+      gemm_a8_apart(), gemm_a8_bytes, gram<false>, gram_pairs(), T, kTileSums,               \
+      Isa::kGemmFrom, Isa::ahead, load_rows, quantize, probe_errors}
 // clang-format on

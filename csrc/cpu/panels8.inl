@@ -46,4 +46,40 @@ void grid_a8(const Packed& w, int64_t n0, int64_t n1, float* scales, float* zero
   for (int64_t j = 0; j < kPanel; ++j) zeros[j] = zero;
 }
 
+// Panels of fp32: strips of columns, as many as a tile of `gemm_rows` has.
+constexpr int64_t kStrip = 2 * Isa::kWidth;
+
+template <int BITS>
+void panel_columns(const Packed& w, const mpq::Panel8& panel, int64_t k0, int64_t k1, float* out, int64_t step) {
+  constexpr int kCodes = 32 / BITS;  // of a word
+  for (int64_t k = k0, end; k < k1; k = end) {
+    const int64_t group = k / w.group;
+    end = smaller(k1, (group + 1) * w.group);
+    for (int v = 0; v < kPanel; v += Isa::kWidth) {
+      const typename Isa::Vec scale = Isa::load(panel.scales + group * kPanel + v);
+      const typename Isa::Vec zero = Isa::load(panel.zeros + (w.zero_each ? group * kPanel : 0) + v);
+      float* to = out + v / kStrip * step + (k - k0) * kStrip + v % kStrip;
+      for (int64_t i = k; i < end; i += kCodes, to += kCodes * kStrip) {
+        const typename Isa::Bytes words = Isa::load_bytes(panel.codes + (i / kCodes * kPanel + v) * 4);
+        MPQ_UNROLL for (int c = 0; c < kCodes; ++c)
+            Isa::store(to + c * kStrip, Isa::mul(scale, Isa::sub(Isa::template code_floats<BITS>(words, c), zero)));
+      }
+    }
+  }
+}
+
+void panel_floats(const Packed& w, const mpq::Panel8& panel, int64_t k0, int64_t k1, float* out, int64_t step) {
+  if (w.bits == 2) panel_columns<2>(w, panel, k0, k1, out, step);
+  if (w.bits == 4) panel_columns<4>(w, panel, k0, k1, out, step);
+  if (w.bits == 8) panel_columns<8>(w, panel, k0, k1, out, step);
+}
+
+void turn_floats(const float* weights, int64_t ld, int64_t rows, int64_t columns, float* out, int64_t step) {
+  if (rows < kPanel)
+    for (int64_t j = 0; j < kPanel; j += kStrip)
+      std::memset(out + j / kStrip * step, 0, columns * kStrip * sizeof(float));
+  for (int64_t j = 0; j < rows; j += kStrip)
+    transpose(weights + j * ld, ld, smaller(kStrip, rows - j), columns, out + j / kStrip * step, kStrip);
+}
+
 }  // namespace

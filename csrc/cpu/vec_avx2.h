@@ -18,6 +18,14 @@ struct Avx2 {
   // Rows of a tile that is so many vectors wide: sums for two multiply-add ports of 4 cycles each, and room
   // for the operands among 16 registers; of four vectors one is read from memory for each row.
   static constexpr int tile_rows(int wide) { return wide == 4 ? 3 : wide == 3 ? 4 : wide == 2 ? 6 : 8; }
+  // a += x * y, and nothing else: compilers move sums about that they keep in registers.
+  static void fma_to(Vec& a, Vec x, Vec y) {
+#if defined(__AVX2__) && defined(__FMA__)
+    asm("vfmadd231ps %2, %1, %0" : "+x"(a) : "x"(x), "x"(y));
+#else
+    a = fma(x, y, a);
+#endif
+  }
 
   static constexpr int kGemmFrom = 12;
   static int64_t ahead(int, int64_t) { return 2048; }
@@ -169,12 +177,16 @@ struct Avx2 {
     return BITS == 8 ? 4 : 6;
   }  // of a tile two vectors wide
   static constexpr bool kApart = true;  // panels far apart are read by turns
-  static constexpr int kFullRows = 0;  // there are no larger tiles
+  static constexpr int kFullRows = 0;   // there are no larger tiles
   static Bytes load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static void store_bytes_far(void* p, Bytes v) { store_bytes(p, v); }
   static void store_bytes(void* p, Bytes v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
   static Ints no_ints() { return Ints{}; }
   static Vec to_floats(Ints v) { return _mm256_cvtepi32_ps((__m256i)v); }
+  template <int BITS>
+  static Vec code_floats(Bytes words, int i) {  // the i-th code of each word
+    return to_floats((Ints)words >> BITS * i & ((1 << BITS) - 1));
+  }
 
   template <int BITS>
   static Bytes field(Bytes v, int i, int place) {  // field i of every byte, moved to another place there

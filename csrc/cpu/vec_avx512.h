@@ -8,6 +8,7 @@ struct Avx512 : Avx2 {
   static constexpr int kWidth = 16;
   using Vec = __m512;
   static constexpr int tile_rows(int) { return 12; }  // of the 32 registers, 24 sums
+  static void fma_to(Vec& a, Vec x, Vec y) { a = fma(x, y, a); }
 
   static constexpr int kGemmFrom = 24;
   // Few rows against 8 bits leave the processor time to ask by itself, which is faster.
@@ -142,12 +143,16 @@ struct Avx512 : Avx2 {
     return 12;
   }
   static constexpr bool kApart = false;  // unmeasured
-  static constexpr int kFullRows = 14;  // of tiles that take every register: faster where others would be 7 to 10 high
+  static constexpr int kFullRows = 14;   // of tiles that take every register: faster where others would be 7 to 10 high
   static Bytes load_bytes(const void* p) { return _mm512_loadu_si512(p); }
   static void store_bytes(void* p, Bytes v) { _mm512_storeu_si512(p, v); }
   static void store_bytes_far(void* p, Bytes v) { _mm512_stream_si512(static_cast<__m512i*>(p), v); }
   static Ints no_ints() { return Ints{}; }
   static Vec to_floats(Ints v) { return _mm512_cvtepi32_ps((__m512i)v); }
+  template <int BITS>
+  static Vec code_floats(Bytes words, int i) {
+    return to_floats((Ints)words >> BITS * i & ((1 << BITS) - 1));
+  }
   static __m512i word(const void* p) {
     int32_t w;
     std::memcpy(&w, p, 4);

@@ -10,6 +10,7 @@ struct Isa {
     float v[kWidth];
   };
   static constexpr int tile_rows(int) { return 2; }
+  static void fma_to(Vec& a, const Vec& x, const Vec& y) { a = fma(x, y, a); }
 
   static constexpr int kGemmFrom = 12;
   static int64_t ahead(int, int64_t) { return 0; }
@@ -170,6 +171,12 @@ struct Isa {
   static Vec to_floats(const Ints& a) {
     Vec r;
     for (int i = 0; i < kWidth; ++i) r.v[i] = float(a.v[i]);
+    return r;
+  }
+  template <int BITS>
+  static Vec code_floats(const Bytes& words, int i) {  // the i-th code of each word
+    Vec r;
+    for (int j = 0; j < kWidth; ++j) r.v[j] = float(mpq::get_code(words.v + 4 * j, i, BITS));
     return r;
   }
   static Bytes word(const void* p) {  // 4 bytes in every lane
