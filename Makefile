@@ -26,7 +26,7 @@ demo: $(VENV)/.installed
 # File by file, since what a file builds serves all its tests, and in the order of their names: test_builds.py takes
 # longest, and is one of the first.
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -96,7 +96,7 @@ void conv_dense(const ConvArgs& args) {
   }
   const int64_t step = samples_at_once(a), n = a.weight.n;
   const bool far = a.variants == 1 && (a.y_stride[1] > 1 || !bends(a.activation)) &&
-                   goes_far(a.y, a.y_stride[1] == 1 ? n : a.y_stride[1], a.pixels() * n);
+                   goes_far(a.y, a.y_stride[1] == 1 ? n / a.groups : a.y_stride[1], a.pixels() * n);
   const bool orders = a.floats && a.kernel[0] * a.kernel[1] > 1;
   Buffer<float> ordered(orders ? n * a.weight.k : 0);
   if (orders) order_taps(a, ordered);
